@@ -1,0 +1,41 @@
+"""Medical image segmentation by concept: `load` a model, `read` an image, `segment` it by a phrase, `write` masks."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medsam3.errors import InputError as InputError
+    from medsam3.image import Image as Image
+    from medsam3.image import Masks as Masks
+    from medsam3.infer import segment as segment
+    from medsam3.io import read as read
+    from medsam3.io import write as write
+    from medsam3.models.registry import load as load
+    from medsam3.prompts import Box as Box
+    from medsam3.prompts import Point as Point
+    from medsam3.prompts import Prompt as Prompt
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "InputError": "medsam3.errors",
+    "Image": "medsam3.image",
+    "Masks": "medsam3.image",
+    "Box": "medsam3.prompts",
+    "Point": "medsam3.prompts",
+    "Prompt": "medsam3.prompts",
+    "load": "medsam3.models.registry",
+    "read": "medsam3.io",
+    "segment": "medsam3.infer",
+    "write": "medsam3.io",
+}
+__all__ = ["Box", "Image", "InputError", "Masks", "Point", "Prompt", "load", "read", "segment", "write"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import medsam3` stays fast and free of torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'medsam3' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

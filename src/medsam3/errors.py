@@ -1,0 +1,26 @@
+"""Errors that the user can mend, and the check for optional packages. Knows nothing of images or models."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class InputError(ValueError):
+    """Bad input: the message says in one line what was got, what is allowed, and what to do."""
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Import an optional package, or say which extra brings it.
+
+    Args:
+        module: Name to import, for example `pydicom`.
+        extra: The extra of this package that installs it.
+
+    Raises:
+        InputError: The package is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{module} is not installed; do: pip install 'medsam3[{extra}]'") from error

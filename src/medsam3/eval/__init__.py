@@ -1,0 +1,1 @@
+"""Evaluation: metrics, the benchmark over data sets, and its report."""

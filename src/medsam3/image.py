@@ -1,0 +1,216 @@
+"""The two values that everything passes around: `Image`, what was read, and `Masks`, what was found in it.
+
+Both are checked once when they are made and trusted afterwards. They know nothing of files, prompts or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsam3.errors import InputError
+from medsam3.geometry import Affine, BoolArray, box_of_mask, check_affine, spacing_mm
+
+Kind = Literal["picture", "volume", "video"]
+Pixels = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Linear display window in stored units: `low` becomes black, `high` white."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite([self.low, self.high]).all() and self.low < self.high):
+            raise InputError(f"window is {self.low} to {self.high}, it must be two finite values, the lower one first")
+
+
+@dataclass(frozen=True)
+class Image:
+    """Pixels with their place in the world: a picture is a stack of one, a volume of slices, a video of frames.
+
+    Attributes:
+        pixels: (N, H, W, C), C 1 (grey) or 3 (RGB); any real dtype, in the file's own units after rescaling (CT: HU).
+        kind: What the N axis means.
+        affine: Index (n, row, col) to LPS mm, (4, 4); None where the file tells no position.
+        fps: Frames a second, of a video only.
+        window: How the file asks to be shown; None lets `render` choose by the values.
+        source: The files that it was read from, in the order of the N axis.
+        metadata: Technical facts (modality, bit depth); never names, dates or identifiers of a patient.
+
+    Raises:
+        InputError: Wrong shape, no pixels, values that are not real numbers or not finite, a bad affine.
+    """
+
+    pixels: Pixels
+    kind: Kind = "picture"
+    affine: Affine | None = None
+    fps: float | None = None
+    window: Window | None = None
+    source: tuple[Path, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = self.pixels.shape
+        if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
+            raise InputError(f"pixels have shape {shape}, allowed is (N, H, W, 1 or 3) with nothing empty")
+        if self.pixels.dtype.kind not in "buif":
+            raise InputError(f"pixels are of type {self.pixels.dtype}, allowed are integers and real numbers")
+        if self.pixels.dtype.kind == "f" and not np.isfinite(self.pixels).all():
+            raise InputError("pixels hold NaN or infinity: replace them before reading the image")
+        if self.kind == "picture" and shape[0] != 1:
+            raise InputError(f"a picture has one frame, this one has {shape[0]}: use kind 'volume' or 'video'")
+        if self.affine is not None:
+            object.__setattr__(self, "affine", check_affine(self.affine))
+        object.__setattr__(self, "metadata", MappingProxyType(dict(self.metadata)))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, H, W)."""
+        frames, height, width = self.pixels.shape[:3]
+        return frames, height, width
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float] | None:
+        """Distance of voxel centres along (n, row, col) in mm; None where no position is known."""
+        if self.affine is None:
+            return None
+        along_n, along_rows, along_columns = spacing_mm(self.affine).tolist()
+        return along_n, along_rows, along_columns
+
+    def frame(self, n: int) -> Image:
+        """Frame or slice `n` as a picture in its own place.
+
+        Raises:
+            InputError: There is no such frame.
+        """
+        if not 0 <= n < self.shape[0]:
+            raise InputError(f"frame {n} was asked for, allowed is 0 to {self.shape[0] - 1}")
+        affine = None
+        if self.affine is not None:
+            affine = self.affine.copy()
+            affine[:3, 3] += n * affine[:3, 0]
+        source = self.source[n : n + 1] if len(self.source) == self.shape[0] else self.source
+        return Image(
+            self.pixels[n : n + 1], affine=affine, window=self.window, source=source, metadata=self.metadata
+        )
+
+
+@dataclass(frozen=True)
+class ObjectMask:
+    """One object, kept as the crop around it, so that hundreds of them stay small.
+
+    Attributes:
+        start: (n, row, col) of the crop's first voxel.
+        crop: (N', H', W') bool, the smallest block that holds the object.
+        score: Confidence in 0..1.
+    """
+
+    start: tuple[int, int, int]
+    crop: BoolArray
+    score: float
+
+    @classmethod
+    def from_dense(cls, mask: BoolArray, score: float) -> Self | None:
+        """Crop a dense mask (N, H, W); None where it is empty."""
+        if mask.ndim != 3 or mask.dtype != np.bool_:
+            raise InputError(f"mask is {mask.dtype} of shape {mask.shape}, allowed is bool of (N, H, W)")
+        spans = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+        if spans[0].size == 0:
+            return None
+        block = tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)
+        start = (block[0].start, block[1].start, block[2].start)
+        return cls(start, mask[block].copy(), float(score))
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """xyxy around the object over all its frames, outer pixel edges included."""
+        box = box_of_mask(self.crop.any(axis=0))
+        assert box is not None, "a crop is never empty"
+        x, y = self.start[2], self.start[1]
+        return box[0] + x, box[1] + y, box[2] + x, box[3] + y
+
+    @property
+    def voxels(self) -> int:
+        """How many pixels or voxels belong to the object."""
+        return int(self.crop.sum())
+
+    def paste(self, target: BoolArray) -> None:
+        """Set the object's voxels in a dense (N, H, W) mask."""
+        block = tuple(slice(first, first + length) for first, length in zip(self.start, self.crop.shape, strict=True))
+        target[block] |= self.crop
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What was found of one concept: K objects over (N, H, W), at the input's own size.
+
+    Attributes:
+        shape: (N, H, W) of the image.
+        objects: The K objects, best score first; empty where nothing was found.
+        concept: The phrase that was asked for; "" where only boxes or points were given.
+        presence: Probability in 0..1 that the concept is in the image at all; None where no phrase was asked.
+        is_present: The model's calibrated yes or no; None where no phrase was asked.
+    """
+
+    shape: tuple[int, int, int]
+    objects: tuple[ObjectMask, ...] = ()
+    concept: str = ""
+    presence: float | None = None
+    is_present: bool | None = None
+
+    def __post_init__(self) -> None:
+        for found in self.objects:
+            stops = [first + length for first, length in zip(found.start, found.crop.shape, strict=True)]
+            if min(found.start) < 0 or any(stop > size for stop, size in zip(stops, self.shape, strict=True)):
+                raise InputError(f"an object spans {found.start} to {stops}, outside the image's {self.shape}")
+
+    @classmethod
+    def from_dense(cls, masks: BoolArray, scores: Iterable[float], **about: Any) -> Self:
+        """Masks from (K, N, H, W) bool; empty ones are left out. `about`: concept, presence, is_present."""
+        cropped = [ObjectMask.from_dense(mask, score) for mask, score in zip(masks, scores, strict=True)]
+        found = sorted((mask for mask in cropped if mask is not None), key=lambda mask: -mask.score)
+        shape = (masks.shape[1], masks.shape[2], masks.shape[3])
+        return cls(shape, tuple(found), **about)
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """The K objects' confidences in 0..1."""
+        return tuple(found.score for found in self.objects)
+
+    def dense(self, k: int) -> BoolArray:
+        """Object `k` as (N, H, W) bool."""
+        mask = np.zeros(self.shape, dtype=np.bool_)
+        self.objects[k].paste(mask)
+        return mask
+
+    def union(self) -> BoolArray:
+        """All objects together as (N, H, W) bool."""
+        mask = np.zeros(self.shape, dtype=np.bool_)
+        for found in self.objects:
+            found.paste(mask)
+        return mask
+
+    def label_map(self) -> NDArray[np.uint16]:
+        """(N, H, W) uint16: 0 for background, object k as k + 1; where two overlap, the better score wins.
+
+        Raises:
+            InputError: More than 65,535 objects.
+        """
+        if len(self.objects) > np.iinfo(np.uint16).max:
+            raise InputError(f"{len(self.objects)} objects do not fit a 16-bit label map: raise the threshold")
+        labels = np.zeros(self.shape, dtype=np.uint16)
+        for k in reversed(range(len(self.objects))):
+            labels[self.dense(k)] = k + 1
+        return labels

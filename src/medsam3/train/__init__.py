@@ -1,0 +1,1 @@
+"""Training: data, augmentation and cache, losses, and the loop."""
