@@ -1,0 +1,53 @@
+# Everything from a bare Python 3.11: `make demo` shows it at work, `make test` checks it.
+# Steps that are done leave a stamp in .venv and are not done again.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+NEEDS_PYTHON := Python 3.11 or newer with its venv module is needed: install python3.11 and python3.11-venv
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types unit clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+
+demo: $(VENV)/.installed $(VENV)/.weights ## segment two real pictures by a phrase and show the result
+	$(BIN)/python examples/demo.py
+
+test: lint types unit ## install from nothing, then run all checks and tests
+
+lint: $(VENV)/.installed-dev ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev ## mypy
+	$(BIN)/mypy
+
+unit: $(VENV)/.installed-dev $(VENV)/.weights ## pytest, with the tests that need the encoders' weights
+	$(BIN)/pytest -m "not slow and not gpu"
+
+clean: ## remove what this file has made
+	rm -rf $(VENV) demo_out dist .pytest_cache .mypy_cache .ruff_cache
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@for python in python3.11 python3 python3.12 python3.13; do \
+		if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "making $(VENV) with $$python"; \
+			$$python -m venv --clear $(VENV) && touch $@ && exit 0; \
+			exit 1; \
+		fi; \
+	done; echo "$(NEEDS_PYTHON)" >&2; exit 1
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.weights: src/medsam3/models/encoder_files.py | $(VENV)/.installed
+	$(BIN)/medsam3 weights fetch
+	@touch $@

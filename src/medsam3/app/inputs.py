@@ -1,0 +1,123 @@
+"""From what stands on the command line (files, folders, patterns) to the images to read. Opens no pixels."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medsam3.errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".nii.gz", ".nii")
+_DICOM_MAGIC_START = 128  # bytes of preamble, DICOM PS3.10 7.1
+
+
+@dataclass(frozen=True)
+class Input:
+    """An image to read: a file, or a folder whose DICOM slices are one series."""
+
+    path: Path
+
+    @property
+    def stem(self) -> str:
+        """The name without what tells its format."""
+        name = self.path.resolve().name
+        lower = name.lower()
+        suffix = next((suffix for suffix in SUFFIXES if lower.endswith(suffix)), "")
+        return name[: len(name) - len(suffix)] or name
+
+    def fingerprint(self) -> str:
+        """Changes when a file of the image does: its newest time of change and its size.
+
+        Raises:
+            InputError: It does not exist, or is empty.
+        """
+        if not self.path.exists():
+            raise InputError(f"{self.path} does not exist: correct the path")
+        files = [self.path] if self.path.is_file() else _files_in(self.path)
+        states = [file.stat() for file in files]
+        size = sum(state.st_size for state in states)
+        if size == 0:
+            raise InputError(f"{self.path} is empty: copy it again")
+        return f"{max(state.st_mtime_ns for state in states)}:{size}:{len(states)}"
+
+
+def find_inputs(arguments: Sequence[str], *, leave_out: Path | None = None) -> list[Input]:
+    """The images that the arguments name, each once, in the order of the arguments and by name within each.
+
+    A file that is named is taken as it is, also where it does not exist: reading it will say so. Of a folder, every
+    image file below it is taken; a folder that holds a DICOM series is taken as one. Hidden files are not.
+
+    Args:
+        arguments: Files, folders, or patterns such as `scans/*.png` (`**` goes through folders).
+        leave_out: A folder that is not looked into: that of the results.
+
+    Raises:
+        InputError: A pattern that matches nothing, a folder without images.
+    """
+    skipped = None if leave_out is None else leave_out.resolve()
+    found: dict[Path, Input] = {}
+    for argument in arguments:
+        for path in _expand(argument):
+            for item in _inputs_at(path, skipped):
+                found.setdefault(item.path.resolve(), item)
+    return list(found.values())
+
+
+def _expand(argument: str) -> list[Path]:
+    if not argument.strip():
+        raise InputError("a file name is empty: name a file, a folder or a pattern")
+    path = Path(argument)
+    if path.exists() or not glob.has_magic(argument):
+        return [path]
+    matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]  # noqa: PTH207  absolute patterns
+    if not matches:
+        raise InputError(f"pattern {argument!r} matches no file: correct it, or name a folder")
+    # What a pattern matches beside images is passed over as in a folder, unless it matches nothing else.
+    return [match for match in matches if match.is_dir() or is_image_name(match)] or matches
+
+
+def _inputs_at(path: Path, skipped: Path | None) -> list[Input]:
+    if not path.is_dir():
+        return [Input(path)]
+    found = list(_walk(path, skipped))
+    if not found:
+        raise InputError(f"folder {path} holds no images: allowed are {', '.join(SUFFIXES)} and DICOM files")
+    return found
+
+
+def _walk(folder: Path, skipped: Path | None) -> Iterator[Input]:
+    from medsam3.io import is_series  # noqa: PLC0415  the command line starts without numpy
+
+    images = [file for file in _files_in(folder) if is_image_name(file) or _is_dicom(file)]
+    slices = {file for file in images if _is_dicom(file)}
+    holds_series = len(slices) > 1 and is_series(folder)
+    if holds_series:
+        yield Input(folder)
+    yield from (Input(file) for file in images if not (holds_series and file in slices))
+    for below in _visible(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
+        if below.resolve() != skipped:
+            yield from _walk(below, skipped)
+
+
+def is_image_name(path: Path) -> bool:
+    """The name ends as that of an image does."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            stream.seek(_DICOM_MAGIC_START)
+            return stream.read(4) == b"DICM"
+    except OSError:
+        return False
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return _visible(path for path in folder.iterdir() if path.is_file())
+
+
+def _visible(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if not path.name.startswith("."))

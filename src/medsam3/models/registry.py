@@ -1,0 +1,84 @@
+"""Names of models and how each is loaded. Knows no architecture: a loader imports its own module when it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from medsam3.errors import InputError
+from medsam3.models.segmenter import Segmenter
+
+Loader = Callable[[Path | None, str], Segmenter]
+"""From a weights file (None: the ones that come with the model) and a device to a model."""
+
+SAM3_NAME = "facebook/sam3"
+_SAFETENSORS_HEADER_LIMIT = 100_000_000
+
+
+def load(name: str = "mini", *, device: str = "cpu", weights: Path | str | None = None) -> Segmenter:
+    """A model that is ready to segment.
+
+    Args:
+        name: A name of `names()`, or where SAM 3's weights lie: a folder in transformers' layout, or `sam3.pt`.
+        device: Where it runs, `cpu` or what the model supports.
+        weights: A file in place of the model's own weights; of `mini`, one made by `medsam3 train`.
+
+    Raises:
+        InputError: An unknown name or device, weights that are missing, damaged or of a form that could run code.
+    """
+    if name in LOADERS:
+        return LOADERS[name](None if weights is None else Path(weights), device)
+    if Path(name).exists():
+        return _load_sam3(Path(name), device)
+    raise InputError(
+        f"there is no model {name!r}, allowed are: {', '.join(names())}, or a folder or file with SAM 3's weights"
+    )
+
+
+def names() -> tuple[str, ...]:
+    """Names that `load` takes."""
+    return tuple(sorted(LOADERS))
+
+
+def check_safetensors(path: Path) -> Path:
+    """The path of a weights file that can hold nothing but tensors.
+
+    Raises:
+        InputError: Missing, empty, or not a safetensors file; pickles (.pt, .pth, .bin) are refused unread.
+    """
+    if not path.is_file():
+        raise InputError(f"weights {path} are not a file: give a .safetensors file made by medsam3 train")
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    if not head:
+        raise InputError(f"weights {path} are empty: copy the file again")
+    header_length = int.from_bytes(head[:8], "little")
+    if len(head) < 9 or head[8:] != b"{" or not 2 <= header_length <= _SAFETENSORS_HEADER_LIMIT:
+        raise InputError(
+            f"weights {path} are not in the safetensors format: give a .safetensors file made by medsam3 train "
+            "(pickled files can run code and are not opened)"
+        )
+    if header_length + 8 > path.stat().st_size:
+        raise InputError(f"weights {path} are cut short: copy the file again")
+    return path
+
+
+def _load_mini(weights: Path | None, device: str) -> Segmenter:
+    if device != "cpu":
+        raise InputError(f"model mini was asked for on {device!r}, it runs on cpu: leave the device out")
+    checked = None if weights is None else check_safetensors(weights)
+    from medsam3.models.encoder_files import locate  # noqa: PLC0415
+
+    encoders = locate()
+    from medsam3.models.mini import load_mini  # noqa: PLC0415  torch only once all files are known to be there
+
+    return load_mini(checked, encoders)
+
+
+def _load_sam3(weights: Path | None, device: str) -> Segmenter:
+    from medsam3.models.sam3 import Sam3Options, load_sam3  # noqa: PLC0415  torch, and the code of the large model
+
+    return load_sam3(weights or SAM3_NAME, options=Sam3Options(device=device))
+
+
+LOADERS: dict[str, Loader] = {"mini": _load_mini, SAM3_NAME: _load_sam3}

@@ -1,0 +1,139 @@
+"""The arrows of the layout: who may import whom, who owns which heavy library, and what `import medsam3` brings."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import medsam3
+
+ROOT = Path(medsam3.__file__).parent
+
+CORE = {"errors", "geometry", "image", "prompts", "render", "concepts"}
+MAY_IMPORT = {
+    "errors": set(),
+    "geometry": {"errors"},
+    "image": {"errors", "geometry"},
+    "prompts": {"errors", "geometry"},
+    "concepts": {"errors", "geometry"},
+    "render": CORE,
+    "io": CORE,
+    "models": CORE,
+    "infer": CORE | {"models", "io"},  # io only to read a path; see test_infer_takes_the_model_protocol_only
+    "eval": CORE | {"io", "models", "infer"},
+    "train": CORE | {"io", "models", "infer", "eval"},
+    "agent": CORE | {"infer"},
+    "app": CORE | {"io", "models", "infer", "eval", "train", "agent"},
+}
+"""By layer, the first name below `medsam3`; a layer may always import itself."""
+
+OWNERS = {
+    "torch": ("models", "train", "eval"),
+    "transformers": ("models",),
+    "tokenizers": ("models",),
+    "safetensors": ("models", "train"),
+    "openvino": ("models",),
+    "pydicom": ("io",),
+    "highdicom": ("io",),
+    "nibabel": ("io",),
+    "pycocotools": ("io", "train.data"),
+    "av": ("io.video",),
+    "accelerate": ("train",),
+    "peft": ("train", "models"),
+    "ray": ("app.jobs",),
+    "fastapi": ("app.server",),
+    "rich": ("app", "train", "eval"),
+    "matplotlib": ("eval.report",),
+}
+"""Where each heavy library may be imported, as dotted prefixes below `medsam3`."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import: in which module below `medsam3`, of what, and whether it runs when the module is imported."""
+
+    module: str
+    target: str
+    is_at_top: bool
+
+
+def _imports() -> Iterator[Import]:
+    for path in sorted(ROOT.rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if module == "__init__":  # the public names, imported when they are first used
+            continue
+        yield from _imports_of(module, ast.parse(path.read_text(encoding="utf-8")))
+
+
+def _imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (Import(module, name, node in tree.body) for name in names)
+
+
+IMPORTS = tuple(_imports())
+
+
+def test_there_is_something_to_check() -> None:
+    assert Import("image", "medsam3.errors.InputError", is_at_top=True) in IMPORTS
+
+
+def test_every_layer_imports_only_what_it_may() -> None:
+    wrong = []
+    for found in IMPORTS:
+        if not found.target.startswith("medsam3."):
+            continue
+        layer, target = found.module.split(".")[0], found.target.split(".")[1]
+        if target not in MAY_IMPORT[layer] | {layer, "__version__"}:
+            wrong.append(f"{found.module} imports {found.target}")
+    assert wrong == []
+
+
+def test_infer_takes_the_model_protocol_only() -> None:
+    wanted = [
+        found.target for found in IMPORTS if found.module == "infer" and found.target.startswith("medsam3.models")
+    ]
+    assert wanted == ["medsam3.models.segmenter.Segmenter"]
+
+
+@pytest.mark.parametrize("library", sorted(OWNERS))
+def test_a_heavy_library_is_imported_only_by_its_owner(library: str) -> None:
+    wrong = [
+        found.module
+        for found in IMPORTS
+        if found.target.split(".")[0] == library
+        and not any(f"{found.module}.".startswith(f"{owner}.") for owner in OWNERS[library])
+    ]
+    assert wrong == []
+
+
+def test_the_package_is_imported_without_torch_or_any_heavy_library() -> None:
+    code = f"import sys, medsam3; print(*sorted(set(sys.modules) & {set(OWNERS) | {'numpy'}}))"
+    assert _python(code) == ""
+
+
+def test_the_command_line_is_imported_without_torch_or_rich() -> None:
+    code = f"import sys, medsam3.app.cli; print(*sorted(set(sys.modules) & {set(OWNERS) | {'numpy'}}))"
+    assert _python(code) == ""
+
+
+def test_every_public_name_is_there() -> None:
+    missing = [name for name in medsam3.__all__ if not hasattr(medsam3, name)]
+    assert missing == []
+
+
+def _python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()

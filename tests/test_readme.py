@@ -1,0 +1,85 @@
+"""The README's Python is run as it stands, and what it says of commands and files is true."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from medsam3.app.cli import main, parser_for
+from medsam3.errors import InputError
+from medsam3.models.encoder_files import locate
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = re.findall(
+    r"^(medsam3 [^#\n]*)", "\n".join(re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)), re.MULTILINE
+)
+
+
+def _require_weights() -> None:
+    try:
+        locate()
+    except InputError as error:
+        pytest.skip(f"needs the encoders' weights: {error}")
+    shipped = ROOT / "src" / "medsam3" / "weights" / "mini.safetensors"
+    if not shipped.is_file():
+        pytest.skip("needs the weights of mini, which are not in this checkout")
+
+
+def test_there_are_snippets_and_commands() -> None:
+    assert len(SNIPPETS) == 2
+    assert len(COMMANDS) >= 6
+    assert len(SNIPPETS[0].splitlines()) == 5
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_a_snippet_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _require_weights()
+    pixels = np.zeros((1000, 1400, 3), dtype=np.uint8)
+    pixels[..., 0] = np.linspace(40, 200, 1400)
+    PIL.Image.fromarray(pixels).save(tmp_path / "fundus.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(SNIPPETS[number], f"README snippet {number}", "exec"), {"__name__": "readme"})
+    if number == 0:
+        assert PIL.Image.open(tmp_path / "disc.png").size == (1400, 1000)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_one_that_the_parser_takes(command: str) -> None:
+    arguments = shlex.split(command)[1:]
+    parser_for(arguments).parse_args(arguments)
+
+
+def test_every_command_of_the_makefile_that_is_named_is_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+def test_every_link_to_a_file_leads_to_one() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    missing = [link for link in links if not (ROOT / link).exists()]
+    assert missing == []
+
+
+def test_the_places_of_the_tree_exist() -> None:
+    missing = [name for name in ("tests", "benchmarks", "docs", "examples") if not (ROOT / name).is_dir()]
+    assert missing == []
+
+
+def test_the_project_asks_for_the_python_that_the_readme_names() -> None:
+    assert sys.version_info >= (3, 11)
+    assert "Python 3.11" in README
+
+
+def test_the_demo_phrases_are_known(capsys: pytest.CaptureFixture[str]) -> None:
+    for phrase in ("optic disc", "cell nucleus"):
+        assert main(["concepts", phrase]) == 0
+        assert phrase in capsys.readouterr().out
