@@ -58,6 +58,7 @@ class MBConv(nn.Module):
         self.conv3 = nn.Conv2d(hidden, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
         hidden = F.gelu(self.conv2(F.gelu(self.conv1(x))))
         return F.gelu(x + self.conv3(hidden))
 
@@ -72,6 +73,7 @@ class Downsample(nn.Module):
         self.conv3 = nn.Conv2d(next_dim, next_dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, next_dim, H / stride, W / stride)."""
         result: Tensor = self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
         return result
 
@@ -96,6 +98,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("offsets", relative_offsets(window), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N, D) of B windows, attended within each."""
         batch, count, dim = tokens.shape
         qkv = self.qkv(self.norm(tokens)).view(batch, count, self.heads, 3, dim // self.heads)
         query, key, value = qkv.permute(3, 0, 2, 1, 4)  # each (B, heads, N, D/heads)
@@ -116,6 +119,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(dim * expansion, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """(..., D) to the same shape."""
         result: Tensor = self.fc2(F.gelu(self.fc1(self.norm(tokens))))
         return result
 
@@ -131,6 +135,7 @@ class TinyViTBlock(nn.Module):
         self.mlp = Mlp(dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, D) to the same shape."""
         x = x + self._attend(x)
         x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return x + self.mlp(x)
@@ -159,6 +164,7 @@ class AttentionStage(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) through the blocks to the next stage."""
         tokens = self.blocks(x.permute(0, 2, 3, 1))
         result: Tensor = self.downsample(tokens.permute(0, 3, 1, 2))
         return result
@@ -173,6 +179,7 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), each pixel normalised."""
         channels_last = x.permute(0, 2, 3, 1)
         normed = F.layer_norm(channels_last, self.weight.shape, self.weight, self.bias, eps=1e-6)
         return normed.permute(0, 3, 1, 2)
@@ -197,6 +204,7 @@ class TinyViT(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> TinyViTFeatures:
+        """Pixels (B, 3, 256, 256) to the three feature maps."""
         fine = self.stem(self.patch_embed(pixels.contiguous(memory_format=torch.channels_last)))
         middle = self.stages[0](fine)
         deep = self.stages[2](self.stages[1](middle))
@@ -220,9 +228,7 @@ def fold_batch_norms(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def convert_lite_medsam(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """LiteMedSAM's `image_encoder.*` tensors under this module's names, batch norms folded."""
     encoder = {
-        name.removeprefix("image_encoder."): value
-        for name, value in state.items()
-        if name.startswith("image_encoder.")
+        name.removeprefix("image_encoder."): value for name, value in state.items() if name.startswith("image_encoder.")
     }
     return {_rename(name): value for name, value in fold_batch_norms(encoder).items()}
 
