@@ -1,0 +1,160 @@
+"""Files in and out: `read` makes an `Image` of a file or series, `write` puts masks beside it in standard forms.
+
+The readers' libraries are loaded when they are first needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from medsam3.errors import InputError
+from medsam3.image import Image, Masks
+from medsam3.io.files import file_format
+
+Writer = Callable[[Sequence[Masks], Image, Path], None]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A form of results.
+
+    Attributes:
+        suffix: Ending of the names of files that `write_format` makes.
+        module: Module that holds the writer, loaded when it is used.
+        function: The writer's name, a `Writer`.
+    """
+
+    suffix: str
+    module: str
+    function: str
+
+    @property
+    def writer(self) -> Writer:
+        """The function that writes this form."""
+        writer: Writer = getattr(importlib.import_module(self.module), self.function)
+        return writer
+
+
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        "png": Format("_mask.png", "medsam3.io.raster", "write_label_png"),
+        "overlay": Format("_overlay.png", "medsam3.io.raster", "write_overlay_png"),
+        "coco": Format(".coco.json", "medsam3.io.coco", "write_coco"),
+        "nifti": Format("_mask.nii.gz", "medsam3.io.nifti", "write_nifti"),
+        "seg": Format("_seg.dcm", "medsam3.io.dicom_seg", "write_seg"),
+    }
+)
+_BY_ENDING = {".nii.gz": "nifti", ".nii": "nifti", ".json": "coco", ".dcm": "seg", ".png": "png"}
+
+
+def read(path: str | Path, *, frame: int | None = None, series: str | int | None = None) -> Image:
+    """Read a picture, a volume or a video; what the file holds decides, not its name.
+
+    Args:
+        path: PNG, JPEG, TIFF, BMP, NIfTI or DICOM file, or a folder with a DICOM series.
+        frame: Time point of a 4-D NIfTI, frame of a DICOM file or page of a TIFF, from 0.
+        series: Which series of a folder with several: its number, or the last 8 or more characters of its UID.
+
+    Raises:
+        InputError: In one line, beginning with the path.
+    """
+    place = Path(path)
+    try:
+        if place.is_dir():
+            if frame is not None:
+                raise InputError("frame= does not apply to a folder: read the volume and take one slice of it")
+            from medsam3.io.dicom_series import read_series  # noqa: PLC0415
+
+            return read_series(place, series=None if series is None else str(series))
+        if series is not None:
+            raise InputError("series= applies to a folder of DICOM files only: leave it out")
+        return _read_file(place, frame)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def write(masks: Masks | Sequence[Masks], path: str | Path, image: Image, *, format: str | None = None) -> None:
+    """Write masks at their image's own size and place; a file that exists is replaced.
+
+    Args:
+        masks: What was found, of one concept or of several.
+        path: Name of the file.
+        image: The image that was searched.
+        format: A name in `FORMATS`; None takes it from the path: .nii, .nii.gz, .json (COCO), .dcm (SEG), .png (label
+            map, or overlay where the name ends in _overlay.png).
+
+    Raises:
+        InputError: An unknown form, masks that do not fit the image, or a place that cannot be written.
+    """
+    place = Path(path)
+    writer = _format(format if format is not None else _format_of_name(place)).writer
+    writer([masks] if isinstance(masks, Masks) else masks, image, place)
+
+
+def write_format(name: str, masks: Masks | Sequence[Masks], image: Image, out_dir: Path, stem: str) -> Path:
+    """Write masks as `stem` with the form's own ending into a folder, made where there is none; returns the path.
+
+    Raises:
+        InputError: As `write`.
+    """
+    path = out_dir / f"{stem}{_format(name).suffix}"
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out_dir} cannot be made ({error.strerror}): give a folder that you may write to") from error
+    write(masks, path, image, format=name)
+    return path
+
+
+def is_series(folder: Path) -> bool:
+    """Whether a folder holds slices of a DICOM series, so that `read` of the folder is meant, not of each file."""
+    from medsam3.io.dicom_series import holds_series  # noqa: PLC0415
+
+    return holds_series(folder)
+
+
+def info(path: str | Path, *, series: str | int | None = None) -> dict[str, Any]:
+    """Technical facts of a file for people to read: what it holds, never whose it is.
+
+    Raises:
+        InputError: As `read`.
+    """
+    from medsam3.io.about import facts  # noqa: PLC0415
+
+    return facts(read(path, series=series))
+
+
+def _read_file(path: Path, frame: int | None) -> Image:
+    found = file_format(path)
+    if found == "raster":
+        from medsam3.io.raster import read_raster  # noqa: PLC0415
+
+        return read_raster(path, frame=frame)
+    if found == "nifti":
+        from medsam3.io.nifti import read_nifti  # noqa: PLC0415
+
+        return read_nifti(path, frame=frame)
+    from medsam3.io.dicom import read_dicom  # noqa: PLC0415
+
+    return read_dicom(path, frame=frame)
+
+
+def _format(name: str) -> Format:
+    if name not in FORMATS:
+        raise InputError(f"format {name!r} is not known, allowed are {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def _format_of_name(path: Path) -> str:
+    name = path.name.lower()
+    if name.endswith(FORMATS["overlay"].suffix):
+        return "overlay"
+    for ending, form in _BY_ENDING.items():
+        if name.endswith(ending):
+            return form
+    raise InputError(f"{path} has an ending that no format has, allowed are {', '.join(_BY_ENDING)}; or give format=")

@@ -1,0 +1,145 @@
+"""The concepts that the models are taught: their phrasings, image family and standard codes. Knows no image or model.
+
+The table lies beside this module in `concepts.json`. Synonyms go into training; unseen synonyms never do, so that
+`medsam3 eval --synonyms` can show what an unknown phrasing costs. No phrase belongs to two concepts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+Category = Literal["anatomical structure", "morphologically altered structure"]
+
+_LEAST_SIMILARITY = 0.6
+
+
+@dataclass(frozen=True)
+class Code:
+    """A coded entry as DICOM PS3.3 Section 8 wants it: value, coding scheme and meaning. SCT is SNOMED CT."""
+
+    value: str
+    meaning: str
+    scheme: str = "SCT"
+
+
+CATEGORY_CODES: Mapping[Category, Code] = {
+    "anatomical structure": Code("91723000", "Anatomical Structure"),
+    "morphologically altered structure": Code("49755003", "Morphologically Abnormal Structure"),
+}
+
+
+@dataclass(frozen=True)
+class Concept:
+    """Something that can be asked for by a phrase.
+
+    Attributes:
+        name: The phrase that stands for it in data sets and tables.
+        synonyms: Other phrasings, used in training: clinical, lay, plural, abbreviated, descriptive, misspelt.
+        unseen_synonyms: Phrasings that are kept out of training, at least two.
+        code: A SNOMED CT code that surely holds for it. It may be wider in kind (a polyp is coded as a lesion), never a
+            whole for its part; None where none is certain.
+        category: Which of the two categories a DICOM segment of it belongs to.
+        family: The images it is seen in, by modality and part of the body; one family for each concept.
+    """
+
+    name: str
+    synonyms: tuple[str, ...]
+    unseen_synonyms: tuple[str, ...]
+    code: Code | None
+    category: Category
+    family: str
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """The name, then all synonyms, unseen ones last."""
+        return (self.name, *self.synonyms, *self.unseen_synonyms)
+
+    @property
+    def category_code(self) -> Code:
+        """The category as DICOM codes it (CID 7150)."""
+        return CATEGORY_CODES[self.category]
+
+
+def _concept(entry: Mapping[str, Any]) -> Concept:
+    code = entry["code"]
+    return Concept(
+        name=entry["name"],
+        synonyms=tuple(entry["synonyms"]),
+        unseen_synonyms=tuple(entry["unseen_synonyms"]),
+        code=None if code is None else Code(**code),
+        category=entry["category"],
+        family=entry["family"],
+    )
+
+
+def _read_table() -> tuple[Concept, ...]:
+    text = resources.files("medsam3").joinpath("concepts.json").read_text(encoding="utf-8")
+    return tuple(_concept(entry) for entry in json.loads(text))
+
+
+CONCEPTS: tuple[Concept, ...] = _read_table()
+
+
+def normalised(phrase: str) -> str:
+    """The form in which phrases are compared: case, hyphens, kinds of apostrophe and extra white space do not count."""
+    return " ".join(phrase.casefold().replace("’", "'").replace("-", " ").split())
+
+
+@cache
+def _by_phrase() -> dict[str, Concept]:
+    return {normalised(phrase): concept for concept in CONCEPTS for phrase in concept.phrases}
+
+
+def find(phrase: str) -> Concept | None:
+    """The concept that has this name or synonym, seen or unseen; None where none has."""
+    return _by_phrase().get(normalised(phrase))
+
+
+def synonyms(name: str) -> tuple[str, ...]:
+    """The training synonyms of the concept that `name` belongs to, without its name; () where it is not known."""
+    concept = find(name)
+    return () if concept is None else concept.synonyms
+
+
+def code_for(phrase: str) -> Code | None:
+    """The SNOMED CT code of the concept that the phrase names; None where there is none."""
+    concept = find(phrase)
+    return None if concept is None else concept.code
+
+
+def search(query: str) -> list[Concept]:
+    """Concepts that fit a query, the best first; all of them, in the table's order, for an empty query.
+
+    A phrase equal to the query counts most, then one that starts with it or holds its words, then one spelt alike.
+    """
+    wanted = normalised(query)
+    if not wanted:
+        return list(CONCEPTS)
+    ranked = [
+        (max(_closeness(wanted, normalised(phrase)) for phrase in concept.phrases), concept) for concept in CONCEPTS
+    ]
+    fitting = [pair for pair in ranked if pair[0] >= _LEAST_SIMILARITY]
+    return [concept for _, concept in sorted(fitting, key=lambda pair: -pair[0])]
+
+
+def suggest(phrase: str, *, limit: int = 3) -> tuple[str, ...]:
+    """Names of at most `limit` concepts with a phrasing that is spelt like `phrase`, the most similar first."""
+    close = difflib.get_close_matches(normalised(phrase), _by_phrase(), n=len(_by_phrase()), cutoff=_LEAST_SIMILARITY)
+    return tuple(dict.fromkeys(_by_phrase()[match].name for match in close))[:limit]
+
+
+def _closeness(wanted: str, phrase: str) -> float:
+    """How well a phrase fits a query: 4 equal, 3 starts with it, 2 has all its words, 0..1 similar spelling."""
+    if phrase == wanted:
+        return 4.0
+    if phrase.startswith(wanted):
+        return 3.0
+    if set(wanted.split()) <= set(phrase.split()):
+        return 2.0
+    return difflib.SequenceMatcher(None, wanted, phrase).ratio()

@@ -1,0 +1,201 @@
+"""Where DICOM slices lie: orientation, position and order, checked, as one affine.
+
+Works on plain numbers and on data sets that were read elsewhere; reads no files. Source: DICOM PS3.3 C.7.6.2.1.1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from medsam3.errors import InputError
+from medsam3.geometry import Affine, FloatArray, affine_from_directions
+
+POSITION_TOLERANCE = 0.05
+"""How far a slice may lie from its place in an even stack, in slice distances."""
+_DIRECTION_TOLERANCE = 1e-3
+
+
+class Placed(NamedTuple):
+    """An even stack: `order[n]` is the input's index of slice n."""
+
+    order: NDArray[np.intp]
+    affine: Affine
+
+
+class Plane(NamedTuple):
+    """One slice: (3,) mm, (6,) direction cosines, (2,) mm between rows and between columns, mm along the normal."""
+
+    position: FloatArray
+    orientation: FloatArray
+    spacing: FloatArray
+    thickness_mm: float
+
+
+def stack_planes(planes: list[Plane]) -> Placed:
+    """Sort slices along their normal and check that they make one even stack (a sheared one is even too).
+
+    Raises:
+        InputError: Mixed orientation or pixel spacing, slices at the same place, missing or uneven slices.
+    """
+    first = planes[0]
+    for name, index in (("orientation", 1), ("pixel spacing", 2)):
+        values = np.stack([np.asarray(plane[index]) for plane in planes])
+        if np.abs(values - values[0]).max() > _DIRECTION_TOLERANCE:
+            raise InputError(
+                f"the slices differ in {name}, a volume needs the same for all: separate them (localizers?)"
+            )
+    row_direction, column_direction, normal = axes_of(first.orientation)
+    positions = np.stack([plane.position for plane in planes])
+    heights = positions @ normal
+    order = np.argsort(heights, kind="stable")
+    if len(planes) == 1:
+        slice_step = normal * first.thickness_mm
+    else:
+        _check_even(heights[order])
+        slice_step = (positions[order[-1]] - positions[order[0]]) / (len(planes) - 1)
+        _check_straight(positions[order], slice_step)
+    origin = positions[order[0]]
+    affine = affine_from_directions(
+        origin, slice_step, column_direction * first.spacing[0], row_direction * first.spacing[1]
+    )
+    return Placed(order, affine)
+
+
+def axes_of(orientation: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Unit vectors along a row, down a column, and normal to both, from direction cosines rounded in the header.
+
+    Raises:
+        InputError: They are not nearly two perpendicular unit vectors.
+    """
+    cosines = np.asarray(orientation, dtype=np.float64).reshape(2, 3)
+    if not np.allclose(cosines @ cosines.T, np.eye(2), atol=1e-2):
+        raise InputError("ImageOrientationPatient is not two perpendicular unit vectors: correct the DICOM header")
+    row_direction = cosines[0] / np.linalg.norm(cosines[0])
+    normal = np.cross(row_direction, cosines[1])
+    normal = normal / np.linalg.norm(normal)
+    return row_direction, np.cross(normal, row_direction), normal
+
+
+def plane_of(dataset: Any) -> Plane | None:
+    """Where a single-frame data set says its picture lies; None where it does not say."""
+    position, orientation = dataset.get("ImagePositionPatient"), dataset.get("ImageOrientationPatient")
+    spacing = dataset.get("PixelSpacing")
+    if not (position and orientation and spacing):
+        return None
+    return _plane(position, orientation, spacing, _thickness(dataset))
+
+
+def planes_of_frames(dataset: Any) -> list[Plane] | None:
+    """The places of an enhanced multi-frame's frames; None where they are not told."""
+    shared = dataset.get("SharedFunctionalGroupsSequence")
+    frames = dataset.get("PerFrameFunctionalGroupsSequence")
+    if not frames:
+        return None
+    planes: list[Plane] = []
+    for frame in frames:
+        groups = [frame, shared[0]] if shared else [frame]
+        position = _macro(groups, "PlanePositionSequence", "ImagePositionPatient")
+        orientation = _macro(groups, "PlaneOrientationSequence", "ImageOrientationPatient")
+        spacing = _macro(groups, "PixelMeasuresSequence", "PixelSpacing")
+        if not (position and orientation and spacing):
+            return None
+        thickness = _macro(groups, "PixelMeasuresSequence", "SliceThickness")
+        planes.append(_plane(position, orientation, spacing, float(thickness or 0) or 1.0))
+    return planes
+
+
+def planes_of_offsets(dataset: Any) -> list[Plane] | None:
+    """The places of a dose grid's frames, by GridFrameOffsetVector (PS3.3 C.8.8.3.2); None without one."""
+    offsets, first = dataset.get("GridFrameOffsetVector"), plane_of(dataset)
+    if first is None or not offsets:
+        return None
+    normal = axes_of(first.orientation)[2]
+    steps = np.atleast_1d(np.asarray(offsets, dtype=np.float64))
+    is_relative = steps[0] == 0
+    if not is_relative:  # absolute positions along the patient's axis
+        steps = steps - steps[0]
+    return [first._replace(position=first.position + step * normal) for step in steps]
+
+
+def macro(dataset: Any, frame: int, sequence: str) -> Any:
+    """One functional group of an enhanced multi-frame: the frame's own, else the shared one, else None."""
+    for name, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        items = dataset.get(name)
+        if items and index < len(items) and items[index].get(sequence):
+            return items[index].get(sequence)[0]
+    return None
+
+
+def pixel_spacing_mm(dataset: Any) -> tuple[float, float] | None:
+    """(between rows, between columns) of a picture without position; None where the file does not say.
+
+    On a projection image ImagerPixelSpacing is measured at the detector, so that lengths in the body are smaller.
+    """
+    spacing = dataset.get("PixelSpacing") or dataset.get("ImagerPixelSpacing")
+    if spacing:
+        row_mm, column_mm = float(spacing[0]), float(spacing[1])
+    else:
+        regions = dataset.get("SequenceOfUltrasoundRegions") or []
+        if len(regions) != 1 or any(regions[0].get(f"PhysicalUnits{axis}Direction") != 3 for axis in "XY"):
+            return None  # 3: centimetres; several regions have several scales
+        row_mm = abs(float(regions[0].get("PhysicalDeltaY") or 0)) * 10
+        column_mm = abs(float(regions[0].get("PhysicalDeltaX") or 0)) * 10
+    return (row_mm, column_mm) if row_mm > 0 and column_mm > 0 else None
+
+
+def _macro(groups: list[Any], sequence: str, name: str) -> Any:
+    for group in groups:
+        items = group.get(sequence)
+        if items and items[0].get(name):
+            return items[0].get(name)
+    return None
+
+
+def _plane(position: Any, orientation: Any, spacing: Any, thickness_mm: float) -> Plane:
+    numbers = [np.asarray(values, dtype=np.float64) for values in (position, orientation, spacing)]
+    if [value.shape for value in numbers] != [(3,), (6,), (2,)]:
+        raise InputError("the DICOM position, orientation or pixel spacing has a wrong number of values: correct it")
+    if not all(np.isfinite(value).all() for value in numbers):
+        raise InputError("the DICOM position, orientation or pixel spacing is not finite: correct the DICOM header")
+    return Plane(numbers[0], numbers[1], numbers[2], thickness_mm)
+
+
+def _thickness(dataset: Any) -> float:
+    for name in ("SliceThickness", "SpacingBetweenSlices"):
+        value = dataset.get(name)
+        if value and float(value) > 0:
+            return float(value)
+    return 1.0
+
+
+def _check_even(heights: FloatArray) -> None:
+    """Sorted positions along the normal, (N,) in mm."""
+    steps = np.diff(heights)
+    usual = float(np.median(steps))
+    same = int((steps < max(0.01, POSITION_TOLERANCE * usual)).sum())
+    if same:
+        raise InputError(
+            f"{same} slices lie at the same place as another (time points, echoes or copies?): separate them"
+        )
+    gaps = np.rint(steps / usual) - 1
+    is_whole = np.abs(steps / usual - np.rint(steps / usual)) < 2 * POSITION_TOLERANCE
+    if gaps.max() > 0 and is_whole.all():
+        where = int(gaps.argmax())
+        raise InputError(
+            f"{int(gaps.sum())} slices are missing, the first after slice {where} (slices lie {usual:.3f} mm apart): "
+            "complete the folder"
+        )
+    even = np.linspace(heights[0], heights[-1], len(heights))
+    if np.abs(heights - even).max() > POSITION_TOLERANCE * usual:
+        raise InputError(
+            f"the slices lie unevenly, {steps.min():.3f} to {steps.max():.3f} mm apart: resample them to one distance"
+        )
+
+
+def _check_straight(positions: FloatArray, slice_step: FloatArray) -> None:
+    even = positions[0] + np.arange(len(positions))[:, None] * slice_step
+    if np.abs(positions - even).max() > max(POSITION_TOLERANCE * float(np.linalg.norm(slice_step)), 0.01):
+        raise InputError("the slices shift sideways unevenly, a volume needs one straight stack: resample them")

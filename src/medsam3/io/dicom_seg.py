@@ -1,0 +1,186 @@
+"""Masks out as a DICOM segmentation, through highdicom, that refers to the DICOM images it was made from.
+
+One segment for each object, all with the code of their concept. As the standard wants it, the file carries the patient
+and study that its source carries; nothing of them goes anywhere else. Source: DICOM PS3.3 A.51 and C.8.20.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import medsam3
+from medsam3.concepts import CATEGORY_CODES, Code, code_for, find
+from medsam3.errors import InputError, require
+from medsam3.image import Image, Masks
+from medsam3.io.dicom import DICOM_ERRORS, frame_count, frame_places, open_dataset, quiet_pydicom
+from medsam3.io.files import replacing
+from medsam3.io.labels import check_masks
+
+LOCAL_SCHEME = "99MEDSAM3"
+"""Coding scheme of phrases that the concept table gives no standard code."""
+SERIES_NUMBER = 900
+_ALGORITHM_FAMILY = Code("123110", "Artificial Intelligence", "DCM")  # DICOM PS3.16, CID 7162
+_REFERRED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+_TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+_MAX_MEANING = 64  # characters of a long string (LO) in DICOM
+
+
+def write_seg(masks: Sequence[Masks], image: Image, path: Path) -> None:
+    """Write one BINARY segmentation whose frames lie where the source's frames lie; overlaps are kept.
+
+    A concept of which nothing was found becomes one empty segment named so, if no other concept has an object.
+
+    Raises:
+        InputError: highdicom is missing, the image is not from DICOM or not from whole files, the source lacks what
+            a segmentation must refer to, masks of another shape, or the file cannot be written.
+    """
+    check_masks(masks, image.shape)
+    highdicom = require("highdicom", extra="dicom")
+    with quiet_pydicom():
+        sources, order = _sources(image)
+        try:
+            document = _segmentation(highdicom, masks, sources, order)
+            with replacing(path, ".dcm") as temporary:
+                document.save_as(temporary, enforce_file_format=True)
+        except InputError:
+            raise
+        except DICOM_ERRORS as error:
+            # The library's own message may quote the header, so it is only chained.
+            raise InputError(
+                "a DICOM SEG cannot refer to this source, its header breaks the standard: use the format nifti or coco"
+            ) from error
+
+
+def code_of(concept: str) -> Code:
+    """The concept's standard code, or a code of this package's own scheme, the same for the same phrase."""
+    known = code_for(concept) if concept else None
+    if known is not None:
+        return known
+    name = concept or "object"
+    digest = hashlib.sha256(name.casefold().encode()).hexdigest()[:12].upper()
+    return Code(value=f"P-{digest}", meaning=name[:_MAX_MEANING], scheme=LOCAL_SCHEME)
+
+
+def _sources(image: Image) -> tuple[list[Any], NDArray[np.intp]]:
+    """Headers of the source files, and for each of their frames the image's frame that it is."""
+    if image.metadata.get("format") != "DICOM" or not image.source:
+        raise InputError("a DICOM SEG needs an image that was read from DICOM: use the format nifti, coco or png")
+    sources = [_with_header_of_patient(open_dataset(path, has_pixels=False)) for path in image.source]
+    missing = [name for name in _REFERRED if not sources[0].get(name)]
+    if missing:
+        raise InputError(
+            f"a DICOM SEG refers to its source's {missing[0]}, which it lacks: use the format nifti or coco"
+        )
+    frames = image.shape[0]
+    if frames > 1 and not sources[0].get("FrameOfReferenceUID"):
+        raise InputError("a DICOM SEG of several frames needs a source with a frame of reference: use nifti or coco")
+    if len(sources) > 1:
+        return sources, np.arange(frames)
+    held = frame_count(sources[0])
+    if held != frames:
+        raise InputError(
+            f"the image holds {frames} of the DICOM file's {held} frames, a SEG needs them all: segment the whole file"
+        )
+    placed = frame_places(sources[0], held)
+    return sources, np.arange(frames) if placed is None else np.argsort(placed.order)
+
+
+def _with_header_of_patient(dataset: Any) -> Any:
+    """Type 2 attributes may be empty but must be there, which de-identified files do not always keep to."""
+    for name in _TYPE_2:
+        if name not in dataset:
+            setattr(dataset, name, "")
+    return dataset
+
+
+def _segmentation(highdicom: Any, masks: Sequence[Masks], sources: list[Any], order: NDArray[np.intp]) -> Any:
+    uid = highdicom.UID
+    return highdicom.seg.Segmentation(
+        source_images=sources,
+        pixel_array=_segment_pixels(masks)[order],
+        segmentation_type="BINARY",
+        segment_descriptions=_descriptions(highdicom, masks),
+        series_instance_uid=uid(),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=uid(),
+        instance_number=1,
+        manufacturer="medsam3",
+        manufacturer_model_name="medsam3",
+        software_versions=medsam3.__version__,
+        device_serial_number="none",
+        content_label="SEGMENTATION",
+        content_description="masks by medsam3",
+        specific_character_set="ISO_IR 192",
+        series_description="medsam3 segmentation",
+    )
+
+
+def _segment_pixels(masks: Sequence[Masks]) -> NDArray[Any]:
+    """(N, H, W) numbered segments where no two overlap, which is far smaller, else (N, H, W, K) of 0 and 1."""
+    objects = [item for found in masks for item in found.objects]
+    shape = masks[0].shape
+    labels = np.zeros(shape, dtype=np.uint16)
+    for number, item in enumerate(objects, start=1):
+        block = tuple(slice(low, low + size) for low, size in zip(item.start, item.crop.shape, strict=True))
+        if labels[block][item.crop].any():
+            return _stacked(masks)
+        labels[block][item.crop] = number
+    return labels
+
+
+def _stacked(masks: Sequence[Masks]) -> NDArray[np.uint8]:
+    dense = [found.dense(k) for found in masks for k in range(len(found))]
+    return np.stack(dense, axis=-1).astype(np.uint8)
+
+
+def _descriptions(highdicom: Any, masks: Sequence[Masks]) -> list[Any]:
+    named = [
+        (found.concept, f"{found.concept or 'object'} {k + 1}", f"score {item.score:.4f}")
+        for found in masks
+        for k, item in enumerate(found.objects)
+    ]
+    if not named:
+        named = [(masks[0].concept, f"{masks[0].concept or 'object'}", "not found")]
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="medsam3", version=medsam3.__version__, family=_coded(highdicom, _ALGORITHM_FAMILY)
+    )
+    descriptions: list[Any] = []
+    for number, (concept, label, note) in enumerate(named, start=1):
+        description = highdicom.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=label[-_MAX_MEANING:],
+            segmented_property_category=_coded(highdicom, _category(concept)),
+            segmented_property_type=_coded(highdicom, code_of(concept)),
+            algorithm_type="AUTOMATIC",
+            algorithm_identification=algorithm,
+            tracking_id=label[-_MAX_MEANING:],
+            tracking_uid=highdicom.UID(),
+        )
+        description.SegmentDescription = note
+        descriptions.append(description)
+    return descriptions
+
+
+def _category(concept: str) -> Code:
+    known = find(concept) if concept else None
+    return CATEGORY_CODES[known.category if known is not None else "morphologically altered structure"]
+
+
+def _coded(highdicom: Any, code: Code) -> Any:
+    return highdicom.sr.CodedConcept(value=code.value, scheme_designator=code.scheme, meaning=code.meaning)

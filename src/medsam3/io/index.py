@@ -1,0 +1,177 @@
+"""The reader of a data folder with an `index.csv`: one row for each image and concept.
+
+Columns: dataset, image, mask, concept, label_value, split, group, present. Paths are relative to the folder, a mask is
+an 8- or 16-bit label map of the image's size, `label_value` joins with `|` the values whose union is the concept, and
+`present` 0 marks a true negative: the concept is annotated in that data set and absent from that image. `group` names
+what must stay in one split (a patient, a sequence). It does not know models, training or metrics.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeGuard
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from medsam3.errors import InputError
+from medsam3.geometry import BoolArray
+
+Split = Literal["train", "val", "test"]
+LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
+
+COLUMNS = ("dataset", "image", "mask", "concept", "label_value", "split", "group", "present")
+_VOLUME_SUFFIXES = (".nii", ".nii.gz")
+_LABEL_MODES = {"1": np.uint8, "L": np.uint8, "P": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I": np.uint16}
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """One image asked about one concept.
+
+    Attributes:
+        dataset: Name of the data set; negatives hold within one data set only.
+        image: The picture or volume.
+        mask: Its label map, of the same size.
+        concept: The phrase of the concept.
+        label_values: Values of the label map whose union is the concept, each at least 1.
+        split: Where the row belongs; no group crosses splits.
+        group: What must not be shared between splits (patient, sequence, volume), unique within its data set.
+        is_present: The concept has at least one pixel in this image; False marks a true negative.
+        instances: A map of instance numbers (0 background), `<dataset>/instances/<stem>.png`; None where none exists.
+    """
+
+    dataset: str
+    image: Path
+    mask: Path
+    concept: str
+    label_values: tuple[int, ...]
+    split: Split
+    group: str
+    is_present: bool
+    instances: Path | None = None
+
+    @property
+    def is_volume(self) -> bool:
+        """The image is a NIfTI volume, not a picture."""
+        return self.image.name.lower().endswith(_VOLUME_SUFFIXES)
+
+
+def read_index(folder: Path) -> tuple[IndexRow, ...]:
+    """All rows of `folder/index.csv`, in the file's order.
+
+    Raises:
+        InputError: No such file, a column that lacks, a field that cannot be read, a path that leaves the folder, a
+            group that lies in two splits, or no rows at all. Image files are not opened here.
+    """
+    table = folder / "index.csv"
+    if not table.is_file():
+        raise InputError(f"{folder} holds no index.csv: name a data folder with an index.csv ({', '.join(COLUMNS)})")
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as stream:
+            rows = tuple(_rows(csv.DictReader(stream), table))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table.name} cannot be read as UTF-8 CSV ({error}): save it as UTF-8 CSV") from error
+    if not rows:
+        raise InputError(f"{table} has no rows: it needs one row for each image and concept")
+    _check_groups(rows, table)
+    return rows
+
+
+def load_label_map(path: Path) -> LabelMap:
+    """The label map (H, W) of a picture, uint8, or uint16 where the file has 16 bits; a palette's indices are kept.
+
+    Raises:
+        InputError: Missing, a volume, not a readable image, or one with colour channels.
+    """
+    if path.name.lower().endswith(_VOLUME_SUFFIXES):
+        raise InputError(f"{path.name} is a volume, a label map of a picture is wanted: read it with medsam3.read")
+    try:
+        with PIL.Image.open(path) as opened:
+            if opened.mode not in _LABEL_MODES:
+                raise InputError(f"{path.name} is of mode {opened.mode}, a label map has one channel of 8 or 16 bits")
+            values = np.asarray(opened)
+            dtype = _LABEL_MODES[opened.mode]
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: correct the path in index.csv") from error
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path.name} is not a readable image ({error}): save the mask as PNG") from error
+    if values.min(initial=0) < 0 or values.max(initial=0) > np.iinfo(np.uint16).max:
+        raise InputError(f"{path.name} holds values outside 0..65535: save the mask as a 16-bit PNG")
+    return values.astype(dtype)
+
+
+def concept_mask(labels: LabelMap, label_values: tuple[int, ...]) -> BoolArray:
+    """Where the label map (H, W) has one of the concept's values, (H, W) bool."""
+    mask: BoolArray = np.isin(labels, label_values)
+    return mask
+
+
+def _rows(reader: csv.DictReader[str], table: Path) -> Iterator[IndexRow]:
+    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+    if missing:
+        raise InputError(f"{table.name} lacks the columns {', '.join(missing)}: it needs {', '.join(COLUMNS)}")
+    for number, fields in enumerate(reader, start=2):
+        try:
+            yield _row(fields, table.parent)
+        except InputError as error:
+            raise InputError(f"{table.name} line {number}: {error}") from error
+
+
+def _row(fields: Mapping[str, str | None], folder: Path) -> IndexRow:
+    text = {column: (fields[column] or "").strip() for column in COLUMNS}
+    empty = [column for column, value in text.items() if not value]
+    if empty:
+        raise InputError(f"{', '.join(empty)} empty, every column needs a value")
+    split = text["split"]
+    if not _is_split(split):
+        raise InputError(f"split is {split!r}, allowed are train, val and test")
+    if text["present"] not in ("0", "1"):
+        raise InputError(f"present is {text['present']!r}, allowed are 0 and 1")
+    mask = _inside(folder, text["mask"])
+    instances = mask.parent.parent / "instances" / mask.name
+    return IndexRow(
+        dataset=text["dataset"],
+        image=_inside(folder, text["image"]),
+        mask=mask,
+        concept=text["concept"],
+        label_values=_label_values(text["label_value"]),
+        split=split,
+        group=text["group"],
+        is_present=text["present"] == "1",
+        instances=instances if instances.is_file() else None,
+    )
+
+
+def _is_split(text: str) -> TypeGuard[Split]:
+    return text in ("train", "val", "test")
+
+
+def _inside(folder: Path, relative: str) -> Path:
+    if Path(relative).is_absolute() or ".." in Path(relative).parts:
+        raise InputError(f"path {relative!r} leaves the data folder, write it relative to index.csv")
+    return folder / relative
+
+
+def _label_values(text: str) -> tuple[int, ...]:
+    parts = text.split("|")
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"label_value is {text!r}, allowed are whole numbers from 1 joined by '|', such as 1|2")
+    return tuple(int(part) for part in parts)
+
+
+def _check_groups(rows: tuple[IndexRow, ...], table: Path) -> None:
+    seen: dict[tuple[str, str], str] = {}
+    for row in rows:
+        first = seen.setdefault((row.dataset, row.group), row.split)
+        if first != row.split:
+            raise InputError(
+                f"{table.name}: group {row.group!r} of {row.dataset} is in {first} and in {row.split}, "
+                "a group must lie in one split: correct the split column"
+            )

@@ -1,0 +1,145 @@
+"""NIfTI-1 and NIfTI-2 (.nii, .nii.gz): pictures and volumes in, label maps out. The only module that uses nibabel.
+
+NIfTI's index (i, j, k) is (column, row, slice) here, and its world RAS; `geometry` converts both.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsam3.errors import InputError, require
+from medsam3.geometry import Affine, affine_from_directions, check_affine, lps_from_nifti, nifti_from_lps
+from medsam3.image import Image, Kind, Masks, Pixels
+from medsam3.io.depth import narrowed
+from medsam3.io.files import check_size, first_line, replacing
+from medsam3.io.labels import combined_labels
+
+_MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
+_COMMENT = 6  # NIfTI extension code for plain text
+
+
+def read_nifti(path: Path, *, frame: int | None = None) -> Image:
+    """Read a picture (one slice) or a volume, in the units that scl_slope and scl_inter give.
+
+    Args:
+        path: A file named .nii or .nii.gz.
+        frame: Time point of a 4-D file, from 0.
+
+    Raises:
+        InputError: Not decodable, four dimensions without `frame`, a NaN or singular affine, NaN voxels.
+    """
+    nibabel = require("nibabel", extra="all")
+    known = (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        zlib.error,
+        OverflowError,
+        nibabel.spatialimages.HeaderDataError,
+        nibabel.filebasedimages.ImageFileError,
+    )
+    try:
+        file = nibabel.load(path)
+        affine = _affine(file)
+        pixels = _pixels(file, frame)
+    except InputError:
+        raise
+    except known as error:
+        raise InputError(f"the NIfTI file cannot be decoded, it may be cut short ({first_line(error)})") from error
+    about = {"format": "NIfTI", "bits_stored": str(8 * file.header.get_data_dtype().itemsize)}
+    kind: Kind = "picture" if pixels.shape[0] == 1 else "volume"
+    return Image(pixels, kind=kind, affine=affine, source=(path,), metadata=about)
+
+
+def write_nifti(masks: Sequence[Masks], image: Image, path: Path) -> None:
+    """Write one label map in the image's own place; the legend is a comment extension of the header, as JSON.
+
+    An image without position gets its origin at 0 and its pixel size where it is known, else 1 for one pixel with the
+    unit left open; the header's description says so.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    nibabel = require("nibabel", extra="all")
+    labels, legend = combined_labels(masks, image.shape)
+    lps, unit, note = _place(image)
+    affine = nifti_from_lps(lps)
+    file = nibabel.Nifti1Image(labels.transpose(2, 1, 0), affine)  # (W, H, N)
+    if _is_orthogonal(affine):
+        file.set_qform(affine, code=1)
+    file.set_sform(affine, code=1)
+    file.header.set_xyzt_units(unit)
+    file.header["descrip"] = note
+    text = json.dumps(legend).encode()
+    file.header.extensions.append(nibabel.nifti1.Nifti1Extension(_COMMENT, text))
+    suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
+    with replacing(path, suffix) as temporary:
+        nibabel.save(file, temporary)
+
+
+def _pixels(file: Any, frame: int | None) -> Pixels:
+    """(N, H, W, C) of one time point."""
+    shape = _spatial_shape(file.shape, frame)
+    check_size(shape[2], shape[1], shape[0])
+    stored = file.dataobj
+    if len(file.shape) > 3:
+        stored = stored[:, :, :, frame or 0].reshape(shape)
+    pixels = np.asanyarray(stored).reshape(shape)
+    if pixels.dtype.names:
+        channels = [pixels[name] for name in ("R", "G", "B")]  # a fourth, alpha, is left out
+        return np.stack(channels, axis=-1).transpose(2, 1, 0, 3)
+    if pixels.dtype.kind == "c":
+        raise InputError("the voxels are complex numbers, allowed are real ones: write magnitudes")
+    if pixels.dtype.kind == "f" and pixels.dtype.itemsize != 4:
+        pixels = narrowed(pixels)
+    return np.ascontiguousarray(pixels.transpose(2, 1, 0)[..., None])
+
+
+def _spatial_shape(shape: tuple[int, ...], frame: int | None) -> tuple[int, int, int]:
+    """(W, H, N), trailing axes of length 1 dropped."""
+    if len(shape) < 2 or any(size != 1 for size in shape[4:]):
+        raise InputError(f"the NIfTI file has shape {shape}, allowed are two to four dimensions")
+    times = shape[3] if len(shape) > 3 else 1
+    if frame is None and times > 1:
+        raise InputError(f"the NIfTI file has {times} time points: choose one with frame=, from 0 to {times - 1}")
+    if frame is not None and not 0 <= frame < times:
+        raise InputError(f"frame {frame} was asked for, allowed is 0 to {times - 1}")
+    return shape[0], shape[1], shape[2] if len(shape) > 2 else 1
+
+
+def _affine(file: Any) -> Affine:
+    header = file.header
+    if not (int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0):
+        # The standard's "method 1": no position, only the spacing.
+        ras = np.diag([*(float(size) for size in header["pixdim"][1:4]), 1.0])
+        for axis in range(len(file.shape), 3):
+            ras[axis, axis] = ras[axis, axis] or 1.0
+    else:
+        ras = np.array(file.affine, dtype=np.float64)
+    ras[:3] *= _MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
+    return lps_from_nifti(check_affine(ras))
+
+
+def _place(image: Image) -> tuple[Affine, str, str]:
+    """Affine, its unit, and the note for the header."""
+    if image.affine is not None:
+        return image.affine, "mm", "medsam3 label map"
+    known = image.metadata.get("pixel_spacing_mm")
+    row_mm, column_mm = (float(size) for size in known.split()) if known else (1.0, 1.0)
+    steps = ([0.0, 0.0, 1.0], [0.0, row_mm, 0.0], [column_mm, 0.0, 0.0])
+    affine = affine_from_directions([0.0, 0.0, 0.0], *steps)
+    if known:
+        return affine, "mm", "medsam3 label map; no position, pixel size only"
+    return affine, "unknown", "medsam3 label map; no position, 1 is one pixel"
+
+
+def _is_orthogonal(affine: Affine) -> bool:
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.allclose(axes.T @ axes, np.eye(3), atol=1e-4))

@@ -1,0 +1,28 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from medsam3.errors import InputError, require
+
+
+def test_require_returns_the_module() -> None:
+    assert require("json", extra="all") is json
+
+
+def test_require_says_which_extra_brings_a_missing_package() -> None:
+    with pytest.raises(InputError, match=r"no_such_package is not installed; do: pip install 'medsam3\[dicom\]'"):
+        require("no_such_package", extra="dicom")
+
+
+def test_input_errors_are_value_errors() -> None:
+    assert issubclass(InputError, ValueError)
+
+
+@pytest.mark.parametrize("names", ["medsam3", "medsam3.io, medsam3.render, medsam3.io.files"])
+def test_imports_load_no_torch_and_no_format_library(names: str) -> None:
+    heavy = ("torch", "transformers", "pydicom", "nibabel", "highdicom", "pycocotools")
+    code = f"import sys, {names}; print([name for name in {heavy!r} if name in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
