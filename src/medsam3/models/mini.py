@@ -1,0 +1,286 @@
+"""The small model as a segmenter: frozen LiteMedSAM and MiniLM, and the detector trained on top of them.
+
+`encode` runs the image encoder once; `decode` answers phrases and exemplars with the detector, boxes and points with
+LiteMedSAM's own mask decoder, and a phrase with a box with both. Runs on a CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from medsam3.errors import InputError
+from medsam3.geometry import box_of_mask, normalised_cxcywh_from_xyxy
+from medsam3.image import Masks
+from medsam3.models.box_decoder import BoxDecoder, Geometry
+from medsam3.models.detector import ExemplarBoxes, VisionLevels, decode_masks, detect
+from medsam3.models.encoder_files import EncoderFiles
+from medsam3.models.letterbox import SIDE, Letterbox, letterbox, square_tensor
+from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
+from medsam3.models.mini_objects import agreeing, split_objects
+from medsam3.models.text_encoder import TextEncoder
+from medsam3.models.tinyvit import TinyViT, convert_lite_medsam
+from medsam3.prompts import Box, Prompt
+
+SHIPPED_WEIGHTS = Path(__file__).parent.parent / "weights" / "mini.safetensors"
+VISUAL_PHRASE = "visual"
+MOST_REFINED = 4
+CLICK_HALF_SIDES_PX = (8, 16, 28, 44, 64, 96)
+RGB = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class MiniThresholds:
+    """Fitted on the validation split and stored beside the weights.
+
+    Attributes:
+        presence: Least presence probability at which a concept counts as there.
+        mask: Probability above which a pixel belongs to the concept.
+        box_share: Weight in 0..1 of the box decoder's logits where a phrase and a box are given.
+        refine_share: Weight in 0..1 of the box decoder's logits where a phrase alone is given.
+    """
+
+    presence: float = 0.5
+    mask: float = 0.5
+    box_share: float = 0.5
+    refine_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class MiniCard:
+    """What stands beside the weights: sizes, thresholds, and how they were made."""
+
+    detector: MiniDetectorConfig
+    thresholds: MiniThresholds
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MiniFeatures:
+    """One encoded frame."""
+
+    place: Letterbox
+    neck: Tensor  # (1, 256, 64, 64)
+    levels: VisionLevels
+
+
+@dataclass(frozen=True)
+class ConceptMap:
+    """The detector's answer over the square."""
+
+    presence: float
+    logits: Tensor  # (256, 256)
+
+
+class ImageEncoder:
+    """LiteMedSAM's frozen image encoder on squares of 256 x 256."""
+
+    def __init__(self, state: dict[str, Tensor], *, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+        self.model = TinyViT()
+        self.model.load_state_dict(convert_lite_medsam(state))
+        self.model.eval().requires_grad_(False).to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def neck(self, square: RGB) -> Tensor:
+        """Neck features (1, 256, 64, 64) float32 of a square (256, 256, 3) uint8."""
+        with torch.inference_mode():
+            features = self.model(square_tensor(square).to(self.dtype))
+        result: Tensor = features.neck.float()
+        return result
+
+
+def read_lite_medsam(path: Path) -> dict[str, Tensor]:
+    """All tensors of `lite_medsam.pth`; the file was checked by its SHA-256 when it was located."""
+    state: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")
+    return state
+
+
+class MiniSegmenter:
+    """The small model; see `models.segmenter.Segmenter`."""
+
+    def __init__(
+        self, images: ImageEncoder, texts: TextEncoder, boxes: BoxDecoder, detector: MiniDetector, card: MiniCard
+    ) -> None:
+        self.images, self.texts, self.boxes, self.card = images, texts, boxes, card
+        self.detector = detector.eval().requires_grad_(False)
+
+    @property
+    def name(self) -> str:
+        """`mini`."""
+        return "mini"
+
+    def encode(self, rgb: RGB) -> MiniFeatures:
+        """Features of one frame (H, W, 3) uint8."""
+        square, place = letterbox(rgb)
+        return self.features(square, self.images.neck(square), place)
+
+    def features(self, square: RGB, neck: Tensor, place: Letterbox) -> MiniFeatures:
+        """The same from neck features (1, 256, 64, 64) that are already there."""
+        with torch.inference_mode():
+            return MiniFeatures(place, neck, self.detector.levels(neck, square_tensor(square)))
+
+    def decode(self, features: MiniFeatures, prompt: Prompt, *, threshold: float | None = None) -> Masks:
+        """Objects over (1, H, W), best score first. `threshold` applies to presence x object score."""
+        with torch.inference_mode():
+            if prompt.text is None and not prompt.exemplars:
+                return self._decode_geometry(features, prompt, threshold)
+            return self._decode_concept(features, prompt, threshold)
+
+    def concept_map(self, features: MiniFeatures, text: str | None, exemplars: tuple[Box, ...] = ()) -> ConceptMap:
+        """Presence and pixel logits of a concept, from a phrase, exemplars, or both."""
+        tokens = self.texts.encode([text or VISUAL_PHRASE])
+        prompt = self.detector.project_text(tokens.features, tokens.mask)
+        detection = detect(self.detector, features.levels, prompt, _exemplars(exemplars, features.place))
+        masks = decode_masks(self.detector, features.levels, detection)
+        logits = torch.nn.functional.interpolate(masks.semantic, size=(SIDE, SIDE), mode="bilinear")
+        return ConceptMap(float(detection.presence[-1, 0, 0].sigmoid()), logits[0, 0])
+
+    def refined(self, features: MiniFeatures, logits: Tensor) -> Tensor:
+        """LiteMedSAM's logits (256, 256) for boxes around the parts of a concept's logits (256, 256).
+
+        The logits come back unchanged where there is no part, or more than `MOST_REFINED`.
+        """
+        masks, _ = split_objects(logits.sigmoid().numpy(), 0.5)
+        if not 0 < len(masks) <= MOST_REFINED:
+            return logits
+        boxes = torch.tensor([box_of_mask(mask) for mask in masks], dtype=torch.float32)
+        return self.boxes.decode(features.neck, Geometry(boxes=boxes)).logits.amax(dim=(0, 1))
+
+    def _decode_concept(self, features: MiniFeatures, prompt: Prompt, threshold: float | None) -> Masks:
+        limits = self.card.thresholds
+        found = self.concept_map(features, prompt.text, prompt.exemplars + prompt.boxes)
+        logits = found.logits
+        if limits.refine_share and not prompt.boxes:
+            logits = limits.refine_share * self.refined(features, logits) + (1 - limits.refine_share) * logits
+        # A drawn box says that the concept is there; the phrase alone has to earn it.
+        is_present = found.presence >= limits.presence or bool(prompt.boxes)
+        if prompt.boxes:
+            drawn = self._geometry_logits(features, prompt).amax(dim=0)
+            logits = _inside_boxes(limits.box_share * drawn + (1 - limits.box_share) * logits, prompt, features.place)
+        concept = prompt.text or ""
+        about = {"concept": concept, "presence": found.presence, "is_present": is_present}
+        shape = (1, features.place.height, features.place.width)
+        if not is_present and threshold is None:
+            return Masks(shape, **about)
+        probability = features.place.logits_to_frame(logits[None])[0].sigmoid().numpy()
+        masks, scores = split_objects(probability, limits.mask)
+        kept = [k for k in agreeing(masks, prompt.points) if found.presence * scores[k] >= (threshold or 0.0)]
+        return Masks.from_dense(masks[kept][:, None], [found.presence * scores[k] for k in kept], **about)
+
+    def _decode_geometry(self, features: MiniFeatures, prompt: Prompt, threshold: float | None) -> Masks:
+        logits = features.place.logits_to_frame(self._geometry_logits(features, prompt))
+        probability = logits.sigmoid().numpy()  # (K, H, W)
+        masks = probability > 0.5
+        scores = [float(p[m].mean()) if m.any() else 0.0 for p, m in zip(probability, masks, strict=True)]
+        kept = [k for k, score in enumerate(scores) if score >= (threshold or 0.0)]
+        return Masks.from_dense(masks[kept][:, None], [scores[k] for k in kept])
+
+    def _geometry_logits(self, features: MiniFeatures, prompt: Prompt) -> Tensor:
+        """One logit map (K, 256, 256) for each box; points make one object of their own."""
+        place = features.place
+        if prompt.boxes and prompt.points:
+            raise InputError("a box and points were given together: this model takes boxes or points, not both at once")
+        if prompt.points:
+            clicks = np.array([(point.x, point.y) for point in prompt.points], dtype=np.float64)
+            positive = np.array([point.is_positive for point in prompt.points])
+            return self._click_logits(features, place.points_to_square(clicks), positive)[None]
+        edges = np.array([box.xyxy for box in prompt.boxes], dtype=np.float64)
+        boxes = torch.from_numpy(place.boxes_to_square(edges)).float()
+        return self.boxes.decode(features.neck, Geometry(boxes=boxes)).logits[:, 0]
+
+    def _click_logits(self, features: MiniFeatures, clicks: NDArray[np.float64], positive: NDArray[np.bool_]) -> Tensor:
+        """One object (256, 256) from clicks (P, 2) on the square: LiteMedSAM's point tokens carry nothing (Dice .006 on
+        ten training images), so boxes of several sizes around the clicks are tried, and the best mask that agrees with
+        most clicks is taken.
+        """
+        low, high = clicks[positive].min(axis=0), clicks[positive].max(axis=0)
+        boxes = [[*(low - half), *(high + half)] for half in CLICK_HALF_SIDES_PX]
+        square = torch.tensor(np.clip(boxes, -0.5, SIDE - 0.5), dtype=torch.float32)
+        answer = self.boxes.decode(features.neck, Geometry(boxes=square))
+        columns, rows = np.clip(clicks.round().astype(int), 0, SIDE - 1).T
+        hits = answer.logits[:, 0, rows, columns] > 0  # (candidates, P)
+        agreement = (hits == torch.from_numpy(positive)).sum(dim=1)
+        return answer.logits[int((agreement + answer.iou[:, 0].clamp(0, 0.99)).argmax()), 0]
+
+
+def _exemplars(exemplars: tuple[Box, ...], place: Letterbox) -> ExemplarBoxes:
+    if not exemplars:
+        return ExemplarBoxes.none(1, torch.device("cpu"))
+    edges = np.clip(np.array([box.xyxy for box in exemplars], dtype=np.float64), -0.5, None)
+    square = np.clip(place.boxes_to_square(edges), -0.5, SIDE - 0.5)
+    boxes = torch.from_numpy(normalised_cxcywh_from_xyxy(square, SIDE, SIDE)).float()
+    positive = torch.tensor([box.is_positive for box in exemplars])
+    return ExemplarBoxes(boxes[None], positive[None], torch.ones_like(positive)[None])
+
+
+def _inside_boxes(logits: Tensor, prompt: Prompt, place: Letterbox) -> Tensor:
+    """Push the logits (256, 256) far below zero outside the drawn boxes, with a margin of a tenth of their sides."""
+    if not prompt.boxes:
+        return logits
+    keep = torch.zeros_like(logits, dtype=torch.bool)
+    for x0, y0, x1, y1 in place.boxes_to_square(np.array([box.xyxy for box in prompt.boxes])):
+        dx, dy = (x1 - x0) / 10, (y1 - y0) / 10
+        rows = slice(max(0, int(y0 - dy)), int(np.ceil(y1 + dy)) + 1)
+        keep[rows, max(0, int(x0 - dx)) : int(np.ceil(x1 + dx)) + 1] = True
+    return torch.where(keep, logits, torch.full_like(logits, -20.0))
+
+
+def load_mini(weights: Path | None, encoders: EncoderFiles) -> MiniSegmenter:
+    """The small model with its shipped weights, or with those of a training run.
+
+    Args:
+        weights: A `.safetensors` file with its `.json` card beside it; None takes the shipped one.
+        encoders: Where the frozen encoders lie.
+
+    Raises:
+        InputError: Weights or card missing, damaged, or not of this model.
+    """
+    path = weights or SHIPPED_WEIGHTS
+    card = read_card(path)
+    detector = MiniDetector(card.detector)
+    try:
+        state = load_file(path)
+        detector.load_state_dict({name: value.float() for name, value in state.items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path} does not hold the weights of model mini ({reason}): give a file of medsam3 train"
+        ) from error
+    lite_medsam = read_lite_medsam(encoders.lite_medsam)
+    texts = TextEncoder.from_files(encoders.text_model, encoders.tokenizer)
+    return MiniSegmenter(ImageEncoder(lite_medsam), texts, BoxDecoder.from_lite_medsam(lite_medsam), detector, card)
+
+
+def read_card(weights: Path) -> MiniCard:
+    """The JSON card beside a weights file, after checking that it belongs to that file.
+
+    Raises:
+        InputError: Missing, not of the form that `medsam3 train` writes, or made for another file (SHA-256).
+    """
+    path = weights.with_suffix(".json")
+    if not weights.is_file() or not path.is_file():
+        raise InputError(f"{weights} and {path.name} are not both there: keep the two files of a training run together")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        card = MiniCard(
+            detector=MiniDetectorConfig(**content["detector"]),
+            thresholds=MiniThresholds(**content["thresholds"]),
+            about=content,
+        )
+        expected = str(content["sha256"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a card that medsam3 train writes ({error!r}): take it from the run") from error
+    got = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if got != expected:
+        raise InputError(f"{weights} has SHA-256 {got}, its card says {expected}: copy both files of the run again")
+    return card

@@ -1,0 +1,150 @@
+"""Thresholds and shares of the small model, chosen on the validation split and stored beside its weights.
+
+Every choice is a small grid search over one number at a time: the mask threshold and the shares by mean Dice over the
+data sets, the presence threshold by Matthews' correlation.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medsam3.geometry import box_of_mask
+from medsam3.models.box_decoder import Geometry
+from medsam3.models.letterbox import Letterbox, letterbox_labels
+from medsam3.models.mini import MiniFeatures, MiniSegmenter, MiniThresholds
+from medsam3.prompts import Box
+from medsam3.train.cache import CachedView
+from medsam3.train.data import Sample
+
+Logits = NDArray[np.float32]
+MASK_GRID = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
+SHARE_GRID = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The model's raw answer to one question of the validation split, on the 256 x 256 square."""
+
+    dataset: str
+    concept: str
+    is_present: bool
+    presence: float
+    truth: NDArray[np.bool_]
+    text: Logits
+    refined: Logits
+    boxed_text: Logits
+    box: Logits
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The chosen numbers, and what they reach on the validation split."""
+
+    thresholds: MiniThresholds
+    dice_text: dict[str, float]
+    dice_text_box: dict[str, float]
+    presence_auroc: float
+
+
+def collect(
+    segmenter: MiniSegmenter,
+    samples: Sequence[Sample],
+    view: CachedView,
+    *,
+    on_image: Callable[[], None] = lambda: None,
+) -> list[Answer]:
+    """Answers for every target of the samples, from cached features."""
+    answers = []
+    for sample in samples:
+        row = view.rows[sample.name]
+        square = np.array(view.pixels[row])
+        neck = torch.from_numpy(np.array(view.neck[row])).float()[None]
+        features = segmenter.features(square, neck, Letterbox(256, 256))
+        for target in sample.targets:
+            truth = letterbox_labels(target.load()) > 0
+            answers.append(_answer(segmenter, features, sample.dataset, target.concept, truth))
+        on_image()
+    return answers
+
+
+def _answer(
+    segmenter: MiniSegmenter, features: MiniFeatures, dataset: str, concept: str, truth: NDArray[np.bool_]
+) -> Answer:
+    with torch.inference_mode():
+        found = segmenter.concept_map(features, concept)
+        edges = box_of_mask(truth)
+        blank = torch.full_like(found.logits, -20.0)
+        refined = boxed = drawn = blank
+        if edges is not None:
+            refined = segmenter.refined(features, found.logits)
+            boxed = segmenter.concept_map(features, concept, (Box(*edges),)).logits
+            drawn = segmenter.boxes.decode(features.neck, Geometry(boxes=torch.tensor([edges]).float())).logits[0, 0]
+    maps = [value.numpy().astype(np.float32) for value in (found.logits, refined, boxed, drawn)]
+    return Answer(dataset, concept, bool(truth.any()), found.presence, truth, *maps)
+
+
+def calibrate(answers: Sequence[Answer]) -> Calibration:
+    """Choose mask threshold, shares and presence threshold."""
+    chosen = MiniThresholds()
+    refine = max(SHARE_GRID, key=lambda share: _mean(dice_by_concept(answers, _mix("text", "refined", share), 0.5)))
+    mixed = _mix("text", "refined", refine)
+    mask = max(MASK_GRID, key=lambda level: _mean(dice_by_concept(answers, mixed, level)))
+    share = max(SHARE_GRID, key=lambda value: _mean(dice_by_concept(answers, _mix("boxed_text", "box", value), mask)))
+    probabilities = np.array([answer.presence for answer in answers])
+    truth = np.array([answer.is_present for answer in answers])
+    presence = max(np.unique(probabilities.round(3)), key=lambda level: correlation(probabilities >= level, truth))
+    chosen = replace(chosen, refine_share=refine, mask=mask, box_share=share, presence=float(presence))
+    return Calibration(
+        thresholds=chosen,
+        dice_text=dice_by_concept(answers, mixed, mask),
+        dice_text_box=dice_by_concept(answers, _mix("boxed_text", "box", share), mask),
+        presence_auroc=auroc(probabilities, truth),
+    )
+
+
+def _mix(first: str, second: str, share: float) -> Callable[[Answer], Logits]:
+    def mixed(answer: Answer) -> Logits:
+        result: Logits = (1 - share) * getattr(answer, first) + share * getattr(answer, second)
+        return result
+
+    return mixed
+
+
+def dice_by_concept(
+    answers: Sequence[Answer], logits: Callable[[Answer], Logits], threshold: float
+) -> dict[str, float]:
+    """Mean Dice of the present concepts, by `data set/concept`."""
+    level = float(np.log(threshold / (1 - threshold)))
+    found: dict[str, list[float]] = defaultdict(list)
+    for answer in answers:
+        if answer.is_present:
+            mask = logits(answer) > level
+            dice = 2 * (mask & answer.truth).sum() / (mask.sum() + answer.truth.sum())
+            found[f"{answer.dataset}/{answer.concept}"].append(float(dice))
+    return {name: float(np.mean(values)) for name, values in sorted(found.items())}
+
+
+def _mean(values: dict[str, float]) -> float:
+    return float(np.mean(list(values.values()))) if values else 0.0
+
+
+def correlation(said: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """Matthews' correlation coefficient of yes-no answers, 0 where it is undefined."""
+    if said.all() or not said.any() or truth.all() or not truth.any():
+        return 0.0
+    return float(np.corrcoef(said, truth)[0, 1])
+
+
+def auroc(probabilities: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
+    """Chance that a present concept scores above an absent one, ties counted half; NaN where one kind is missing."""
+    positive, negative = probabilities[truth], probabilities[~truth]
+    if not len(positive) or not len(negative):
+        return float("nan")
+    above = (positive[:, None] > negative[None]).mean() + (positive[:, None] == negative[None]).mean() / 2
+    return float(above)

@@ -1,0 +1,152 @@
+"""`medsam3 train`: the arguments, and the run from data to weights with a card.
+
+The steps are those of `train.run`; this module only reads the arguments and shows what happens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsam3.errors import InputError
+
+if TYPE_CHECKING:
+    from medsam3.train.data import Sample
+    from medsam3.train.fit import FitConfig, Progress
+
+_EPILOG = """examples:
+  medsam3 train data/ --out runs/mine
+  medsam3 train --coco train.json --coco-val val.json --images images/ --out runs/mine --steps 800
+
+DATA is a folder with an index.csv (dataset, image, mask, concept, label_value, split, group, present). A COCO file's
+categories are the phrases. The run resumes when the same command is given again. The result is OUT/mini.safetensors
+with its card OUT/mini.json; use it with: medsam3 segment FILE --text ... --weights OUT/mini.safetensors"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `medsam3 train`."""
+    parser.epilog = _EPILOG
+    parser.add_argument("data", nargs="*", type=Path, metavar="DATA", help="folders with an index.csv")
+    parser.add_argument("--coco", type=Path, help="COCO JSON to train on")
+    parser.add_argument("--coco-val", type=Path, help="COCO JSON to choose thresholds on")
+    parser.add_argument("--images", type=Path, help="folder that the COCO file names are relative to")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--cache", type=Path, help="folder of the cached features (default: OUT/cache)")
+    parser.add_argument("--steps", type=int, help="updates (default: 1600)")
+    parser.add_argument("--views", type=int, help="cached views an image, the plain one included (default: 2)")
+    parser.add_argument("--images-per-step", type=int, help="images a batch (default: 8)")
+    parser.add_argument("--learning-rate", type=float, help="peak learning rate (default: 0.0008)")
+    parser.add_argument("--seed", type=int, help="seed of weights, views and batches (default: 0)")
+    parser.add_argument("--no-bf16", action="store_true", help="compute in float32 (slower)")
+    parser.add_argument("--datasets", help="only these data sets of DATA, joined by commas")
+    parser.add_argument("--dry-run", action="store_true", help="describe the data and the run, and stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, choose thresholds, write weights and card.
+
+    Raises:
+        InputError: No data, an option out of range, or a folder that holds another run.
+    """
+    samples = _samples(args)
+    config = _config(args)
+    _describe(samples, config, args.out)
+    if args.dry_run:
+        return 0
+    from medsam3.train.run import RunSettings, train_and_export  # noqa: PLC0415  torch only when it is needed
+
+    cache = args.cache or args.out / "cache"
+    with _Bars() as bars:
+        settings = RunSettings(out=args.out, cache=cache, config=config, command=" ".join(sys.argv))
+        result = train_and_export(samples, settings, on_phase=bars.phase, on_item=bars.item, on_step=bars.step)
+    print(json.dumps({"weights": str(result.weights), "card": str(result.card), "val": result.summary}, indent=2))
+    return 0
+
+
+def _samples(args: argparse.Namespace) -> tuple[Sample, ...]:
+    from medsam3.train.data import samples_from_coco, samples_from_index  # noqa: PLC0415
+
+    samples: list[Sample] = []
+    for folder in args.data:
+        samples += samples_from_index(folder)
+    if args.coco:
+        if not args.images:
+            raise InputError("--coco was given without --images: name the folder that its file names are relative to")
+        samples += samples_from_coco(args.coco, args.images, "train")
+        samples += samples_from_coco(args.coco_val, args.images, "val") if args.coco_val else ()
+    if args.datasets:
+        wanted = set(args.datasets.split(","))
+        unknown = wanted - {sample.dataset for sample in samples}
+        if unknown:
+            raise InputError(f"there is no data set {', '.join(sorted(unknown))}: see the column dataset of index.csv")
+        samples = [sample for sample in samples if sample.dataset in wanted]
+    for split in ("train", "val"):
+        if not any(sample.split == split for sample in samples):
+            raise InputError(f"no image has the split {split}: give data with a train and a val split")
+    return tuple(samples)
+
+
+def _config(args: argparse.Namespace) -> FitConfig:
+    from medsam3.train.fit import FitConfig  # noqa: PLC0415
+
+    config = FitConfig(bf16=not args.no_bf16)
+    for name in ("steps", "views", "learning_rate", "seed"):
+        value = getattr(args, name)
+        if value is not None:
+            if value < (0 if name == "seed" else 1e-9):
+                raise InputError(f"--{name.replace('_', '-')} is {value}, it must be positive")
+            config = replace(config, **{name: value})
+    if args.images_per_step is not None:
+        config = replace(config, sampling=replace(config.sampling, images=args.images_per_step))
+    train_images = sum(sample.split == "train" for sample in _samples(args)) if args.images_per_step else None
+    if train_images is not None and args.images_per_step > train_images:
+        raise InputError(f"--images-per-step is {args.images_per_step}, there are only {train_images} train images")
+    return config
+
+
+def _describe(samples: tuple[Sample, ...], config: FitConfig, out: Path) -> None:
+    """Sizes by data set and split, concepts, what trains, and what the cache will take."""
+    from medsam3.train.run import describe  # noqa: PLC0415
+
+    for line in describe(samples, config, out):
+        print(line, file=sys.stderr)
+
+
+class _Bars:
+    """Progress bars on stderr: one a phase."""
+
+    def __enter__(self) -> _Bars:
+        from rich.console import Console  # noqa: PLC0415
+        from rich.progress import (  # noqa: PLC0415
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._progress.start()
+        self._name = ""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def phase(self, name: str, count: int) -> None:
+        """Start the bar of a phase with `count` items."""
+        self._name = name
+        self._task = self._progress.add_task(name, total=count)
+
+    def item(self) -> None:
+        """Count one item."""
+        self._progress.advance(self._task)
+
+    def step(self, progress: Progress) -> None:
+        """Show where training is."""
+        self._progress.update(self._task, completed=progress.step, description=f"{self._name} loss {progress.loss:.2f}")

@@ -1,0 +1,183 @@
+"""Training samples: an image with the concepts that are annotated in it, present or absent.
+
+Two sources, one value: a folder with `index.csv`, and COCO JSON (categories as phrases), the form that SAM 3 and
+MedSAM-3 train on. It also says which concepts may serve as negatives of an image. It knows no features and no model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medsam3 import concepts
+from medsam3.errors import InputError, require
+from medsam3.io.index import IndexRow, Split, concept_mask, load_label_map, read_index
+
+RGB = NDArray[np.uint8]
+Instances = NDArray[np.int32]
+
+# Cross-sectional pictures show far more than is labelled in them; a concept of another such set may well be there.
+CROSS_SECTIONAL = ("ct", "mri", "x-ray")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One concept of one image. `load` gives instance numbers (H, W) int32, 0 where the concept is not."""
+
+    concept: str
+    is_present: bool
+    load: Callable[[], Instances]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with all concepts that its data set annotates."""
+
+    name: str
+    image: Path
+    dataset: str
+    group: str
+    split: Split
+    targets: tuple[Target, ...]
+
+    def load_rgb(self) -> RGB:
+        """The picture as (H, W, 3) uint8."""
+        with PIL.Image.open(self.image) as opened:
+            return np.asarray(opened.convert("RGB"))
+
+
+def connected_objects(mask: NDArray[np.bool_]) -> Instances:
+    """Number the 8-connected parts of (H, W), from 1."""
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    return np.asarray(labels, dtype=np.int32)
+
+
+def samples_from_index(folder: Path) -> tuple[Sample, ...]:
+    """All pictures of a data folder with `index.csv`, in its order; volumes are left out.
+
+    Raises:
+        InputError: See `read_index`.
+    """
+    rows = [row for row in read_index(folder) if not row.is_volume]
+    rows.sort(key=lambda row: row.image.as_posix())
+    return tuple(_sample(list(group), folder) for _, group in groupby(rows, key=lambda row: row.image))
+
+
+def _sample(rows: Sequence[IndexRow], folder: Path) -> Sample:
+    first = rows[0]
+    targets = tuple(Target(row.concept, row.is_present, _index_loader(row)) for row in rows)
+    name = first.image.relative_to(folder).as_posix()
+    return Sample(name, first.image, first.dataset, first.group, first.split, targets)
+
+
+def _index_loader(row: IndexRow) -> Callable[[], Instances]:
+    def load() -> Instances:
+        mask = concept_mask(load_label_map(row.mask), row.label_values)
+        if row.instances is None:
+            return connected_objects(mask)
+        return np.where(mask, load_label_map(row.instances).astype(np.int32), 0)
+
+    return load
+
+
+def samples_from_coco(annotations: Path, images: Path, split: Split = "train") -> tuple[Sample, ...]:
+    """All images of a COCO JSON; each category is a concept, absent where an image has no annotation of it.
+
+    Args:
+        annotations: COCO JSON with polygons or RLE.
+        images: Folder that `file_name` is relative to.
+        split: Where these samples belong; COCO keeps one split a file.
+
+    Raises:
+        InputError: Not COCO JSON, or an image that is not there.
+    """
+    require("pycocotools.mask", extra="coco")
+    try:
+        content: dict[str, Any] = json.loads(annotations.read_text(encoding="utf-8"))
+        names = {category["id"]: str(category["name"]).replace("_", " ") for category in content["categories"]}
+        by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for annotation in content["annotations"]:
+            by_image[annotation["image_id"]].append(annotation)
+        return tuple(_coco_sample(entry, by_image[entry["id"]], names, images, split) for entry in content["images"])
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{annotations} is not COCO JSON with images, annotations and categories ({error!r})"
+        ) from error
+
+
+def _coco_sample(
+    entry: dict[str, Any], annotations: Sequence[dict[str, Any]], names: dict[Any, str], images: Path, split: Split
+) -> Sample:
+    path = images / entry["file_name"]
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: name the folder that file_name is relative to")
+    size = (int(entry["height"]), int(entry["width"]))
+    targets = []
+    for category, concept in names.items():
+        own = [annotation for annotation in annotations if annotation["category_id"] == category]
+        targets.append(Target(concept, bool(own), _coco_loader(own, size)))
+    return Sample(entry["file_name"], path, images.name, str(entry["id"]), split, tuple(targets))
+
+
+def _coco_loader(annotations: Sequence[dict[str, Any]], size: tuple[int, int]) -> Callable[[], Instances]:
+    def load() -> Instances:
+        from pycocotools import mask as coco_mask  # noqa: PLC0415 - an optional package, checked by the caller
+
+        instances = np.zeros(size, dtype=np.int32)
+        for number, annotation in enumerate(annotations, start=1):
+            shape = annotation["segmentation"]
+            if isinstance(shape, list):
+                shape = coco_mask.merge(coco_mask.frPyObjects(shape, *size))
+            elif isinstance(shape["counts"], list):
+                shape = coco_mask.frPyObjects(shape, *size)
+            instances[coco_mask.decode(shape).astype(bool)] = number
+        return instances
+
+    return load
+
+
+def foreign_concepts(samples: Iterable[Sample]) -> dict[str, tuple[str, ...]]:
+    """For each data set the concepts that surely are not in its images: those of wholly other image families.
+
+    Concepts are annotated within one data set only, so a liver may be visible but unlabelled in another CT set;
+    between two cross-sectional families no concept counts as absent.
+    """
+    by_dataset: dict[str, set[str]] = defaultdict(set)
+    for sample in samples:
+        by_dataset[sample.dataset].update(target.concept for target in sample.targets)
+    families = {name: {_family(concept) for concept in own} for name, own in by_dataset.items()}
+    all_concepts = sorted(set().union(*by_dataset.values()))
+    return {
+        name: tuple(concept for concept in all_concepts if _is_foreign(_family(concept), families[name]))
+        for name in by_dataset
+    }
+
+
+def _family(concept: str) -> str:
+    known = concepts.find(concept)
+    return known.family.lower() if known is not None else ""
+
+
+def _is_foreign(family: str, own: set[str]) -> bool:
+    if not family or "" in own or family in own:
+        return False
+    return not (_is_cross_sectional(family) and any(_is_cross_sectional(other) for other in own))
+
+
+def _is_cross_sectional(family: str) -> bool:
+    return any(word in family for word in CROSS_SECTIONAL)
+
+
+def is_sided(sample: Sample) -> bool:
+    """The sample has a concept of a left or right side, so that it must not be mirrored."""
+    return any({"left", "right"} & set(target.concept.lower().split()) for target in sample.targets)

@@ -1,0 +1,242 @@
+"""The training loop of the small detector: encoders frozen, cached features in, checkpoints and curves out.
+
+A run is its folder: `config.json`, `curves.jsonl`, `checkpoint.pt`. Started again with the same folder it goes on at
+the step it had saved, with the same batches. It knows nothing of the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medsam3.errors import InputError
+from medsam3.models.detector import (
+    ExemplarBoxes,
+    PromptTokens,
+    decode_masks,
+    detect,
+    select_items,
+)
+from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
+from medsam3.models.text_encoder import TextEncoder
+from medsam3.train.batches import Batch, BatchMaker, Question, SamplingConfig, prefetched
+from medsam3.train.losses import LossWeights, mask_losses, query_losses, weigh
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """All that a run depends on besides the data; saved as JSON beside the weights."""
+
+    steps: int = 1600
+    learning_rate: float = 8e-4
+    warmup_steps: int = 150
+    weight_decay: float = 0.05
+    clip_norm: float = 0.5
+    ema_decay: float = 0.997
+    bf16: bool = True
+    seed: int = 0
+    views: int = 2
+    save_every: int = 100
+    detector: MiniDetectorConfig = field(default_factory=MiniDetectorConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    loss: LossWeights = field(default_factory=LossWeights)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the caller may show after a step."""
+
+    step: int
+    loss: float
+    terms: dict[str, float]
+    seconds_left: float
+
+
+@dataclass
+class RunState:
+    """Everything that changes while training."""
+
+    model: MiniDetector
+    average: MiniDetector
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+
+def learning_rate(step: int, config: FitConfig) -> float:
+    """Linear warm-up, then a cosine down to 2 % of the peak."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def new_state(config: FitConfig) -> RunState:
+    """Fresh weights from the seed."""
+    torch.manual_seed(config.seed)
+    model, average = MiniDetector(config.detector), MiniDetector(config.detector)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average.load_state_dict(model.state_dict())
+    return RunState(model, average.requires_grad_(False).eval(), _optimizer(model, config))
+
+
+def _optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
+    """AdamW; no weight decay on biases, norms and embeddings."""
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+def text_tokens(model: MiniDetector, text: TextEncoder, phrases: Sequence[str]) -> PromptTokens:
+    """The phrases' projected tokens."""
+    tokens = text.encode(phrases)
+    return model.project_text(tokens.features, tokens.mask)
+
+
+def exemplar_boxes(questions: Sequence[Question]) -> ExemplarBoxes:
+    """The questions' exemplars as one padded batch with one slot each."""
+    boxes = [[0.5, 0.5, 0.5, 0.5] if q.exemplar is None else list(q.exemplar.cxcywh) for q in questions]
+    used = torch.tensor([[q.exemplar is not None] for q in questions])
+    return ExemplarBoxes(torch.tensor(boxes)[:, None], used, used)
+
+
+def batch_loss(
+    model: MiniDetector, text: TextEncoder, batch: Batch, config: FitConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted loss of a batch and its terms. Masks are decoded for prompts whose concept is present."""
+    questions = batch.questions
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+        levels = model.levels(batch.neck, batch.pixels)
+        each = levels.select(torch.tensor([question.image for question in questions]))
+        tokens = text_tokens(model, text, [question.phrase for question in questions])
+        detection = detect(model, each, tokens, exemplar_boxes(questions))
+    targets = [question.truth for question in questions]
+    terms, matches = query_losses(detection, targets, config.loss)
+    present = torch.tensor([i for i, target in enumerate(targets) if target.is_present], dtype=torch.int64)
+    if len(present):
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+            masks = decode_masks(model, each.select(present), select_items(detection, present))
+        terms |= mask_losses(masks, [targets[int(i)] for i in present], matches)
+    return weigh(terms, config.loss), terms
+
+
+def train_step(state: RunState, text: TextEncoder, batch: Batch, config: FitConfig) -> dict[str, float]:
+    """One update of the model and of its moving average; the terms of its loss, `total` included."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(state.step, config)
+    loss, terms = batch_loss(state.model, text, batch, config)
+    if not torch.isfinite(loss):
+        raise InputError(f"the loss is {loss.item()} at step {state.step}: lower --learning-rate or use --no-bf16")
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm)
+    state.optimizer.step()
+    state.step += 1
+    decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
+    with torch.no_grad():
+        for mean, value in zip(state.average.parameters(), state.model.parameters(), strict=True):
+            mean.lerp_(value, 1 - decay)
+    return {"total": loss.item(), **{name: float(value) for name, value in terms.items()}}
+
+
+def fit(
+    folder: Path,
+    maker: BatchMaker,
+    text: TextEncoder,
+    config: FitConfig,
+    *,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+    stop_after_s: float | None = None,
+) -> RunState:
+    """Train until `config.steps`, saving as it goes; resumes what the folder holds.
+
+    Args:
+        folder: Of the run.
+        maker: Draws the batches.
+        text: The frozen text encoder.
+        config: Of the run; must equal that of a run that is resumed.
+        on_step: Called after each step.
+        stop_after_s: Save and return after so many seconds; the run can be resumed.
+
+    Raises:
+        InputError: The folder holds a run with another configuration, or the loss is not finite.
+    """
+    state = resume(folder, config)
+    started, first = time.monotonic(), state.step
+    with (folder / "curves.jsonl").open("a", encoding="utf-8") as curves:
+        for step, batch in prefetched(maker, range(first, config.steps)):
+            terms = train_step(state, text, batch, config)
+            elapsed = time.monotonic() - started
+            curves.write(json.dumps({"step": step, **{k: round(v, 5) for k, v in terms.items()}}) + "\n")
+            left = elapsed / (state.step - first) * (config.steps - state.step)
+            on_step(Progress(state.step, terms["total"], terms, left))
+            is_last = stop_after_s is not None and elapsed > stop_after_s
+            if state.step % config.save_every == 0 or state.step == config.steps or is_last:
+                curves.flush()
+                save(folder, state)
+            if is_last:
+                break
+    return state
+
+
+def save(folder: Path, state: RunState) -> None:
+    """Write the checkpoint beside the old one, then put it in its place."""
+    content = {
+        "step": state.step,
+        "model": state.model.state_dict(),
+        "average": state.average.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+    }
+    temporary = folder / "checkpoint.tmp"
+    torch.save(content, temporary)
+    temporary.replace(folder / "checkpoint.pt")
+
+
+def resume(folder: Path, config: FitConfig) -> RunState:
+    """The state saved in the folder, or a fresh one where there is none.
+
+    Raises:
+        InputError: The folder holds a run with another configuration.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = folder / "config.json"
+    wanted: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    if written.exists() and json.loads(written.read_text(encoding="utf-8")) != wanted:
+        raise InputError(f"{folder} holds a run with another configuration: choose another --out, or the same options")
+    written.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
+    state = new_state(config)
+    path = folder / "checkpoint.pt"
+    if path.exists():
+        content = torch.load(path, weights_only=True)
+        state.model.load_state_dict(content["model"])
+        state.average.load_state_dict(content["average"])
+        state.optimizer.load_state_dict(content["optimizer"])
+        state.step = int(content["step"])
+    _cut_curves(folder / "curves.jsonl", state.step)
+    return state
+
+
+def _cut_curves(path: Path, steps: int) -> None:
+    """Drop the lines of steps that were lost with a kill."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = list(_lines_before(lines, steps))
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _lines_before(lines: Sequence[str], steps: int) -> Iterator[str]:
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a killed run
+            continue
+        if entry["step"] < steps:
+            yield line

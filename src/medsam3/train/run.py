@@ -1,0 +1,193 @@
+"""A whole training run: describe the data, cache features, fit, choose thresholds, write weights and their card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from medsam3 import __version__
+from medsam3.models.box_decoder import BoxDecoder
+from medsam3.models.encoder_files import LITE_MEDSAM, locate
+from medsam3.models.mini import ImageEncoder, MiniCard, MiniSegmenter, MiniThresholds, read_lite_medsam
+from medsam3.models.mini_detector import MiniDetector
+from medsam3.models.text_encoder import TextEncoder
+from medsam3.train.batches import BatchMaker
+from medsam3.train.cache import CachedView, load_or_make_view, view_folder
+from medsam3.train.calibrate import Calibration, calibrate, collect
+from medsam3.train.data import Sample, foreign_concepts
+from medsam3.train.fit import FitConfig, Progress, fit
+
+ENCODER_KEY = f"{LITE_MEDSAM.sha256[:16]}-bf16"
+BYTES_A_VIEW = 2 * 256 * 64 * 64 + 3 * 256 * 256
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where a run lives and how it is set."""
+
+    out: Path
+    cache: Path
+    config: FitConfig
+    command: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run has made."""
+
+    weights: Path
+    card: Path
+    summary: dict[str, Any]
+
+
+def describe(samples: Sequence[Sample], config: FitConfig, out: Path) -> list[str]:
+    """Lines that tell a person what will be trained on what."""
+    sizes = Counter((sample.dataset, sample.split) for sample in samples)
+    lines = [f"{'data set':24} train   val  test"]
+    for dataset in sorted({sample.dataset for sample in samples}):
+        lines.append(f"{dataset:24}" + "".join(f"{sizes[dataset, split]:6}" for split in ("train", "val", "test")))
+    concepts = {target.concept for sample in samples for target in sample.targets}
+    used = [sample for sample in samples if sample.split in ("train", "val")]
+    views = sum(config.views if sample.split == "train" else 1 for sample in used)
+    trained = sum(parameter.numel() for parameter in MiniDetector(config.detector).parameters())
+    lines += [
+        f"{len(concepts)} concepts: {', '.join(sorted(concepts))}",
+        "frozen: LiteMedSAM image encoder (5.7 M parameters), MiniLM text encoder (22.7 M)",
+        f"trained: detector, {trained / 1e6:.2f} M parameters, {config.steps} steps of {config.sampling.images} images",
+        f"features to cache: {views} views, {views * BYTES_A_VIEW / 2**30:.1f} GiB on disk",
+        f"run folder: {out}",
+    ]
+    return lines
+
+
+def train_and_export(
+    samples: Sequence[Sample],
+    settings: RunSettings,
+    *,
+    on_phase: Callable[[str, int], None] = lambda name, count: None,
+    on_item: Callable[[], None] = lambda: None,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+) -> RunResult:
+    """The run from samples to weights. Train images are fitted, val images choose the thresholds, test is not read.
+
+    Args:
+        samples: With train and val splits.
+        settings: Of the run.
+        on_phase: Called with the name and size of each phase.
+        on_item: Called after each item of a phase.
+        on_step: Called after each update.
+
+    Raises:
+        InputError: The encoders are not there, or the folder holds another run.
+    """
+    encoders, config = locate(), settings.config
+    settings.out.mkdir(parents=True, exist_ok=True)
+    lite_medsam = read_lite_medsam(encoders.lite_medsam)
+    texts = TextEncoder.from_files(encoders.text_model, encoders.tokenizer)
+    encode = _half_precision_encoder(ImageEncoder(lite_medsam, dtype=torch.bfloat16))
+    train = [sample for sample in samples if sample.split == "train"]
+    val = [sample for sample in samples if sample.split == "val"]
+
+    def cached(chosen: Sequence[Sample], number: int, name: str) -> CachedView:
+        on_phase(name, len(chosen))
+        folder = view_folder(settings.cache, chosen, number, seed=config.seed, encoder=ENCODER_KEY)
+        return load_or_make_view(folder, chosen, number, encode, seed=config.seed, on_image=on_item)
+
+    views = [cached(train, number, f"features, view {number}") for number in range(config.views)]
+    maker = BatchMaker(train, views, foreign_concepts(samples), config.sampling, seed=config.seed)
+    on_phase("training", config.steps)
+    state = fit(settings.out, maker, texts, config, on_step=on_step)
+    val_view = cached(val, 0, "features, val")
+    boxes = BoxDecoder.from_lite_medsam(lite_medsam)
+    card = MiniCard(config.detector, MiniThresholds())
+    segmenter = MiniSegmenter(ImageEncoder(lite_medsam), texts, boxes, state.average, card)
+    on_phase("thresholds, val", len(val))
+    calibration = calibrate(collect(segmenter, val, val_view, on_image=on_item))
+    return export(state.average, settings, calibration, samples)
+
+
+def _half_precision_encoder(images: ImageEncoder) -> Callable[[NDArray[np.uint8]], NDArray[np.float16]]:
+    def encode(square: NDArray[np.uint8]) -> NDArray[np.float16]:
+        neck: NDArray[np.float16] = images.neck(square)[0].half().numpy()
+        return neck
+
+    return encode
+
+
+def export(
+    detector: MiniDetector, settings: RunSettings, calibration: Calibration, samples: Sequence[Sample]
+) -> RunResult:
+    """Write `mini.safetensors` (float16) and its card `mini.json` into the run's folder."""
+    weights, card = settings.out / "mini.safetensors", settings.out / "mini.json"
+    state = {name: value.half().contiguous() for name, value in detector.state_dict().items()}
+    temporary = settings.out / "mini.safetensors.tmp"
+    save_file(state, temporary)
+    summary = {
+        "thresholds": asdict(calibration.thresholds),
+        "presence_auroc": round(calibration.presence_auroc, 4),
+        "dice_text": {name: round(value, 4) for name, value in calibration.dice_text.items()},
+        "dice_text_box": {name: round(value, 4) for name, value in calibration.dice_text_box.items()},
+    }
+    content = {
+        "model": "mini",
+        "sha256": hashlib.sha256(temporary.read_bytes()).hexdigest(),
+        "made": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "detector": asdict(settings.config.detector),
+        "thresholds": asdict(calibration.thresholds),
+        "frozen_encoders": {"image": f"LiteMedSAM {LITE_MEDSAM.sha256}", "text": "all-MiniLM-L6-v2"},
+        "training": asdict(settings.config),
+        "data": _data_summary(samples),
+        "val": summary,
+        "curve": _curve(settings.out / "curves.jsonl"),
+        "versions": {
+            "medsam3": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+        },
+    }
+    written = card.with_suffix(".json.tmp")
+    written.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    temporary.replace(weights)
+    written.replace(card)
+    return RunResult(weights, card, summary)
+
+
+def _data_summary(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Images by data set and split, and a digest of names, concepts and splits."""
+    counts: dict[str, dict[str, int]] = {}
+    digest = hashlib.sha256()
+    for sample in sorted(samples, key=lambda sample: sample.name):
+        counts.setdefault(sample.dataset, Counter())[sample.split] += 1
+        targets = ",".join(f"{target.concept}={int(target.is_present)}" for target in sample.targets)
+        digest.update(f"{sample.name};{sample.split};{targets}\n".encode())
+    return {"images": counts, "sha256_of_index": digest.hexdigest()}
+
+
+def _curve(path: Path, *, points: int = 40) -> list[dict[str, float]]:
+    """The loss curve, averaged over `points` stretches."""
+    if not path.exists():
+        return []
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    stretches = [
+        entries[int(part[0]) : int(part[-1]) + 1]
+        for part in np.array_split(np.arange(len(entries)), points)
+        if len(part)
+    ]
+    return [
+        {"step": stretch[-1]["step"], "total": round(float(np.mean([entry["total"] for entry in stretch])), 3)}
+        for stretch in stretches
+    ]
