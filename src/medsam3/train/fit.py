@@ -144,7 +144,7 @@ def train_step(state: RunState, text: TextEncoder, batch: Batch, config: FitConf
     with torch.no_grad():
         for mean, value in zip(state.average.parameters(), state.model.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)
-    return {"total": loss.item(), **{name: float(value) for name, value in terms.items()}}
+    return {"total": loss.item(), **{name: value.item() for name, value in terms.items()}}
 
 
 def fit(

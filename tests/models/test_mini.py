@@ -1,0 +1,226 @@
+"""The small model: prompts of each mode over one frame, with a random detector; and the card beside the weights."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+
+from medsam3.errors import InputError
+from medsam3.models.box_decoder import BoxDecoder, BoxMasks, Geometry
+from medsam3.models.encoder_files import EncoderFiles
+from medsam3.models.letterbox import Letterbox, letterbox, letterbox_labels
+from medsam3.models.mini import (
+    ImageEncoder,
+    MiniCard,
+    MiniSegmenter,
+    MiniThresholds,
+    load_mini,
+    read_card,
+)
+from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
+from medsam3.models.mini_objects import agreeing, split_objects
+from medsam3.models.text_encoder import TextEncoder, TextTokens
+from medsam3.prompts import Box, Point, Prompt
+
+TINY = MiniDetectorConfig(width=16, heads=2, feed_forward=16, encoder_layers=1, decoder_layers=2, queries=4)
+
+
+class FixedImages:
+    """Stands for the image encoder."""
+
+    def neck(self, square: NDArray[np.uint8]) -> Tensor:
+        return torch.randn(1, 256, 64, 64, generator=torch.Generator().manual_seed(int(square.sum()) % 1000))
+
+
+class FixedTexts:
+    """Stands for the text encoder."""
+
+    def encode(self, phrases: Sequence[str]) -> TextTokens:
+        rows = [torch.randn(2, 384, generator=torch.Generator().manual_seed(len(phrase))) for phrase in phrases]
+        return TextTokens(torch.stack(rows), torch.ones(len(rows), 2, dtype=torch.bool))
+
+
+class FillingBoxes:
+    """Stands for the box decoder: every mask is its whole box."""
+
+    def decode(self, neck: Tensor, geometry: Geometry) -> BoxMasks:
+        assert geometry.boxes is not None
+        logits = torch.full((len(geometry), 1, 256, 256), -9.0)
+        for k, (x0, y0, x1, y1) in enumerate(geometry.boxes.tolist()):
+            logits[k, 0, round(y0 + 0.5) : round(y1 + 0.5), round(x0 + 0.5) : round(x1 + 0.5)] = 9.0
+        return BoxMasks(logits, torch.full((len(geometry), 1), 0.9))
+
+
+def segmenter(**thresholds: float) -> MiniSegmenter:
+    torch.manual_seed(1)
+    card = MiniCard(TINY, replace(MiniThresholds(presence=0.0), **thresholds))
+    return MiniSegmenter(
+        cast(ImageEncoder, FixedImages()),
+        cast(TextEncoder, FixedTexts()),
+        cast(BoxDecoder, FillingBoxes()),
+        MiniDetector(TINY),
+        card,
+    )
+
+
+def frame(height: int = 120, width: int = 200) -> NDArray[np.uint8]:
+    rows, columns = np.mgrid[:height, :width]
+    return np.repeat(((rows + columns) % 256).astype(np.uint8)[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(120, 200), (200, 120), (64, 64), (1, 300)])
+def test_answers_have_the_frame_s_own_size(height: int, width: int) -> None:
+    model = segmenter()
+    found = model.decode(model.encode(frame(height, width)), Prompt("polyp"))
+    assert found.shape == (1, height, width)
+    assert found.presence is not None
+    assert 0 <= found.presence <= 1
+    assert list(found.scores) == sorted(found.scores, reverse=True)
+
+
+def test_a_box_prompt_gives_that_box_back_in_frame_pixels() -> None:
+    # The stand-in fills the box. 120 x 200 is enlarged by 1.28, so edges are right to half a square pixel (.4 px).
+    model = segmenter()
+    found = model.decode(model.encode(frame()), Prompt(boxes=(Box(49.5, 19.5, 99.5, 79.5),)))
+    assert found.presence is None
+    assert found.objects[0].box == pytest.approx((49.5, 19.5, 99.5, 79.5), abs=1.0)
+
+
+def test_two_boxes_are_two_objects() -> None:
+    model = segmenter()
+    boxes = (Box(10, 10, 40, 40), Box(100, 50, 150, 100))
+    assert len(model.decode(model.encode(frame()), Prompt(boxes=boxes))) == 2
+
+
+def test_a_click_gives_one_object_under_it_and_spares_the_negative_click() -> None:
+    model = segmenter()
+    points = (Point(100, 60), Point(100, 75, is_positive=False))
+    found = model.decode(model.encode(frame()), Prompt(points=points))
+    assert len(found) == 1
+    assert found.union()[0, 60, 100]
+    assert not found.union()[0, 75, 100]
+
+
+def test_a_box_with_points_is_refused() -> None:
+    model = segmenter()
+    prompt = Prompt(boxes=(Box(10, 10, 40, 40),), points=(Point(20, 20),))
+    with pytest.raises(InputError, match="boxes or points"):
+        model.decode(model.encode(frame()), prompt)
+
+
+def test_a_phrase_with_a_box_stays_in_the_box() -> None:
+    model = segmenter(box_share=0.5)
+    found = model.decode(model.encode(frame()), Prompt("polyp", boxes=(Box(50, 20, 100, 80),)))
+    outside = found.union()[0].copy()
+    outside[12:88, 42:108] = False
+    assert not outside.any()
+    assert found.is_present
+
+
+def test_an_absent_concept_gives_no_object_unless_a_threshold_is_asked_for() -> None:
+    model = segmenter(presence=1.1)
+    features = model.encode(frame())
+    assert len(model.decode(features, Prompt("polyp"))) == 0
+    assert model.decode(features, Prompt("polyp")).is_present is False
+
+
+def test_exemplars_change_the_answer() -> None:
+    model = segmenter()
+    features = model.encode(frame())
+    plain = model.concept_map(features, "polyp").logits
+    taught = model.concept_map(features, "polyp", (Box(20, 20, 60, 60),)).logits
+    refused = model.concept_map(features, "polyp", (Box(20, 20, 60, 60, is_positive=False),)).logits
+    assert not torch.allclose(plain, taught)
+    assert not torch.allclose(taught, refused)
+
+
+def test_one_encode_serves_many_prompts_unchanged() -> None:
+    model = segmenter()
+    features = model.encode(frame())
+    first = model.decode(features, Prompt("polyp")).union()
+    model.decode(features, Prompt("optic disc"))
+    assert (model.decode(features, Prompt("polyp")).union() == first).all()
+
+
+def test_letterbox_points_and_boxes_come_back() -> None:
+    place = Letterbox(300, 500)
+    boxes = np.array([[0.0, 10.5, 499.5, 299.5]])
+    assert place.boxes_from_square(place.boxes_to_square(boxes)) == pytest.approx(boxes)
+    # The frame's right edge, x = 499.5, is the square's right edge.
+    assert place.points_to_square(np.array([499.5, 299.5])) == pytest.approx([255.5, 153.5])
+
+
+def test_the_square_is_min_max_scaled_and_padded_with_zero() -> None:
+    square, place = letterbox(np.full((100, 200, 3), 100, np.uint8) + np.eye(100, 200, dtype=np.uint8)[..., None] * 50)
+    assert (place.inner_height, place.inner_width) == (128, 256)
+    assert square[:128].max() == 255
+    assert not square[128:].any()
+
+
+def test_labels_and_logits_pass_the_square_in_place() -> None:
+    labels = np.zeros((300, 500), np.int32)
+    labels[100:200, 50:250] = 1
+    square = torch.from_numpy(letterbox_labels(labels)).float()[None] * 20 - 10
+    back = Letterbox(300, 500).logits_to_frame(square)[0].numpy() > 0
+    assert (back != (labels > 0)).mean() < 0.01
+
+
+def test_parts_are_objects_and_specks_are_not() -> None:
+    probability = np.zeros((200, 300), np.float32)
+    probability[10:40, 10:60] = 0.9
+    probability[100:120, 200:230] = 0.7
+    probability[150, 150] = 0.99
+    masks, scores = split_objects(probability, 0.5)
+    assert [mask.sum() for mask in masks] == [1500, 600]
+    assert scores == pytest.approx([0.9, 0.7])
+    assert agreeing(masks, (Point(20, 20),)) == [0]
+    assert agreeing(masks, (Point(20, 20, is_positive=False),)) == [1]
+    assert agreeing(masks, ()) == [0, 1]
+
+
+def written_card(folder: Path, **changes: object) -> Path:
+    weights = folder / "mini.safetensors"
+    save_file({name: value.half() for name, value in MiniDetector(TINY).state_dict().items()}, weights)
+    content = {
+        "detector": asdict(TINY),
+        "thresholds": asdict(MiniThresholds(presence=0.4)),
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+    }
+    (folder / "mini.json").write_text(json.dumps(content | changes))
+    return weights
+
+
+def test_a_card_gives_sizes_and_thresholds(tmp_path: Path) -> None:
+    card = read_card(written_card(tmp_path))
+    assert card.detector == TINY
+    assert card.thresholds.presence == 0.4
+
+
+def test_weights_that_are_not_the_card_s_are_refused(tmp_path: Path) -> None:
+    weights = written_card(tmp_path, sha256="0" * 64)
+    with pytest.raises(InputError, match="SHA-256"):
+        read_card(weights)
+
+
+def test_a_missing_or_broken_card_is_named(tmp_path: Path) -> None:
+    weights = written_card(tmp_path, detector={"width": 16, "colour": 3})
+    with pytest.raises(InputError, match=r"mini\.json"):
+        read_card(weights)
+    (tmp_path / "mini.json").unlink()
+    with pytest.raises(InputError, match=r"mini\.json"):
+        load_mini(weights, EncoderFiles(tmp_path, tmp_path, tmp_path))
+
+
+def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
+    weights = written_card(tmp_path, detector=asdict(replace(TINY, width=32)))
+    with pytest.raises(InputError, match="model mini"):
+        load_mini(weights, EncoderFiles(tmp_path, tmp_path, tmp_path))

@@ -1,0 +1,126 @@
+"""Batches: truth of prompts, negatives, mirrors, and the same stream after a restart."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medsam3.models.letterbox import SIDE
+from medsam3.train.augment import PLAIN, view_of, warp_labels, warp_pixels
+from medsam3.train.batches import BatchMaker, SamplingConfig, prefetched, prompt_target
+from medsam3.train.cache import CachedView
+from medsam3.train.data import Instances, Sample, Target, connected_objects, foreign_concepts, is_sided
+
+
+def square_labels() -> Instances:
+    labels = np.zeros((SIDE, SIDE), dtype=np.int32)
+    labels[10:50, 20:100] = 1  # 40 rows, 80 columns
+    labels[200:220, 30:60] = 2
+    return labels
+
+
+def sample(name: str, present: tuple[str, ...], absent: tuple[str, ...] = (), dataset: str = "one") -> Sample:
+    targets = [Target(concept, True, square_labels) for concept in present]
+    targets += [Target(concept, False, lambda: np.zeros((SIDE, SIDE), np.int32)) for concept in absent]
+    return Sample(name, Path(name), dataset, name, "train", tuple(targets))
+
+
+def view(samples: list[Sample]) -> CachedView:
+    count = len(samples)
+    neck = np.zeros((count, 256, 64, 64), np.float16)
+    pixels = np.zeros((count, SIDE, SIDE, 3), np.uint8)
+    pixels[:, :, :128] = 200  # the left half is bright
+    return CachedView(0, 0, {item.name: row for row, item in enumerate(samples)}, neck, pixels)
+
+
+def maker(samples: list[Sample], **config: object) -> BatchMaker:
+    settings = SamplingConfig(**({"images": 2} | config))  # type: ignore[arg-type]
+    return BatchMaker(samples, [view(samples)], foreign_concepts(samples), settings, seed=3)
+
+
+def test_the_truth_of_a_prompt_has_boxes_of_the_full_square_and_masks_at_half_size() -> None:
+    truth, boxes = prompt_target(square_labels(), max_objects=16)
+    # Columns 20..99: centre 60 of 256, width 80; rows 10..49: centre 30, height 40.
+    assert boxes[0] == pytest.approx([60 / 256, 30 / 256, 80 / 256, 40 / 256])
+    assert truth.masks.shape == (2, 128, 128)
+    assert truth.masks[0].sum().item() == 20 * 40
+    assert truth.semantic.sum().item() == 20 * 40 + 10 * 15
+
+
+def test_more_objects_than_allowed_are_taught_as_one() -> None:
+    truth, boxes = prompt_target(square_labels(), max_objects=1)
+    assert len(boxes) == 1
+    assert truth.masks[0].sum() == truth.semantic.sum()
+
+
+def test_an_empty_map_is_an_absent_concept() -> None:
+    truth, boxes = prompt_target(np.zeros((SIDE, SIDE), np.int32), max_objects=4)
+    assert not truth.is_present
+    assert len(boxes) == len(truth.boxes_cxcywh) == 0
+
+
+def test_diagonal_neighbours_are_one_object() -> None:
+    assert connected_objects(np.eye(3, dtype=bool)).max() == 1
+
+
+def test_a_batch_depends_on_its_number_alone() -> None:
+    samples = [sample(f"{i}.png", ("polyp",)) for i in range(5)]
+    straight = [batch for _, batch in prefetched(maker(samples), range(4))]
+    again = maker(samples).batch(3)
+    assert [q.phrase for q in straight[3].questions] == [q.phrase for q in again.questions]
+    assert (straight[3].pixels == again.pixels).all()
+
+
+def test_an_error_while_a_batch_is_made_reaches_the_loop() -> None:
+    def fail() -> Instances:
+        raise OSError("disk gone")
+
+    broken = Sample("a.png", Path("a.png"), "one", "a", "train", (Target("polyp", True, fail),))
+    with pytest.raises(OSError, match="disk gone"):
+        list(prefetched(maker([broken], images=1), range(1)))
+
+
+def test_sided_concepts_are_never_mirrored() -> None:
+    samples = [sample("a.png", ("left lung",))]
+    assert is_sided(samples[0])
+    bright_left = [maker(samples, images=1).batch(step).pixels[0, 0, 0, 0].item() for step in range(12)]
+    assert min(bright_left) > 0.5
+
+
+def test_others_are_mirrored_half_of_the_time() -> None:
+    samples = [sample("a.png", ("polyp",))]
+    bright_left = [maker(samples, images=1).batch(step).pixels[0, 0, 0, 0].item() > 0.5 for step in range(30)]
+    assert 5 < sum(bright_left) < 25
+
+
+def test_an_image_without_the_concept_asks_only_for_what_is_absent() -> None:
+    batch = maker([sample("a.png", (), ("polyp",))], images=1).batch(0)
+    assert not any(question.truth.is_present for question in batch.questions)
+
+
+def test_foreign_concepts_are_of_other_image_families_and_never_cross_sectional_pairs() -> None:
+    samples = [
+        sample("a.png", ("polyp",), dataset="endo"),
+        sample("b.png", ("liver",), dataset="ct"),
+        sample("c.png", ("left atrium",), dataset="mr"),
+        sample("d.png", ("optic disc",), dataset="eye"),
+    ]
+    foreign = foreign_concepts(samples)
+    assert foreign["endo"] == ("left atrium", "liver", "optic disc")
+    assert foreign["ct"] == ("optic disc", "polyp")
+
+
+def test_the_plain_view_changes_nothing_and_a_view_is_the_same_each_time() -> None:
+    labels = square_labels()
+    assert view_of("a.png", 0) == PLAIN
+    assert (warp_labels(labels, PLAIN) == labels).all()
+    assert view_of("a.png", 1) == view_of("a.png", 1) != view_of("b.png", 1)
+
+
+def test_pixels_and_labels_of_a_view_move_together() -> None:
+    labels = square_labels()
+    pixels = np.repeat(((labels > 0) * 255).astype(np.uint8)[..., None], 3, axis=2)
+    chosen = view_of("a.png", 1)
+    warped, moved = warp_pixels(pixels, chosen)[..., 0] > 100, warp_labels(labels, chosen) > 0
+    assert (warped != moved).mean() < 0.01
+    assert (moved != (labels > 0)).mean() > 0.02

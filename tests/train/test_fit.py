@@ -1,0 +1,93 @@
+"""The loop: it learns, and a killed run goes on as an unbroken one."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+
+from medsam3.errors import InputError
+from medsam3.models.letterbox import SIDE
+from medsam3.models.mini_detector import MiniDetectorConfig
+from medsam3.models.text_encoder import TextEncoder, TextTokens
+from medsam3.train.batches import BatchMaker, SamplingConfig
+from medsam3.train.cache import CachedView
+from medsam3.train.data import Instances, Sample, Target
+from medsam3.train.fit import FitConfig, fit, learning_rate
+
+TINY = MiniDetectorConfig(width=16, heads=2, feed_forward=16, encoder_layers=1, decoder_layers=1, queries=4)
+CONFIG = FitConfig(
+    steps=6, warmup_steps=2, bf16=False, save_every=3, detector=TINY, sampling=SamplingConfig(images=1, prompts=1)
+)
+
+
+class PhraseTexts:
+    """Stands for the text encoder: a fixed random token for each phrase."""
+
+    def encode(self, phrases: Sequence[str]) -> TextTokens:
+        rows = [torch.randn(1, 384, generator=torch.Generator().manual_seed(len(phrase))) for phrase in phrases]
+        return TextTokens(torch.stack(rows), torch.ones(len(rows), 1, dtype=torch.bool))
+
+
+def texts() -> TextEncoder:
+    return cast(TextEncoder, PhraseTexts())
+
+
+def maker() -> BatchMaker:
+    rng = np.random.default_rng(0)
+
+    def load() -> Instances:
+        labels = np.zeros((SIDE, SIDE), np.int32)
+        labels[60:140, 30:200] = 1
+        return labels
+
+    sample = Sample("a.png", Path("a.png"), "one", "a", "train", (Target("polyp", True, load),))
+    neck = rng.normal(size=(1, 256, 64, 64)).astype(np.float16)
+    neck[0, :, 15:35, 8:50] += 1
+    pixels = rng.integers(0, 255, size=(1, SIDE, SIDE, 3)).astype(np.uint8)
+    return BatchMaker([sample], [CachedView(0, 0, {"a.png": 0}, neck, pixels)], {}, CONFIG.sampling, seed=1)
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["total"] for line in (folder / "curves.jsonl").read_text().splitlines()]
+
+
+def test_a_run_killed_between_saves_has_the_curve_of_an_unbroken_one(tmp_path: Path) -> None:
+    fit(tmp_path / "whole", maker(), texts(), CONFIG)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(progress: object) -> None:
+        if getattr(progress, "step", 0) == 5:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(tmp_path / "cut", maker(), texts(), CONFIG, on_step=kill)
+    state = fit(tmp_path / "cut", maker(), texts(), CONFIG)
+    assert state.step == 6
+    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+    assert len(losses(tmp_path / "cut")) == 6
+
+
+def test_the_loss_of_a_single_image_falls(tmp_path: Path) -> None:
+    fit(tmp_path, maker(), texts(), replace(CONFIG, steps=25, learning_rate=3e-3, save_every=25))
+    curve = losses(tmp_path)
+    assert np.mean(curve[-5:]) < 0.75 * np.mean(curve[:5])
+
+
+def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    fit(tmp_path, maker(), texts(), replace(CONFIG, steps=1))
+    with pytest.raises(InputError, match="another configuration"):
+        fit(tmp_path, maker(), texts(), replace(CONFIG, steps=2))
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_a_fiftieth() -> None:
+    config = FitConfig(steps=100, warmup_steps=10, learning_rate=1.0)
+    assert learning_rate(0, config) == pytest.approx(0.1)
+    assert learning_rate(10, config) == pytest.approx(1.0)
+    assert learning_rate(100, config) == pytest.approx(0.02)
