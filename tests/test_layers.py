@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "train": CORE | {"io", "models", "infer", "eval"},
     "agent": CORE | {"infer"},
     "app": CORE | {"io", "models", "infer", "eval", "train", "agent"},
+    "__main__": {"app"},
 }
 """By layer, the first name below `medsam3`; a layer may always import itself."""
 

@@ -56,7 +56,7 @@ def world_from_index(affine: Affine, index: ArrayLike) -> FloatArray:
 def index_from_world(affine: Affine, world_mm: ArrayLike) -> FloatArray:
     """Fractional indices (..., 3) in the order (n, row, col) of LPS positions (..., 3) in mm."""
     offsets = np.asarray(world_mm, dtype=np.float64) - affine[:3, 3]
-    index: FloatArray = np.linalg.solve(affine[:3, :3], offsets[..., None])[..., 0]
+    index: FloatArray = np.linalg.solve(affine[:3, :3], offsets[..., None])[..., 0].astype(np.float64)
     return index
 
 
@@ -123,4 +123,5 @@ def box_iou(first: ArrayLike, second: ArrayLike) -> FloatArray:
     overlap = sides.prod(axis=-1)
     areas = [(box[..., 2:] - box[..., :2]).prod(axis=-1) for box in (a, b)]
     union = areas[0] + areas[1] - overlap
-    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    ratio: FloatArray = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    return ratio

@@ -99,9 +99,7 @@ class Image:
             affine = self.affine.copy()
             affine[:3, 3] += n * affine[:3, 0]
         source = self.source[n : n + 1] if len(self.source) == self.shape[0] else self.source
-        return Image(
-            self.pixels[n : n + 1], affine=affine, window=self.window, source=source, metadata=self.metadata
-        )
+        return Image(self.pixels[n : n + 1], affine=affine, window=self.window, source=source, metadata=self.metadata)
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,8 @@ class ObjectMask:
     @property
     def box(self) -> tuple[float, float, float, float]:
         """xyxy around the object over all its frames, outer pixel edges included."""
-        box = box_of_mask(self.crop.any(axis=0))
+        flat: BoolArray = np.asarray(self.crop.any(axis=0))
+        box = box_of_mask(flat)
         assert box is not None, "a crop is never empty"
         x, y = self.start[2], self.start[1]
         return box[0] + x, box[1] + y, box[2] + x, box[3] + y

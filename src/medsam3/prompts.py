@@ -115,7 +115,8 @@ def check_phrase(text: str) -> str:
         raise InputError("the phrase is empty: give a concept such as 'polyp' or 'optic disc'")
     if len(phrase) > MAX_PHRASE_CHARACTERS:
         raise InputError(
-            f"the phrase has {len(phrase)} characters, allowed are {MAX_PHRASE_CHARACTERS}: name the concept in a few words"
+            f"the phrase has {len(phrase)} characters, allowed are {MAX_PHRASE_CHARACTERS}: "
+            "name the concept in a few words"
         )
     if not phrase.isprintable():
         raise InputError("the phrase holds characters that cannot be printed: give plain text")

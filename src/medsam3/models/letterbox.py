@@ -41,7 +41,8 @@ class Letterbox:
     def points_to_square(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Points (..., 2) as (x, y) in frame pixels, to pixels of the square."""
         scale = np.array([self.inner_width / self.width, self.inner_height / self.height])
-        return (points + 0.5) * scale - 0.5
+        moved: NDArray[np.float64] = (points + 0.5) * scale - 0.5
+        return moved
 
     def boxes_to_square(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Boxes (..., 4) xyxy in frame pixels, to pixels of the square."""
@@ -50,7 +51,8 @@ class Letterbox:
     def boxes_from_square(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
         """The inverse of `boxes_to_square`."""
         scale = np.array([self.width / self.inner_width, self.height / self.inner_height] * 2)
-        return (boxes + 0.5) * scale - 0.5
+        moved: NDArray[np.float64] = (boxes + 0.5) * scale - 0.5
+        return moved
 
     def logits_to_frame(self, logits: Tensor) -> Tensor:
         """Logits (K, h, w) over the square at any stride that divides it, to (K, height, width)."""

@@ -168,14 +168,19 @@ class MiniSegmenter:
             drawn = self._geometry_logits(features, prompt).amax(dim=0)
             logits = _inside_boxes(limits.box_share * drawn + (1 - limits.box_share) * logits, prompt, features.place)
         concept = prompt.text or ""
-        about = {"concept": concept, "presence": found.presence, "is_present": is_present}
         shape = (1, features.place.height, features.place.width)
         if not is_present and threshold is None:
-            return Masks(shape, **about)
+            return Masks(shape, concept=concept, presence=found.presence, is_present=is_present)
         probability = features.place.logits_to_frame(logits[None])[0].sigmoid().numpy()
         masks, scores = split_objects(probability, limits.mask)
         kept = [k for k in agreeing(masks, prompt.points) if found.presence * scores[k] >= (threshold or 0.0)]
-        return Masks.from_dense(masks[kept][:, None], [found.presence * scores[k] for k in kept], **about)
+        return Masks.from_dense(
+            masks[kept][:, None],
+            [found.presence * scores[k] for k in kept],
+            concept=concept,
+            presence=found.presence,
+            is_present=is_present,
+        )
 
     def _decode_geometry(self, features: MiniFeatures, prompt: Prompt, threshold: float | None) -> Masks:
         logits = features.place.logits_to_frame(self._geometry_logits(features, prompt))

@@ -138,7 +138,8 @@ class TinyViTBlock(nn.Module):
         """(B, H, W, D) to the same shape."""
         x = x + self._attend(x)
         x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return x + self.mlp(x)
+        result: Tensor = x + self.mlp(x)
+        return result
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape

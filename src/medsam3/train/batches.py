@@ -146,11 +146,11 @@ class BatchMaker:
     ) -> tuple[Target | None, str]:
         foreign = self.foreign.get(sample.dataset, ())
         if absent and (not foreign or rng.random() < 0.7):
-            target = absent[rng.integers(len(absent))]
+            target = absent[int(rng.integers(len(absent)))]
             assert target is not None, "absent targets of the sample itself"
             return target, self._phrase(target.concept, rng)
         if foreign:
-            return None, self._phrase(foreign[rng.integers(len(foreign))], rng)
+            return None, self._phrase(foreign[int(rng.integers(len(foreign)))], rng)
         present = [target for target in sample.targets if target.is_present]
         target = present[rng.integers(len(present))]
         return target, self._phrase(target.concept, rng)

@@ -1,0 +1,221 @@
+"""What is asked in an evaluation: which rows of a data folder, their truth, and the prompts drawn from it.
+
+A box drawn from the truth is an *oracle*: it tells the model where the object is, and that it is there. Knows no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medsam3.concepts import find
+from medsam3.errors import InputError
+from medsam3.geometry import BoolArray, box_of_mask
+from medsam3.io.index import IndexRow, Split, concept_mask, load_label_map
+from medsam3.prompts import Box
+
+EvalMode = Literal["T", "TB", "I", "TI"]
+"""T: phrase alone; TB: the boxes that the phrase gave, as box prompts; I: oracle boxes; TI: phrase and oracle boxes."""
+Phrasing = Literal["name", "synonym", "unseen synonym"]
+BoxRule = Literal["parts", "whole"]
+
+MODES: tuple[EvalMode, ...] = ("T", "TB", "I", "TI")
+ORACLE_MODES: tuple[EvalMode, ...] = ("I", "TI")
+LEAST_PART = 0.01
+"""Parts below this share of the concept's pixels get no oracle box: nobody would draw one around a speck."""
+MAX_JITTER_PERCENT = 40.0
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What to measure.
+
+    Attributes:
+        split: Rows of this split.
+        datasets: Names; () takes all.
+        modes: Which prompts.
+        with_synonyms: Ask text for every phrasing of a concept too, where it is present.
+        jitters_percent: Oracle boxes are shifted at random by up to this part of their side, each edge by itself.
+        limit: At most so many images of each data set, chosen by a hash of their path; None takes all.
+        tolerance: Of NSD, in mm where the image has a spacing, else in pixels.
+        box_rule: `parts` draws one oracle box around each part (instances where the data has them), `whole` just one.
+        seed: Of the jitter and the intervals.
+
+    Raises:
+        InputError: No mode, a jitter, limit or tolerance out of range.
+    """
+
+    split: Split = "test"
+    datasets: tuple[str, ...] = ()
+    modes: tuple[EvalMode, ...] = ("T",)
+    with_synonyms: bool = False
+    jitters_percent: tuple[float, ...] = (0.0,)
+    limit: int | None = None
+    tolerance: float = 2.0
+    box_rule: BoxRule = "parts"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.modes:
+            raise InputError(f"no mode was chosen, allowed are {', '.join(MODES)}")
+        if not self.jitters_percent or not all(0 <= jitter <= MAX_JITTER_PERCENT for jitter in self.jitters_percent):
+            raise InputError(f"jitter is {self.jitters_percent}, allowed is 0 to {MAX_JITTER_PERCENT:g} % of a side")
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"limit is {self.limit}, allowed is 1 or more images of each data set")
+        if not (np.isfinite(self.tolerance) and self.tolerance >= 0):
+            raise InputError(f"tolerance is {self.tolerance}, allowed is 0 or more")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt about one row: mode, phrase ("" in mode I), which kind of phrasing it is, jitter of oracle boxes."""
+
+    mode: EvalMode
+    phrase: str
+    phrasing: Phrasing = "name"
+    jitter_percent: float = 0.0
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is annotated of one concept in one image.
+
+    Attributes:
+        mask: (H, W) bool.
+        objects: (H, W) numbers of single objects, 0 elsewhere: the data's instances, else 8-connected parts.
+        are_instances: `objects` come from the data set, not from connected parts.
+    """
+
+    mask: BoolArray
+    objects: NDArray[np.integer]
+    are_instances: bool
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Rows to evaluate, and how many were left out because their image is a volume."""
+
+    rows: tuple[IndexRow, ...]
+    skipped_volumes: int
+
+
+def select(rows: Iterable[IndexRow], config: EvalConfig) -> Selection:
+    """The rows of the configured split and data sets, images of one data set together.
+
+    Raises:
+        InputError: An unknown data set, or nothing to evaluate.
+    """
+    everything = tuple(rows)
+    known = sorted({row.dataset for row in everything})
+    unknown = [name for name in config.datasets if name not in known]
+    if unknown:
+        raise InputError(f"there is no data set {', '.join(unknown)}, allowed are {', '.join(known)}")
+    chosen = [
+        row
+        for row in everything
+        if row.split == config.split and (not config.datasets or row.dataset in config.datasets)
+    ]
+    pictures = sorted(
+        (row for row in chosen if not row.is_volume), key=lambda row: (row.dataset, row.image.as_posix(), row.concept)
+    )
+    if not pictures:
+        raise InputError(f"no picture of {', '.join(config.datasets) or 'any data set'} is in split {config.split}")
+    if config.limit is not None:
+        pictures = _limited(pictures, config.limit)
+    return Selection(tuple(pictures), len(chosen) - sum(not row.is_volume for row in chosen))
+
+
+def questions(row: IndexRow, config: EvalConfig) -> list[Question]:
+    """What is asked about a row: on absent concepts text alone, as no box can be drawn around what is not there."""
+    asked: list[Question] = [Question(mode, row.concept) for mode in config.modes if mode not in ORACLE_MODES]
+    if not row.is_present:
+        return [question for question in asked if question.mode == "T"]
+    asked += [
+        Question(mode, "" if mode == "I" else row.concept, jitter_percent=jitter)
+        for mode in config.modes
+        if mode in ORACLE_MODES
+        for jitter in config.jitters_percent
+    ]
+    concept = find(row.concept)
+    if config.with_synonyms and concept is not None:
+        asked += [Question("T", phrase, "synonym") for phrase in concept.synonyms]
+        asked += [Question("T", phrase, "unseen synonym") for phrase in concept.unseen_synonyms]
+    return asked
+
+
+def load_truth(row: IndexRow) -> Truth:
+    """Read a row's mask and number its objects.
+
+    Raises:
+        InputError: Unreadable maps, maps of different sizes, or a `present` in the index that the mask belies.
+    """
+    labels = load_label_map(row.mask)
+    mask = concept_mask(labels, row.label_values)
+    if bool(mask.any()) != row.is_present:
+        said = "present" if row.is_present else "absent"
+        raise InputError(f"{row.mask.name}: the index says {row.concept} is {said}, the mask says otherwise")
+    if row.instances is None:
+        return Truth(mask, connected_parts(mask), are_instances=False)
+    numbers = load_label_map(row.instances)
+    if numbers.shape != mask.shape:
+        raise InputError(f"{row.instances.name}: instances are {numbers.shape}, the mask is {mask.shape}")
+    return Truth(mask, np.where(mask, numbers.astype(np.int32), 0), are_instances=True)
+
+
+def connected_parts(mask: BoolArray) -> NDArray[np.int32]:
+    """Numbers of the 8-connected parts of (H, W), from 1; 0 elsewhere."""
+    numbered, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    return np.asarray(numbered, dtype=np.int32)
+
+
+def oracle_boxes(truth: Truth, rule: BoxRule) -> tuple[Box, ...]:
+    """Boxes around the truth, outer pixel edges included; () where the concept is absent."""
+    if rule == "whole":
+        return _boxes([truth.mask])
+    least = 0.0 if truth.are_instances else LEAST_PART * truth.mask.sum()
+    numbers = [n for n in np.unique(truth.objects) if n > 0]
+    return _boxes([truth.objects == n for n in numbers if (truth.objects == n).sum() >= least])
+
+
+def jittered(boxes: Sequence[Box], percent: float, size: tuple[int, int], rng: np.random.Generator) -> tuple[Box, ...]:
+    """Boxes with each edge moved at random by up to `percent` of the box's side, kept inside (height, width)."""
+    if percent == 0:
+        return tuple(boxes)
+    height, width = size
+    moved = []
+    for box in boxes:
+        x0, y0, x1, y1 = box.xyxy
+        reach = np.array([x1 - x0, y1 - y0] * 2) * percent / 100
+        edges = np.array(box.xyxy) + rng.uniform(-1, 1, size=4) * reach
+        edges = np.clip(edges, -0.5, [width - 0.5, height - 0.5] * 2)
+        moved.append(Box(*edges.tolist()))
+    return tuple(moved)
+
+
+def jitter_rng(row: IndexRow, jitter_percent: float, seed: int) -> np.random.Generator:
+    """Random numbers that depend on the case and nothing else, so that a resumed run draws the same boxes."""
+    name = f"{seed}/{row.dataset}/{row.image.name}/{row.concept}/{jitter_percent:g}"
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
+
+
+def _boxes(masks: Iterable[BoolArray]) -> tuple[Box, ...]:
+    found = (box_of_mask(mask) for mask in masks)
+    return tuple(Box(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in filter(None, found))
+
+
+def _limited(rows: Sequence[IndexRow], limit: int) -> list[IndexRow]:
+    images: dict[str, set[str]] = {}
+    for row in rows:
+        images.setdefault(row.dataset, set()).add(row.image.name)
+    kept = {
+        (dataset, name)
+        for dataset, names in images.items()
+        for name in sorted(names, key=lambda name: hashlib.sha256(f"{dataset}/{name}".encode()).digest())[:limit]
+    }
+    return [row for row in rows if (row.dataset, row.image.name) in kept]

@@ -1,0 +1,195 @@
+"""`medsam3 eval`: measure a model on a data folder, or compare two such measurements."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsam3.errors import InputError
+
+if TYPE_CHECKING:
+    from medsam3.eval.benchmark import Progress
+    from medsam3.eval.cases import EvalConfig, EvalMode
+    from medsam3.eval.results import Results
+    from medsam3.eval.tables import Table
+
+_EXAMPLES = """modes: T text alone; TB text, then its own boxes as prompts; I and TI boxes drawn from the truth (oracle)
+
+examples:
+  medsam3 eval DATA_DIR
+  medsam3 eval DATA_DIR --datasets kvasir_seg,busi --modes T,I,TI --out runs/mini
+  medsam3 eval DATA_DIR --synonyms --limit 20
+  medsam3 eval --compare runs/a/results.json runs/b/results.json"""
+_WIDTH_OF_A_FILE = 200  # columns, where stdout is not a terminal
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `medsam3 eval`."""
+    parser.epilog = _EXAMPLES
+    parser.add_argument("data", nargs="?", type=Path, metavar="DATA_DIR", help="folder with an index.csv")
+    parser.add_argument("--model", default="mini", help="name of the model (default: mini)")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights in place of the model's own")
+    parser.add_argument("--datasets", default="", metavar="A,B", help="only these data sets")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: test")
+    parser.add_argument("--modes", default="T", metavar="T,TB,I,TI", help="how to ask, default: T")
+    parser.add_argument("--synonyms", action="store_true", help="ask every phrasing of each concept too")
+    parser.add_argument("--jitter", default="0", metavar="P,P", help="shift oracle boxes by up to P %% of their side")
+    parser.add_argument("--boxes", default="parts", choices=("parts", "whole"), help="oracle boxes, default: parts")
+    parser.add_argument("--tolerance", type=float, default=2.0, metavar="T", help="of NSD, px or mm, default: 2")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N images of each data set")
+    parser.add_argument("--seed", type=int, default=0, help="of the jitter and the intervals, default: 0")
+    parser.add_argument("--out", type=Path, default=Path("eval-results"), metavar="DIR", help="default: eval-results")
+    parser.add_argument("--resume", action="store_true", help="go on with the run that is in --out")
+    parser.add_argument("--json", action="store_true", help="print JSON to stdout in place of tables")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("A.json", "B.json"), help="two results.json")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `medsam3 eval`."""
+    if args.compare is not None:
+        if args.data is not None:
+            raise InputError("--compare takes two results.json and no data folder: leave one of them out")
+        return _compare(args)
+    if args.data is None:
+        raise InputError("no data folder was given: name a folder with an index.csv (see: medsam3 eval --help)")
+    config = _config(args)
+    results, written = evaluate(args, config)
+    if args.json:
+        print(json.dumps(results.to_json(with_cases=False), indent=2))
+    else:
+        from medsam3.eval.tables import result_tables  # noqa: PLC0415
+
+        for table in result_tables(results):
+            _print_table(table)
+        if results.skipped_volumes:
+            print(f"left out: {results.skipped_volumes} rows of volumes, only pictures are evaluated yet")
+        print("written: " + ", ".join(str(path) for path in written))
+    for failure in results.failures:
+        print(f"medsam3: error: {failure.image} {failure.concept}: {failure.error}", file=sys.stderr)
+    return 2 if results.failures else 0
+
+
+def evaluate(args: argparse.Namespace, config: EvalConfig) -> tuple[Results, list[Path]]:
+    """Load the model, answer what the journal lacks, and write the report.
+
+    Returns:
+        The results and the files that were written.
+    """
+    from medsam3.eval.benchmark import Bench, run_benchmark  # noqa: PLC0415  scipy and the readers, not for --help
+    from medsam3.eval.cases import select  # noqa: PLC0415
+    from medsam3.eval.provenance import provenance  # noqa: PLC0415
+    from medsam3.eval.records import Journal  # noqa: PLC0415
+    from medsam3.eval.report import write_report  # noqa: PLC0415
+    from medsam3.eval.results import Results  # noqa: PLC0415
+    from medsam3.eval.summary import summarise  # noqa: PLC0415
+    from medsam3.io.index import read_index  # noqa: PLC0415
+    from medsam3.models.registry import load  # noqa: PLC0415
+
+    chosen = select(read_index(args.data), config)
+    command = shlex.join(["medsam3", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "medsam3" else "from Python"
+    about = provenance(args.model, args.weights, args.data, chosen.rows, command)
+    header = {
+        "model": about.model,
+        "weights": about.weights_sha256,
+        "data": about.data_sha256,
+        "config": json.loads(json.dumps(asdict(config))),
+    }
+    segmenter = load(args.model, weights=args.weights)  # before the journal, which a model that fails must not begin
+    with Journal(args.out / "cases.jsonl", header, resume=args.resume) as journal, _progress_bar() as progress:
+        bench = Bench(args.data, segmenter, config, args.out / "masks")
+        failures = run_benchmark(bench, chosen.rows, journal, progress)
+    results = Results(
+        about=about,
+        config=config,
+        skipped_volumes=chosen.skipped_volumes,
+        failures=tuple(failures),
+        summary=summarise(journal.cases, seed=config.seed),
+        cases=tuple(journal.cases),
+    )
+    return results, write_report(results, chosen.rows, args.data, args.out)
+
+
+def _config(args: argparse.Namespace) -> EvalConfig:
+    from medsam3.eval.cases import MODES, EvalConfig  # noqa: PLC0415
+
+    asked = _names(args.modes)
+    unknown = [mode for mode in asked if mode not in MODES]
+    if unknown:
+        raise InputError(f"mode {', '.join(unknown)} is not known, allowed are {', '.join(MODES)}")
+    modes: tuple[EvalMode, ...] = tuple(mode for mode in MODES if mode in asked)
+    try:
+        jitters = tuple(dict.fromkeys(float(part) for part in _names(args.jitter)))
+    except ValueError as error:
+        raise InputError(
+            f"--jitter is {args.jitter!r}, allowed are numbers joined by commas, such as 0,5,10"
+        ) from error
+    return EvalConfig(
+        split=args.split,
+        datasets=_names(args.datasets),
+        modes=modes,
+        with_synonyms=args.synonyms,
+        jitters_percent=jitters,
+        limit=args.limit,
+        tolerance=args.tolerance,
+        box_rule=args.boxes,
+        seed=args.seed,
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from medsam3.eval.compare import compare  # noqa: PLC0415
+    from medsam3.eval.results import read_results, without_nan  # noqa: PLC0415
+    from medsam3.eval.tables import comparison_table  # noqa: PLC0415
+
+    first, second = (read_results(path) for path in args.compare)
+    found = compare(first, second, seed=args.seed)
+    if args.json:
+        rows = [{**asdict(row), "holds": row.holds} for row in found.rows]
+        entry: dict[str, Any] = {"unpaired": found.unpaired, "is_same_data": found.is_same_data, "rows": rows}
+        print(json.dumps(without_nan(entry), indent=2))
+        return 0
+    _print_table(comparison_table(found, *(str(path) for path in args.compare)))
+    return 0
+
+
+def _print_table(table: Table) -> None:
+    from rich import box  # noqa: PLC0415  rich takes a tenth of a second to import
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table as RichTable  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    shown = RichTable(title=Text(table.title), caption=Text(table.note), box=box.SIMPLE_HEAD, title_justify="left")
+    shown.caption_justify = "left"
+    for heading in table.headings:
+        shown.add_column(Text(heading))
+    for row in table.rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE).print(shown)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Progress]:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns: Sequence[Any] = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        task = shown.add_task("images", total=None)
+        yield lambda done, count, name: shown.update(task, completed=done, total=count, description=name or "images")

@@ -1,0 +1,98 @@
+"""Single cases as pictures for the report: outlines of truth and answer, worst and best of each data set."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medsam3.errors import InputError
+from medsam3.eval.benchmark import mask_file
+from medsam3.eval.records import CaseResult
+from medsam3.geometry import BoolArray
+from medsam3.io import read
+from medsam3.io.index import IndexRow, concept_mask, load_label_map
+from medsam3.render import to_rgb
+
+RGB = NDArray[np.uint8]
+
+REFERENCE_COLOUR = (0, 200, 120)
+PREDICTED_COLOUR = (240, 130, 0)
+LONGEST_SIDE = 288
+WORST, BEST = 3, 1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A case drawn as a PNG, in base64, with its caption."""
+
+    caption: str
+    png_base64: str
+
+
+def chosen_cases(cases: Sequence[CaseResult]) -> dict[str, list[CaseResult]]:
+    """For each data set the text cases of worst and best Dice, and the false alarm of highest presence."""
+    text = [case for case in cases if case.mode == "T" and case.phrasing == "name"]
+    chosen = {}
+    for dataset in sorted({case.dataset for case in text}):
+        own = [case for case in text if case.dataset == dataset]
+        ranked = sorted((case for case in own if case.dice is not None), key=lambda case: (case.dice or 0.0, case.key))
+        alarms = sorted((case for case in own if not case.is_present and case.predicted_px), key=_alarm)
+        chosen[dataset] = [*ranked[:WORST], *ranked[WORST:][-BEST:], *alarms[-1:]]
+    return chosen
+
+
+def draw_case(
+    case: CaseResult, rows: dict[tuple[str, str], IndexRow], folder: Path, masks_folder: Path
+) -> Picture | None:
+    """The case's image with both outlines; None where the image or the kept answer is not there any more.
+
+    Args:
+        case: What to draw.
+        rows: The index, by image (relative) and concept.
+        folder: The data folder.
+        masks_folder: Where the run kept its answers.
+    """
+    row = rows.get((case.image, case.concept))
+    kept = mask_file(masks_folder, case.dataset, case.image, case.concept)
+    if row is None or not kept.is_file():
+        return None
+    try:
+        rgb = to_rgb(read(folder / case.image))
+        reference = concept_mask(load_label_map(row.mask), row.label_values)
+        predicted = load_label_map(kept) > 0
+    except InputError:
+        return None
+    drawn = outlined(rgb, reference, predicted)
+    score = "absent, false alarm" if case.dice is None else f"Dice {case.dice:.3f}"
+    presence = "" if case.presence is None else f", presence {case.presence:.2f}"
+    return Picture(f"{case.concept}, {Path(case.image).name}: {score}{presence}", _png_base64(drawn))
+
+
+def outlined(rgb: RGB, reference: BoolArray, predicted: BoolArray) -> RGB:
+    """The picture (H, W, 3), shrunk to the report's size, with the outlines of the truth and of the answer."""
+    height, width = reference.shape
+    scale = min(1.0, LONGEST_SIDE / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = np.array(PIL.Image.fromarray(rgb).resize(size, PIL.Image.Resampling.BILINEAR))
+    for mask, colour in ((reference, REFERENCE_COLOUR), (predicted, PREDICTED_COLOUR)):
+        shrunk = np.asarray(PIL.Image.fromarray(mask).resize(size, PIL.Image.Resampling.NEAREST), dtype=np.bool_)
+        small[shrunk & ~ndimage.binary_erosion(shrunk)] = colour
+    return small
+
+
+def _alarm(case: CaseResult) -> tuple[float, str]:
+    return case.presence or 0.0, case.image
+
+
+def _png_base64(rgb: RGB) -> str:
+    stream = io.BytesIO()
+    PIL.Image.fromarray(rgb).save(stream, format="PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode("ascii")
