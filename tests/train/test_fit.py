@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from medsam3.errors import InputError
 from medsam3.models.letterbox import SIDE
@@ -17,7 +18,7 @@ from medsam3.models.text_encoder import TextEncoder, TextTokens
 from medsam3.train.batches import BatchMaker, SamplingConfig
 from medsam3.train.cache import CachedView
 from medsam3.train.data import Instances, Sample, Target
-from medsam3.train.fit import FitConfig, fit, learning_rate
+from medsam3.train.fit import FitConfig, fit, learning_rate, resume
 
 TINY = MiniDetectorConfig(width=16, heads=2, feed_forward=16, encoder_layers=1, decoder_layers=1, queries=4)
 CONFIG = FitConfig(
@@ -91,3 +92,21 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_a_fiftieth() -> None:
     assert learning_rate(0, config) == pytest.approx(0.1)
     assert learning_rate(10, config) == pytest.approx(1.0)
     assert learning_rate(100, config) == pytest.approx(0.02)
+
+
+def test_a_run_can_start_from_the_weights_of_another(tmp_path: Path) -> None:
+    first = fit(tmp_path / "first", maker(), texts(), CONFIG)
+    weights = tmp_path / "mini.safetensors"
+    save_file({name: value.contiguous() for name, value in first.average.state_dict().items()}, weights)
+    config = replace(CONFIG, initial_sha256="of that file")
+    state = resume(tmp_path / "second", config, weights)
+    for name, value in first.average.state_dict().items():
+        assert torch.equal(state.model.state_dict()[name], value)
+        assert torch.equal(state.average.state_dict()[name], value)
+    assert state.step == 0
+
+
+def test_weights_of_another_architecture_are_refused_as_a_start(tmp_path: Path) -> None:
+    save_file({"other": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="does not fit the detector"):
+        resume(tmp_path / "run", CONFIG, tmp_path / "other.safetensors")

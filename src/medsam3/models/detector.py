@@ -34,6 +34,11 @@ class VisionLevels:
     maps: tuple[Tensor, ...]
     position: Tensor  # (1 or B, D, H, W) of the last level
 
+    @property
+    def coarsest(self) -> VisionLevels:
+        """The last map alone, which is all that `detect` reads."""
+        return VisionLevels(self.maps[-1:], self.position)
+
     def select(self, items: Tensor) -> VisionLevels:
         """The batch items at `items` (n,) int64, repeated where an index repeats."""
         maps = tuple(level.index_select(0, items) for level in self.maps)

@@ -6,6 +6,7 @@ The steps are those of `train.run`; this module only reads the arguments and sho
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from dataclasses import replace
@@ -36,10 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, help="folder that the COCO file names are relative to")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--cache", type=Path, help="folder of the cached features (default: OUT/cache)")
+    parser.add_argument("--init", type=Path, help="weights of medsam3 train to start from (default: a fresh start)")
     parser.add_argument("--steps", type=int, help="updates (default: 1600)")
     parser.add_argument("--views", type=int, help="cached views an image, the plain one included (default: 2)")
     parser.add_argument("--images-per-step", type=int, help="images a batch (default: 8)")
     parser.add_argument("--learning-rate", type=float, help="peak learning rate (default: 0.0008)")
+    parser.add_argument(
+        "--dataset-power", type=float, help="data sets are drawn by their size to this power (default: 0.6)"
+    )
     parser.add_argument("--seed", type=int, help="seed of weights, views and batches (default: 0)")
     parser.add_argument("--no-bf16", action="store_true", help="compute in float32 (slower)")
     parser.add_argument("--datasets", help="only these data sets of DATA, joined by commas")
@@ -61,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     cache = args.cache or args.out / "cache"
     with _Bars() as bars:
-        settings = RunSettings(out=args.out, cache=cache, config=config, command=" ".join(sys.argv))
+        settings = RunSettings(out=args.out, cache=cache, config=config, initial=args.init)
         result = train_and_export(samples, settings, on_phase=bars.phase, on_item=bars.item, on_step=bars.step)
     print(json.dumps({"weights": str(result.weights), "card": str(result.card), "val": result.summary}, indent=2))
     return 0
@@ -91,15 +96,20 @@ def _samples(args: argparse.Namespace) -> tuple[Sample, ...]:
 
 
 def _config(args: argparse.Namespace) -> FitConfig:
+    from medsam3.models.registry import check_safetensors  # noqa: PLC0415
     from medsam3.train.fit import FitConfig  # noqa: PLC0415
 
     config = FitConfig(bf16=not args.no_bf16)
+    if args.init is not None:
+        config = replace(config, initial_sha256=hashlib.sha256(check_safetensors(args.init).read_bytes()).hexdigest())
     for name in ("steps", "views", "learning_rate", "seed"):
         value = getattr(args, name)
         if value is not None:
             if value < (0 if name == "seed" else 1e-9):
                 raise InputError(f"--{name.replace('_', '-')} is {value}, it must be positive")
             config = replace(config, **{name: value})
+    if args.dataset_power is not None:
+        config = replace(config, sampling=replace(config.sampling, dataset_power=args.dataset_power))
     if args.images_per_step is not None:
         config = replace(config, sampling=replace(config.sampling, images=args.images_per_step))
     train_images = sum(sample.split == "train" for sample in _samples(args)) if args.images_per_step else None

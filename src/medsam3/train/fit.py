@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medsam3.errors import InputError
@@ -33,7 +34,10 @@ from medsam3.train.losses import LossWeights, mask_losses, query_losses, weigh
 
 @dataclass(frozen=True)
 class FitConfig:
-    """All that a run depends on besides the data; saved as JSON beside the weights."""
+    """All that a run depends on besides the data; saved as JSON beside the weights.
+
+    `initial_sha256` names the weights that the run starts from; None is a fresh start from the seed.
+    """
 
     steps: int = 1600
     learning_rate: float = 8e-4
@@ -45,6 +49,7 @@ class FitConfig:
     seed: int = 0
     views: int = 2
     save_every: int = 100
+    initial_sha256: str | None = None
     detector: MiniDetectorConfig = field(default_factory=MiniDetectorConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     loss: LossWeights = field(default_factory=LossWeights)
@@ -113,17 +118,17 @@ def batch_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted loss of a batch and its terms. Masks are decoded for prompts whose concept is present."""
     questions = batch.questions
+    images = torch.tensor([question.image for question in questions])
     with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
         levels = model.levels(batch.neck, batch.pixels)
-        each = levels.select(torch.tensor([question.image for question in questions]))
         tokens = text_tokens(model, text, [question.phrase for question in questions])
-        detection = detect(model, each, tokens, exemplar_boxes(questions))
+        detection = detect(model, levels.coarsest.select(images), tokens, exemplar_boxes(questions))
     targets = [question.truth for question in questions]
     terms, matches = query_losses(detection, targets, config.loss)
     present = torch.tensor([i for i, target in enumerate(targets) if target.is_present], dtype=torch.int64)
     if len(present):
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-            masks = decode_masks(model, each.select(present), select_items(detection, present))
+            masks = decode_masks(model, levels.select(images[present]), select_items(detection, present))
         terms |= mask_losses(masks, [targets[int(i)] for i in present], matches)
     return weigh(terms, config.loss), terms
 
@@ -153,6 +158,7 @@ def fit(
     text: TextEncoder,
     config: FitConfig,
     *,
+    initial: Path | None = None,
     on_step: Callable[[Progress], None] = lambda progress: None,
     stop_after_s: float | None = None,
 ) -> RunState:
@@ -163,13 +169,14 @@ def fit(
         maker: Draws the batches.
         text: The frozen text encoder.
         config: Of the run; must equal that of a run that is resumed.
+        initial: Weights to start from, those of `config.initial_sha256`; None starts from the seed.
         on_step: Called after each step.
         stop_after_s: Save and return after so many seconds; the run can be resumed.
 
     Raises:
         InputError: The folder holds a run with another configuration, or the loss is not finite.
     """
-    state = resume(folder, config)
+    state = resume(folder, config, initial)
     started, first = time.monotonic(), state.step
     with (folder / "curves.jsonl").open("a", encoding="utf-8") as curves:
         for step, batch in prefetched(maker, range(first, config.steps)):
@@ -200,8 +207,8 @@ def save(folder: Path, state: RunState) -> None:
     temporary.replace(folder / "checkpoint.pt")
 
 
-def resume(folder: Path, config: FitConfig) -> RunState:
-    """The state saved in the folder, or a fresh one where there is none.
+def resume(folder: Path, config: FitConfig, initial: Path | None = None) -> RunState:
+    """The state saved in the folder, or a fresh one where there is none, from the seed or from `initial` weights.
 
     Raises:
         InputError: The folder holds a run with another configuration.
@@ -220,8 +227,24 @@ def resume(folder: Path, config: FitConfig) -> RunState:
         state.average.load_state_dict(content["average"])
         state.optimizer.load_state_dict(content["optimizer"])
         state.step = int(content["step"])
+    elif initial is not None:
+        start_from(state, initial)
     _cut_curves(folder / "curves.jsonl", state.step)
     return state
+
+
+def start_from(state: RunState, initial: Path) -> None:
+    """Put weights of `medsam3 train` into a fresh state.
+
+    Raises:
+        InputError: The file's tensors are not those of the configured detector.
+    """
+    tensors = {name: value.float() for name, value in load_file(initial).items()}
+    try:
+        for model in (state.model, state.average):
+            model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{initial} does not fit the detector: give weights that this configuration made") from error
 
 
 def _cut_curves(path: Path, steps: int) -> None:

@@ -41,7 +41,7 @@ class RunSettings:
     out: Path
     cache: Path
     config: FitConfig
-    command: str
+    initial: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def train_and_export(
     views = [cached(train, number, f"features, view {number}") for number in range(config.views)]
     maker = BatchMaker(train, views, foreign_concepts(samples), config.sampling, seed=config.seed)
     on_phase("training", config.steps)
-    state = fit(settings.out, maker, texts, config, on_step=on_step)
+    state = fit(settings.out, maker, texts, config, initial=settings.initial, on_step=on_step)
     val_view = cached(val, 0, "features, val")
     boxes = BoxDecoder.from_lite_medsam(lite_medsam)
     card = MiniCard(config.detector, MiniThresholds())
@@ -135,6 +135,7 @@ def export(
     state = {name: value.half().contiguous() for name, value in detector.state_dict().items()}
     temporary = settings.out / "mini.safetensors.tmp"
     save_file(state, temporary)
+    temporary.chmod(0o644)
     summary = {
         "thresholds": asdict(calibration.thresholds),
         "presence_auroc": round(calibration.presence_auroc, 4),
@@ -149,6 +150,7 @@ def export(
         "thresholds": asdict(calibration.thresholds),
         "frozen_encoders": {"image": f"LiteMedSAM {LITE_MEDSAM.sha256}", "text": "all-MiniLM-L6-v2"},
         "training": asdict(settings.config),
+        "started_from": _lineage(settings.initial),
         "data": _data_summary(samples),
         "val": summary,
         "curve": _curve(settings.out / "curves.jsonl"),
@@ -164,6 +166,15 @@ def export(
     temporary.replace(weights)
     written.replace(card)
     return RunResult(weights, card, summary)
+
+
+def _lineage(initial: Path | None) -> dict[str, Any] | None:
+    """How the weights that the run started from were made, by their card."""
+    card = None if initial is None else initial.with_suffix(".json")
+    if card is None or not card.exists():
+        return None
+    content = json.loads(card.read_text(encoding="utf-8"))
+    return {key: content.get(key) for key in ("sha256", "made", "training", "data", "curve", "started_from")}
 
 
 def _data_summary(samples: Sequence[Sample]) -> dict[str, Any]:
