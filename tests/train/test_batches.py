@@ -124,3 +124,13 @@ def test_pixels_and_labels_of_a_view_move_together() -> None:
     warped, moved = warp_pixels(pixels, chosen)[..., 0] > 100, warp_labels(labels, chosen) > 0
     assert (warped != moved).mean() < 0.01
     assert (moved != (labels > 0)).mean() > 0.02
+
+
+def test_data_sets_are_drawn_by_their_cached_rows_to_the_power() -> None:
+    large = [sample(f"large{n}", ("polyp",), dataset="large") for n in range(4)]
+    small = [sample("small0", ("polyp",), dataset="small")]
+    views = [view(large + small), view(small)]  # 4 rows and 2 rows
+    settings = SamplingConfig(images=1, dataset_power=0.5)
+    chances = BatchMaker(large + small, views, {}, settings, seed=0).chances
+    assert chances[:4].sum() == pytest.approx(2 / (2 + 2**0.5))  # sqrt 4 to sqrt 2
+    assert chances[4] == pytest.approx(2**0.5 / (2 + 2**0.5))

@@ -47,8 +47,7 @@ def view_of(image_name: str, number: int, *, seed: int = 0) -> View:
     """View `number` of an image; 0 is the plain one. The same name, number and seed always give the same view."""
     if number == 0:
         return PLAIN
-    digest = hashlib.sha256(f"{seed}/{number}/{image_name}".encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+    rng = view_generator(image_name, number, seed=seed)
     angle = np.deg2rad(rng.uniform(-20, 20))
     zoom = np.exp(rng.uniform(np.log(0.8), np.log(1.35)))
     stretch = np.exp(rng.uniform(-0.1, 0.1))
@@ -65,6 +64,12 @@ def view_of(image_name: str, number: int, *, seed: int = 0) -> View:
         gamma=float(rng.uniform(0.8, 1.25)),
         blur_px=float(max(0.0, rng.uniform(-1.5, 1.0))),
     )
+
+
+def view_generator(image_name: str, number: int, *, seed: int) -> np.random.Generator:
+    """Random numbers that belong to one view of one image."""
+    digest = hashlib.sha256(f"{seed}/{number}/{image_name}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
 def warp_pixels(square: RGB, view: View) -> RGB:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ class SamplingConfig:
     Attributes:
         images: Images a batch.
         prompts: Prompts an image.
-        dataset_power: Data sets are drawn in proportion to their size to this power.
+        dataset_power: Data sets are drawn in proportion to their cached rows (images times views) to this power.
         negative: Share of the further prompts of an image that ask for what is not there.
         exemplar: Share of the present prompts that carry an exemplar box.
         exemplar_only: Share of those that carry no phrase.
@@ -92,10 +93,9 @@ class BatchMaker:
         seed: int,
     ) -> None:
         self.samples, self.views, self.foreign, self.config, self.seed = samples, views, foreign, config, seed
-        sizes: dict[str, int] = {}
-        for sample in samples:
-            sizes[sample.dataset] = sizes.get(sample.dataset, 0) + 1
-        weights = np.array([sizes[sample.dataset] ** (config.dataset_power - 1) for sample in samples])
+        images = Counter(sample.dataset for sample in samples)
+        rows = Counter(sample.dataset for sample in samples for view in views if sample.name in view.rows)
+        weights = np.array([rows[s.dataset] ** config.dataset_power / images[s.dataset] for s in samples])
         self.chances = weights / weights.sum()
 
     def batch(self, step: int) -> Batch:

@@ -15,12 +15,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam3.models.letterbox import SIDE, letterbox
-from medsam3.train.augment import view_of, warp_pixels
+from medsam3.models.letterbox import SIDE, letterbox, letterbox_labels
+from medsam3.train.augment import view_generator, view_of, warp_pixels
 from medsam3.train.data import Sample
+from medsam3.train.stain import restain
 
 NECK_SHAPE = (256, 64, 64)
 SAVE_EVERY = 50
+FIRST_RESTAINED = 2
+"""From this view on, microscopy is also shown under made-up stains."""
+RESTAINED_CONCEPT = "cell nucleus"
 
 Encode = Callable[[NDArray[np.uint8]], NDArray[np.float16]]
 
@@ -79,12 +83,20 @@ def load_or_make_view(
     for row in range(count):
         if row >= done:
             square, _ = letterbox(samples[row].load_rgb())
+            if number >= FIRST_RESTAINED and (nuclei := _nuclei(samples[row])) is not None:
+                square = restain(square, nuclei, view_generator(samples[row].name, number, seed=seed))
             square = warp_pixels(square, view_of(samples[row].name, number, seed=seed))
             neck[row], pixels[row] = encode(square), square
             if (row + 1) % SAVE_EVERY == 0 or row + 1 == count:
                 _save_progress(progress, row + 1, (neck, pixels))
         on_image()
     return CachedView(number, seed, {sample.name: row for row, sample in enumerate(samples)}, neck, pixels)
+
+
+def _nuclei(sample: Sample) -> NDArray[np.bool_] | None:
+    """Where the nuclei of a microscopy sample are on the square; None for other samples."""
+    found = [target for target in sample.targets if target.concept == RESTAINED_CONCEPT]
+    return letterbox_labels(found[0].load()) > 0 if found else None
 
 
 def _open(path: Path, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], np.dtype]:

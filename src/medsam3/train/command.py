@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsam3.errors import InputError
+from medsam3.train.bars import Bars
 
 if TYPE_CHECKING:
     from medsam3.train.data import Sample
-    from medsam3.train.fit import FitConfig, Progress
+    from medsam3.train.fit import FitConfig
 
 _EPILOG = """examples:
   medsam3 train data/ --out runs/mine
@@ -40,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init", type=Path, help="weights of medsam3 train to start from (default: a fresh start)")
     parser.add_argument("--steps", type=int, help="updates (default: 1600)")
     parser.add_argument("--views", type=int, help="cached views an image, the plain one included (default: 2)")
+    parser.add_argument(
+        "--views-of", default="", metavar="SET=N,SET=N", help="another number of views for some data sets"
+    )
     parser.add_argument("--images-per-step", type=int, help="images a batch (default: 8)")
     parser.add_argument("--learning-rate", type=float, help="peak learning rate (default: 0.0008)")
     parser.add_argument(
@@ -65,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from medsam3.train.run import RunSettings, train_and_export  # noqa: PLC0415  torch only when it is needed
 
     cache = args.cache or args.out / "cache"
-    with _Bars() as bars:
+    with Bars() as bars:
         settings = RunSettings(out=args.out, cache=cache, config=config, initial=args.init)
         result = train_and_export(samples, settings, on_phase=bars.phase, on_item=bars.item, on_step=bars.step)
     print(json.dumps({"weights": str(result.weights), "card": str(result.card), "val": result.summary}, indent=2))
@@ -108,6 +112,7 @@ def _config(args: argparse.Namespace) -> FitConfig:
             if value < (0 if name == "seed" else 1e-9):
                 raise InputError(f"--{name.replace('_', '-')} is {value}, it must be positive")
             config = replace(config, **{name: value})
+    config = replace(config, views_of=_views_of(args.views_of))
     if args.dataset_power is not None:
         config = replace(config, sampling=replace(config.sampling, dataset_power=args.dataset_power))
     if args.images_per_step is not None:
@@ -118,45 +123,19 @@ def _config(args: argparse.Namespace) -> FitConfig:
     return config
 
 
+def _views_of(text: str) -> tuple[tuple[str, int], ...]:
+    pairs = []
+    for part in filter(None, text.split(",")):
+        name, _, count = part.partition("=")
+        if not count.isdigit() or int(count) < 1:
+            raise InputError(f"--views-of has {part!r}, allowed is SET=N with N from 1, joined by commas")
+        pairs.append((name, int(count)))
+    return tuple(pairs)
+
+
 def _describe(samples: tuple[Sample, ...], config: FitConfig, out: Path) -> None:
     """Sizes by data set and split, concepts, what trains, and what the cache will take."""
     from medsam3.train.run import describe  # noqa: PLC0415
 
     for line in describe(samples, config, out):
         print(line, file=sys.stderr)
-
-
-class _Bars:
-    """Progress bars on stderr: one a phase."""
-
-    def __enter__(self) -> _Bars:
-        from rich.console import Console  # noqa: PLC0415
-        from rich.progress import (  # noqa: PLC0415
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True))
-        self._progress.start()
-        self._name = ""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def phase(self, name: str, count: int) -> None:
-        """Start the bar of a phase with `count` items."""
-        self._name = name
-        self._task = self._progress.add_task(name, total=count)
-
-    def item(self) -> None:
-        """Count one item."""
-        self._progress.advance(self._task)
-
-    def step(self, progress: Progress) -> None:
-        """Show where training is."""
-        self._progress.update(self._task, completed=progress.step, description=f"{self._name} loss {progress.loss:.2f}")

@@ -36,6 +36,7 @@ from medsam3.train.losses import LossWeights, mask_losses, query_losses, weigh
 class FitConfig:
     """All that a run depends on besides the data; saved as JSON beside the weights.
 
+    `views_of` names data sets that have another number of cached views than `views`.
     `initial_sha256` names the weights that the run starts from; None is a fresh start from the seed.
     """
 
@@ -48,11 +49,16 @@ class FitConfig:
     bf16: bool = True
     seed: int = 0
     views: int = 2
+    views_of: tuple[tuple[str, int], ...] = ()
     save_every: int = 100
     initial_sha256: str | None = None
     detector: MiniDetectorConfig = field(default_factory=MiniDetectorConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     loss: LossWeights = field(default_factory=LossWeights)
+
+    def views_in(self, dataset: str) -> int:
+        """Cached views of each train image of a data set."""
+        return dict(self.views_of).get(dataset, self.views)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def describe(samples: Sequence[Sample], config: FitConfig, out: Path) -> list[st
         lines.append(f"{dataset:24}" + "".join(f"{sizes[dataset, split]:6}" for split in ("train", "val", "test")))
     concepts = {target.concept for sample in samples for target in sample.targets}
     used = [sample for sample in samples if sample.split in ("train", "val")]
-    views = sum(config.views if sample.split == "train" else 1 for sample in used)
+    views = sum(config.views_in(sample.dataset) if sample.split == "train" else 1 for sample in used)
     trained = sum(parameter.numel() for parameter in MiniDetector(config.detector).parameters())
     lines += [
         f"{len(concepts)} concepts: {', '.join(sorted(concepts))}",
@@ -106,7 +106,11 @@ def train_and_export(
         folder = view_folder(settings.cache, chosen, number, seed=config.seed, encoder=ENCODER_KEY)
         return load_or_make_view(folder, chosen, number, encode, seed=config.seed, on_image=on_item)
 
-    views = [cached(train, number, f"features, view {number}") for number in range(config.views)]
+    most = max(config.views_in(sample.dataset) for sample in train)
+    views = [
+        cached([s for s in train if config.views_in(s.dataset) > number], number, f"features, view {number}")
+        for number in range(most)
+    ]
     maker = BatchMaker(train, views, foreign_concepts(samples), config.sampling, seed=config.seed)
     on_phase("training", config.steps)
     state = fit(settings.out, maker, texts, config, initial=settings.initial, on_step=on_step)
