@@ -27,7 +27,7 @@ from medsam3.models.mini import (
     read_card,
 )
 from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
-from medsam3.models.mini_objects import agreeing, split_objects
+from medsam3.models.mini_objects import agreeing, blend_where_agreed, split_objects
 from medsam3.models.text_encoder import TextEncoder, TextTokens
 from medsam3.prompts import Box, Point, Prompt
 
@@ -185,6 +185,20 @@ def test_parts_are_objects_and_specks_are_not() -> None:
     assert agreeing(masks, (Point(20, 20),)) == [0]
     assert agreeing(masks, (Point(20, 20, is_positive=False),)) == [1]
     assert agreeing(masks, ()) == [0, 1]
+
+
+def test_a_second_opinion_is_mixed_in_only_where_it_sees_the_same() -> None:
+    first = np.full((4, 6), -2.0, np.float32)
+    first[1:3, 1:5] = 2.0  # 8 pixels
+    second = np.full((4, 6), -4.0, np.float32)
+    second[1:3, 1:4] = 6.0  # 6 of the 8: an overlap of .75
+    mixed = blend_where_agreed(first, second, 0.25, 0.75)
+    assert mixed[1, 1] == 0.75 * 2 + 0.25 * 6
+    assert mixed[1, 4] == 0.75 * 2 - 0.25 * 4
+    assert mixed[0, 0] == -0.75 * 2 - 0.25 * 4
+    assert np.array_equal(blend_where_agreed(first, second, 0.25, 0.76), first)
+    empty = np.full((4, 6), -1.0, np.float32)
+    assert np.array_equal(blend_where_agreed(empty, empty, 0.5, 0.0), empty)
 
 
 def written_card(folder: Path, **changes: object) -> Path:

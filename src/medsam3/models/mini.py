@@ -27,7 +27,7 @@ from medsam3.models.detector import ExemplarBoxes, VisionLevels, decode_masks, d
 from medsam3.models.encoder_files import EncoderFiles
 from medsam3.models.letterbox import SIDE, Letterbox, letterbox, square_tensor
 from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
-from medsam3.models.mini_objects import agreeing, split_objects
+from medsam3.models.mini_objects import agreeing, blend_where_agreed, split_objects
 from medsam3.models.text_encoder import TextEncoder
 from medsam3.models.tinyvit import TinyViT, convert_lite_medsam
 from medsam3.prompts import Box, Prompt
@@ -47,13 +47,15 @@ class MiniThresholds:
         presence: Least presence probability at which a concept counts as there.
         mask: Probability above which a pixel belongs to the concept.
         box_share: Weight in 0..1 of the box decoder's logits where a phrase and a box are given.
-        refine_share: Weight in 0..1 of the box decoder's logits where a phrase alone is given.
+        refine_share: Weight in 0..1 of the box decoder's logits where a phrase alone is given and both agree.
+        refine_iou: Least intersection over union at which they agree.
     """
 
     presence: float = 0.5
     mask: float = 0.5
     box_share: float = 0.5
     refine_share: float = 0.0
+    refine_iou: float = 0.8
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,9 @@ class MiniSegmenter:
         found = self.concept_map(features, prompt.text, prompt.exemplars + prompt.boxes)
         logits = found.logits
         if limits.refine_share and not prompt.boxes:
-            logits = limits.refine_share * self.refined(features, logits) + (1 - limits.refine_share) * logits
+            second = self.refined(features, logits)
+            blended = blend_where_agreed(logits.numpy(), second.numpy(), limits.refine_share, limits.refine_iou)
+            logits = torch.from_numpy(blended)
         # A drawn box says that the concept is there; the phrase alone has to earn it.
         is_present = found.presence >= limits.presence or bool(prompt.boxes)
         if prompt.boxes:

@@ -33,6 +33,22 @@ def split_objects(probability: NDArray[np.float32], threshold: float) -> tuple[B
     return masks, [float(means[k]) for k in kept]
 
 
+def blend_where_agreed(
+    logits: NDArray[np.float32], second: NDArray[np.float32], share: float, least_iou: float
+) -> NDArray[np.float32]:
+    """`logits` (H, W), with `share` of a second opinion (H, W) mixed in where the two agree on what they see.
+
+    They agree where their masks, logits above 0, overlap by an intersection over union of `least_iou` or more. A second
+    opinion that sees something else is not listened to.
+    """
+    first_mask, second_mask = logits > 0, second > 0
+    union = np.count_nonzero(first_mask | second_mask)
+    if not union or np.count_nonzero(first_mask & second_mask) < least_iou * union:
+        return logits
+    blended: NDArray[np.float32] = (1 - share) * logits + share * second
+    return blended
+
+
 def agreeing(masks: BoolArray, points: Sequence[Point]) -> list[int]:
     """Objects of (K, H, W) that a user's clicks leave: those under a positive point where there is one, and none under
     a negative point. All of them where there are no points.

@@ -1,7 +1,7 @@
 """Thresholds and shares of the small model, chosen on the validation split and stored beside its weights.
 
-Every choice is a small grid search over one number at a time: the mask threshold and the shares by mean Dice over the
-data sets, the presence threshold by Matthews' correlation.
+Every choice is a small grid search: first the share and the agreement of the box decoder, then the mask threshold, both
+by mean Dice over the data sets; the presence threshold by Matthews' correlation.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from medsam3.geometry import box_of_mask
 from medsam3.models.box_decoder import Geometry
 from medsam3.models.letterbox import Letterbox, letterbox_labels
 from medsam3.models.mini import MiniFeatures, MiniSegmenter, MiniThresholds
+from medsam3.models.mini_objects import blend_where_agreed
 from medsam3.prompts import Box
 from medsam3.train.cache import CachedView
 from medsam3.train.data import Sample
@@ -25,6 +27,7 @@ from medsam3.train.data import Sample
 Logits = NDArray[np.float32]
 MASK_GRID = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 SHARE_GRID = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
+IOU_GRID = (0.0, 0.7, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
@@ -92,20 +95,28 @@ def _answer(
 def calibrate(answers: Sequence[Answer]) -> Calibration:
     """Choose mask threshold, shares and presence threshold."""
     chosen = MiniThresholds()
-    refine = max(SHARE_GRID, key=lambda share: _mean(dice_by_concept(answers, _mix("text", "refined", share), 0.5)))
-    mixed = _mix("text", "refined", refine)
+    refine, least_iou = max(
+        product(SHARE_GRID, IOU_GRID), key=lambda pair: _mean(dice_by_concept(answers, _refined(*pair), 0.5))
+    )
+    mixed = _refined(refine, least_iou)
     mask = max(MASK_GRID, key=lambda level: _mean(dice_by_concept(answers, mixed, level)))
     share = max(SHARE_GRID, key=lambda value: _mean(dice_by_concept(answers, _mix("boxed_text", "box", value), mask)))
     probabilities = np.array([answer.presence for answer in answers])
     truth = np.array([answer.is_present for answer in answers])
     presence = max(np.unique(probabilities.round(3)), key=lambda level: correlation(probabilities >= level, truth))
-    chosen = replace(chosen, refine_share=refine, mask=mask, box_share=share, presence=float(presence))
+    chosen = replace(
+        chosen, refine_share=refine, refine_iou=least_iou, mask=mask, box_share=share, presence=float(presence)
+    )
     return Calibration(
         thresholds=chosen,
         dice_text=dice_by_concept(answers, mixed, mask),
         dice_text_box=dice_by_concept(answers, _mix("boxed_text", "box", share), mask),
         presence_auroc=auroc(probabilities, truth),
     )
+
+
+def _refined(share: float, least_iou: float) -> Callable[[Answer], Logits]:
+    return lambda answer: blend_where_agreed(answer.text, answer.refined, share, least_iou)
 
 
 def _mix(first: str, second: str, share: float) -> Callable[[Answer], Logits]:
