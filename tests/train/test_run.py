@@ -1,0 +1,121 @@
+"""`medsam3 train` as a user gives it: from a data folder, or COCO JSON, to weights that segment."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import medsam3
+from medsam3.app.cli import main
+
+COLUMNS = ("dataset", "image", "mask", "concept", "label_value", "split", "group", "present")
+SIZE = (48, 64)
+
+
+def picture(folder: Path, number: int) -> tuple[Path, Path]:
+    rng = np.random.default_rng(number)
+    image, mask = rng.integers(0, 80, size=(*SIZE, 3)).astype(np.uint8), np.zeros(SIZE, np.uint8)
+    rows, columns = slice(8, 30), slice(10 + number, 40 + number)
+    image[rows, columns], mask[rows, columns] = 200, 1
+    paths = folder / f"{number}.png", folder / f"{number}_mask.png"
+    PIL.Image.fromarray(image).save(paths[0])
+    PIL.Image.fromarray(mask).save(paths[1])
+    return paths
+
+
+def data_folder(folder: Path) -> Path:
+    folder.mkdir()
+    with (folder / "index.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(COLUMNS)
+        for number, split in enumerate(("train", "train", "val")):
+            image, mask = picture(folder, number)
+            table.writerow(("one", image.name, mask.name, "polyp", "1", split, f"g{number}", 1))
+            table.writerow(("one", image.name, mask.name, "ulcer", "2", split, f"g{number}", 0))
+    return folder
+
+
+def coco_file(folder: Path, numbers: tuple[int, ...], name: str) -> Path:
+    box = [10.0, 8.0, 40.0, 30.0]
+    polygon = [box[0], box[1], box[2], box[1], box[2], box[3], box[0], box[3]]
+    images = [{"id": n, "file_name": picture(folder, n)[0].name, "height": 48, "width": 64} for n in numbers]
+    annotations = [
+        {"id": n, "image_id": n, "category_id": 1, "segmentation": [polygon], "bbox": [10, 8, 30, 22]} for n in numbers
+    ]
+    path = folder / name
+    categories = [{"id": 1, "name": "polyp"}, {"id": 2, "name": "ulcer"}]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+@pytest.mark.weights
+def test_a_data_folder_gives_weights_with_a_card_that_segment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = data_folder(tmp_path / "data"), tmp_path / "run"
+    command = ["train", str(data), "--out", str(out), "--steps", "2", "--images-per-step", "1", "--views", "1"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert "frozen: LiteMedSAM image encoder" in printed.err
+    assert json.loads(printed.out)["weights"] == str(out / "mini.safetensors")
+    card = json.loads((out / "mini.json").read_text())
+    assert card["data"]["images"] == {"one": {"train": 2, "val": 1}}
+    assert card["training"]["steps"] == 2
+    assert [point["step"] for point in card["curve"]] == [0, 1]
+    assert set(card["val"]["dice_text"]) == {"one/polyp"}
+    model = medsam3.load("mini", weights=out / "mini.safetensors")
+    [masks] = medsam3.segment(data / "2.png", "polyp", model)
+    assert masks.shape == (1, *SIZE)
+    assert masks.presence is not None
+
+    first = (out / "curves.jsonl").read_text()
+    assert main(command) == 0  # a finished run has nothing to do again
+    assert (out / "curves.jsonl").read_text() == first
+    assert main([*command, "--seed", "1"]) == 2
+    assert "holds a run with another configuration" in capsys.readouterr().err
+
+
+@pytest.mark.weights
+def test_coco_json_gives_weights_and_they_can_be_trained_further(tmp_path: Path) -> None:
+    folder = tmp_path / "coco"
+    folder.mkdir()
+    train, val = coco_file(folder, (0, 1), "train.json"), coco_file(folder, (2,), "val.json")
+    command = ["train", "--coco", str(train), "--coco-val", str(val), "--images", str(folder)]
+    command += ["--steps", "1", "--images-per-step", "1", "--views", "1", "--cache", str(tmp_path / "cache")]
+    assert main([*command, "--out", str(tmp_path / "first")]) == 0
+    weights = tmp_path / "first" / "mini.safetensors"
+    assert main([*command, "--out", str(tmp_path / "second"), "--init", str(weights)]) == 0
+    first, second = (json.loads((tmp_path / run / "mini.json").read_text()) for run in ("first", "second"))
+    assert second["started_from"]["sha256"] == first["sha256"]
+    assert second["training"]["initial_sha256"] == first["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "--steps is 0, it must be positive"),
+        (["--images-per-step", "3"], "there are only 2 train images"),
+        (["--datasets", "two"], "there is no data set two"),
+        (["--views-of", "one=x"], "allowed is SET=N"),
+        (["--init", "nothing.safetensors"], "are not a file"),
+    ],
+)
+def test_options_out_of_range_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    data = data_folder(tmp_path / "data")
+    assert main(["train", str(data), "--out", str(tmp_path / "run"), *options]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert message in lines[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_describes_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = data_folder(tmp_path / "data")
+    assert main(["train", str(data), "--out", str(tmp_path / "run"), "--dry-run", "--views-of", "one=4"]) == 0
+    shown = capsys.readouterr().err
+    assert "features to cache: 9 views" in shown  # 4 of each of 2 train images, 1 of the val image
+    assert not (tmp_path / "run").exists()
