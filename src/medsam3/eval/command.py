@@ -26,6 +26,7 @@ examples:
   medsam3 eval DATA_DIR
   medsam3 eval DATA_DIR --datasets kvasir_seg,busi --modes T,I,TI --out runs/mini
   medsam3 eval DATA_DIR --synonyms --limit 20
+  medsam3 eval DATA_DIR --duplicates
   medsam3 eval --compare runs/a/results.json runs/b/results.json"""
 _WIDTH_OF_A_FILE = 200  # columns, where stdout is not a terminal
 
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the jitter and the intervals, default: 0")
     parser.add_argument("--out", type=Path, default=Path("eval-results"), metavar="DIR", help="default: eval-results")
     parser.add_argument("--resume", action="store_true", help="go on with the run that is in --out")
+    parser.add_argument("--duplicates", action="store_true", help="list pictures that stand in two splits, and stop")
     parser.add_argument("--json", action="store_true", help="print JSON to stdout in place of tables")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("A.json", "B.json"), help="two results.json")
 
@@ -59,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         return _compare(args)
     if args.data is None:
         raise InputError("no data folder was given: name a folder with an index.csv (see: medsam3 eval --help)")
+    if args.duplicates:
+        return _duplicates(args)
     config = _config(args)
     results, written = evaluate(args, config)
     if args.json:
@@ -160,6 +164,22 @@ def _compare(args: argparse.Namespace) -> int:
         print(json.dumps(without_nan(entry), indent=2))
         return 0
     _print_table(comparison_table(found, *(str(path) for path in args.compare)))
+    return 0
+
+
+def _duplicates(args: argparse.Namespace) -> int:
+    from medsam3.eval.duplicates import near_duplicates, thumbnails  # noqa: PLC0415
+    from medsam3.eval.tables import duplicates_table  # noqa: PLC0415
+    from medsam3.io.index import read_index  # noqa: PLC0415
+
+    rows = [row for row in read_index(args.data) if not args.datasets or row.dataset in _names(args.datasets)]
+    with _progress_bar() as progress:
+        pictures = thumbnails(rows, args.data, on_image=lambda done, count: progress(done, count, "pictures"))
+    found = near_duplicates(pictures)
+    if args.json:
+        print(json.dumps([asdict(pair) for pair in found], indent=2))
+    else:
+        _print_table(duplicates_table(found, len(pictures)))
     return 0
 
 

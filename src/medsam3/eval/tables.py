@@ -11,6 +11,7 @@ from typing import Any
 
 from medsam3.eval.cases import EvalMode
 from medsam3.eval.compare import Comparison
+from medsam3.eval.duplicates import NearDuplicate
 from medsam3.eval.intervals import Estimate
 from medsam3.eval.records import CaseResult
 from medsam3.eval.results import Results
@@ -70,6 +71,16 @@ def comparison_table(comparison: Comparison, first: str, second: str) -> Table:
         note += " The runs' data differ (other hash)."
     headings = ("data set", "concept", "mode", "n", "first", "second", "difference", "holds")
     return Table(f"{first} and {second}", note, headings, rows)
+
+
+def duplicates_table(pairs: Sequence[NearDuplicate], pictures: int) -> Table:
+    """Pictures that stand in two splits."""
+    rows = tuple(
+        (pair.first, pair.second, " / ".join(pair.splits), str(pair.bits), number(pair.correlation, 4))
+        for pair in pairs
+    )
+    note = f"{len(pairs)} pairs among {pictures} pictures; compare them by eye, and leave one of each pair out."
+    return Table("Near-duplicates across splits", note, ("first", "second", "splits", "bits", "correlation"), rows)
 
 
 def markdown(tables: Iterable[Table]) -> str:
