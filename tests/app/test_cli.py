@@ -38,7 +38,7 @@ def test_the_help_of_every_command_has_an_example(command: str, capsys: pytest.C
     assert f"medsam3 {command} " in capsys.readouterr().out.partition("\nexample")[2]
 
 
-@pytest.mark.parametrize("action", ["fetch", "list"])
+@pytest.mark.parametrize("action", ["fetch", "list", "convert"])
 def test_the_help_of_every_action_has_an_example(action: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["weights", action, "--help"]) == 0
     assert f"medsam3 weights {action}" in capsys.readouterr().out.partition("\nexample")[2]
@@ -52,7 +52,7 @@ def test_the_help_of_every_action_has_an_example(action: str, capsys: pytest.Cap
         (["segment"], "arguments are required: FILES"),
         (["segment", "a.png", "--colour", "red"], "unrecognized arguments: --colour red"),
         (["segment", "a.png", "--threshold", "high"], "invalid float value: 'high'"),
-        (["weights"], "arguments are required: fetch|list"),
+        (["weights"], "arguments are required: fetch|list|convert"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsam3.app.outputs import LIST_NAME, OutputFolder, Task, slug
-from medsam3.app.results import ResultRow
+from medsam3.app.outputs import LIST_NAME, OutputFolder, Task, check_formats, slug
+from medsam3.app.results import ResultRow, pixel_area_mm2
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks
 from medsam3.prompts import Prompt
@@ -38,6 +38,16 @@ def test_a_row_holds_areas_worked_out_by_hand() -> None:
     assert row.area_mm2 == 6 * 0.5 * 0.25
     assert row.objects[0].box == (1.5, 0.5, 4.5, 2.5)
     assert row.cells() == ("scan.png", "polyp", "0.90 yes", "1", "6", "0.8", "0.75")
+
+
+def test_an_area_is_in_mm2_where_only_the_pixel_size_is_known() -> None:
+    image = Image(IMAGE.pixels, metadata={"pixel_spacing_mm": "0.5 0.25"})
+    assert pixel_area_mm2(image) == 0.5 * 0.25
+    row = ResultRow.from_masks("scan.png", Prompt(text="polyp"), MASKS, image, ())
+    assert (row.area_mm2, row.objects[0].area_mm2) == (6 * 0.125, 6 * 0.125)
+    # the position of the image goes before what the header says of the pixels
+    placed = Image(IMAGE.pixels, affine=IMAGE.affine, metadata={"pixel_spacing_mm": "9 9"})
+    assert pixel_area_mm2(placed) == 0.125
 
 
 def test_a_row_without_spacing_phrase_or_object_has_dashes() -> None:
@@ -106,6 +116,31 @@ def test_a_run_that_was_killed_before_its_record_is_taken_up(tmp_path: Path) -> 
 def test_nothing_but_results_is_left_in_the_folder(tmp_path: Path) -> None:
     row = _finish(OutputFolder(tmp_path), _task())
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([LIST_NAME, *row.outputs])
+
+
+def test_the_folder_is_made_only_when_there_is_something_to_write(tmp_path: Path) -> None:
+    folder = OutputFolder(tmp_path / "deep" / "out")
+    assert folder.finished(_task()) is None
+    assert list(tmp_path.iterdir()) == []
+    _finish(folder, _task())
+    assert (tmp_path / "deep" / "out" / LIST_NAME).is_file()
+
+
+def test_a_format_that_fails_leaves_none_of_the_files(tmp_path: Path) -> None:
+    folder = OutputFolder(tmp_path / "out")
+    with pytest.raises(InputError, match="needs an image that was read from DICOM"):
+        folder.write(folder.stem(_task(), "scan"), MASKS, IMAGE, ["png", "seg"])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_format_that_does_not_fit_the_image_is_refused_before(tmp_path: Path) -> None:
+    stack = Image(np.zeros((2, 4, 6, 1), dtype=np.uint8), kind="volume")
+    check_formats(["png", "overlay", "coco", "nifti"], IMAGE)
+    check_formats(["overlay", "coco", "nifti"], stack)
+    with pytest.raises(InputError, match="a label-map PNG holds one frame, this image has 2"):
+        check_formats(["overlay", "png"], stack)
+    with pytest.raises(InputError, match="needs an image that was read from DICOM"):
+        check_formats(["seg"], IMAGE)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

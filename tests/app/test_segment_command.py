@@ -122,7 +122,7 @@ def test_a_second_run_skips_what_is_done_and_says_so(
     assert main(command) == 0
     assert threshold_model.encoded == 4
     out = capsys.readouterr().out
-    assert "skipped 3 that were done before" in out
+    assert "skipped 3 files done before" in out
     assert out.count("polyp") == 4  # the table holds the skipped ones as well
 
 
@@ -165,6 +165,20 @@ def test_results_inside_the_input_folder_are_not_segmented(work: Path, threshold
     assert threshold_model.encoded == 1
 
 
+def test_a_format_that_a_volume_does_not_take_is_refused_before_it_is_segmented(
+    work: Path, threshold_model: ThresholdSegmenter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_ct_series(work / "in" / "ct", np.zeros((3, 4, 5), dtype=np.int16))
+    _picture(work / "in" / "scan.png")
+    assert main(["segment", "in", "--text", "polyp", "--format", "png,coco", "--json", *MODEL]) == 2
+    answer = _json(capsys)
+    assert [row["file"] for row in answer["results"]] == ["in/scan.png"]
+    [failure] = answer["failures"]
+    assert failure["file"] == "in/ct"
+    assert "a label-map PNG holds one frame, this image has 3: use the format nifti" in failure["error"]
+    assert threshold_model.encoded == 1
+
+
 def test_bad_files_of_a_folder_are_reported_and_the_others_go_on(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,7 +203,7 @@ def test_an_error_of_the_model_is_reported_and_the_others_go_on(work: Path, caps
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert "scan.png: unexpected RuntimeError: the model broke; run again with --debug" in captured.err
-    assert "failed: 1" in captured.out
+    assert "failed: 1 file, see the errors above" in captured.out
 
 
 def _huge_png(path: Path) -> None:

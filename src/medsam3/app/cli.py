@@ -35,7 +35,7 @@ COMMANDS = (
     Command("segment", "medsam3.app.segment", "segment images, volumes and folders by phrases, boxes and points"),
     Command("info", "medsam3.app.info", "say what a file holds: size, spacing, type"),
     Command("concepts", "medsam3.app.concepts", "list the concepts and synonyms that the models know"),
-    Command("weights", "medsam3.app.weights", "fetch the encoders' weights, or list what is there"),
+    Command("weights", "medsam3.app.weights", "fetch the encoders' weights, list them, or convert those of SAM 3"),
     Command("train", "medsam3.train.command", "train the detector on your own data"),
     Command("eval", "medsam3.eval.command", "measure a model on a data folder"),
 )

@@ -15,14 +15,33 @@ _DICOM_MAGIC_START = 128  # bytes of preamble, DICOM PS3.10 7.1
 
 @dataclass(frozen=True)
 class Input:
-    """An image to read: a file, or a folder whose DICOM slices are one series."""
+    """An image to read: a file, or a folder whose DICOM slices are one series.
+
+    Attributes:
+        path: The file or folder.
+        series: Which series of the folder: its number, or the end of its UID; None where it holds one.
+    """
 
     path: Path
+    series: str | None = None
+
+    @property
+    def source(self) -> str:
+        """What tells it from every other input."""
+        place = str(self.path.resolve())
+        return place if self.series is None else f"{place} series {self.series}"
+
+    @property
+    def label(self) -> str:
+        """As it was named, for tables and messages."""
+        return str(self.path) if self.series is None else f"{self.path} (series {self.series})"
 
     @property
     def stem(self) -> str:
-        """The name without what tells its format."""
+        """The name without what tells its format, and with the series where one was chosen."""
         name = self.path.resolve().name
+        if self.series is not None:
+            return f"{name}_series-{self.series}"
         lower = name.lower()
         suffix = next((suffix for suffix in SUFFIXES if lower.endswith(suffix)), "")
         return name[: len(name) - len(suffix)] or name
@@ -35,15 +54,19 @@ class Input:
         """
         if not self.path.exists():
             raise InputError(f"{self.path} does not exist: correct the path")
-        files = [self.path] if self.path.is_file() else _files_in(self.path)
-        states = [file.stat() for file in files]
+        try:
+            # A chosen series may lie below its folder.
+            files = [self.path] if self.path.is_file() else _files_in(self.path, "*" if self.series is None else "**/*")
+            states = [file.stat() for file in files]
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read ({error.strerror}): give what you may read") from error
         size = sum(state.st_size for state in states)
         if size == 0:
             raise InputError(f"{self.path} is empty: copy it again")
         return f"{max(state.st_mtime_ns for state in states)}:{size}:{len(states)}"
 
 
-def find_inputs(arguments: Sequence[str], *, leave_out: Path | None = None) -> list[Input]:
+def find_inputs(arguments: Sequence[str], *, leave_out: Path | None = None, series: Sequence[str] = ()) -> list[Input]:
     """The images that the arguments name, each once, in the order of the arguments and by name within each.
 
     A file that is named is taken as it is, also where it does not exist: reading it will say so. Of a folder, every
@@ -52,16 +75,18 @@ def find_inputs(arguments: Sequence[str], *, leave_out: Path | None = None) -> l
     Args:
         arguments: Files, folders, or patterns such as `scans/*.png` (`**` goes through folders).
         leave_out: A folder that is not looked into: that of the results.
+        series: Numbers or ends of UIDs of DICOM series; every argument is then a folder, and these series of it are
+            taken and nothing else.
 
     Raises:
-        InputError: A pattern that matches nothing, a folder without images.
+        InputError: A pattern that matches nothing, a folder without images, a file where a series is chosen.
     """
     skipped = None if leave_out is None else leave_out.resolve()
-    found: dict[Path, Input] = {}
+    found: dict[str, Input] = {}
     for argument in arguments:
         for path in _expand(argument):
-            for item in _inputs_at(path, skipped):
-                found.setdefault(item.path.resolve(), item)
+            for item in _series_at(path, series) if series else _inputs_at(path, skipped):
+                found.setdefault(item.source, item)
     return list(found.values())
 
 
@@ -81,10 +106,21 @@ def _expand(argument: str) -> list[Path]:
 def _inputs_at(path: Path, skipped: Path | None) -> list[Input]:
     if not path.is_dir():
         return [Input(path)]
-    found = list(_walk(path, skipped))
+    try:
+        found = list(_walk(path, skipped))
+    except OSError as error:
+        raise InputError(f"{error.filename or path} cannot be read ({error.strerror}): leave it out") from error
     if not found:
         raise InputError(f"folder {path} holds no images: allowed are {', '.join(SUFFIXES)} and DICOM files")
     return found
+
+
+def _series_at(path: Path, series: Sequence[str]) -> list[Input]:
+    if path.is_file():
+        raise InputError(f"{path} is a file, --series chooses from a folder of DICOM files: name its folder")
+    if not all(one.strip() for one in series):
+        raise InputError("--series is empty: give a series' number, or the last 8 or more characters of its UID")
+    return [Input(path, one.strip()) for one in series]
 
 
 def _walk(folder: Path, skipped: Path | None) -> Iterator[Input]:
@@ -115,8 +151,8 @@ def _is_dicom(path: Path) -> bool:
         return False
 
 
-def _files_in(folder: Path) -> list[Path]:
-    return _visible(path for path in folder.iterdir() if path.is_file())
+def _files_in(folder: Path, pattern: str = "*") -> list[Path]:
+    return _visible(path for path in folder.glob(pattern) if path.is_file())
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 
 from medsam3 import __version__
+from medsam3.app.model_choice import ModelChoice, adapter_from, vocabulary_from
+from medsam3.app.reading import FrameRange, frame_ranges
 from medsam3.errors import InputError
 from medsam3.prompts import Box, Point, Prompt
 
@@ -21,25 +22,34 @@ class Job:
         prompts: Each asked of every file.
         formats: How the masks are written; None takes what suits the image.
         threshold: Least score in 0..1; None takes the weights' own.
-        slices: Indices along N; None takes all.
-        model: Name in the registry.
-        weights: A file in place of the model's own; None for those.
+        frames: Of a stack; empty takes all.
+        model: What answers.
     """
 
     prompts: tuple[Prompt, ...]
     formats: tuple[str, ...] | None = None
     threshold: float | None = None
-    slices: tuple[int, ...] | None = None
-    model: str = "mini"
-    weights: Path | None = None
+    frames: tuple[FrameRange, ...] = ()
+    model: ModelChoice = field(default_factory=ModelChoice)
 
     def key(self, prompt: Prompt) -> str:
-        """Hash that changes with whatever changes the result of one prompt."""
-        weights = None
-        if self.weights is not None and self.weights.exists():
-            state = self.weights.stat()
-            weights = (str(self.weights.resolve()), state.st_size, state.st_mtime_ns)
-        asked = (__version__, prompt.to_json(), self.formats, self.threshold, self.slices, self.model, weights)
+        """Hash that changes with whatever changes the result of one prompt, the content of the weights among it.
+
+        Where the weights lie does not change it, nor the device that they run on.
+        """
+        frames = [asdict(one) for one in self.frames]
+        adapter = self.model.adapter
+        numbers = None if adapter is None else (adapter.alpha, adapter.rank)
+        asked = (
+            __version__,
+            prompt.to_json(),
+            self.formats,
+            self.threshold,
+            frames,
+            self.model.name if not self.model.sha256 else "",
+            self.model.sha256,
+            numbers,
+        )
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
@@ -59,9 +69,8 @@ def job_from(args: argparse.Namespace) -> Job:
         prompts=tuple(dict.fromkeys(prompts)),
         formats=None if args.format is None else _formats(args.format),
         threshold=args.threshold,
-        slices=None if args.slice is None else tuple(args.slice),
-        model=args.model,
-        weights=args.weights,
+        frames=frame_ranges(args.frame),
+        model=ModelChoice(args.model, args.weights, adapter_from(args), vocabulary_from(args), args.device),
     )
 
 

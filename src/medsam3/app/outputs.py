@@ -15,13 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medsam3.app.results import ResultRow
 from medsam3.errors import InputError
-from medsam3.image import Image, Masks
+from medsam3.image import Image, Masks, ObjectMask
 
 LIST_NAME = "results.jsonl"
 _LONGEST_STEM = 120  # characters, which leaves room for endings below the 255 bytes that file systems allow
 _LONGEST_SLUG = 60
+_REFUSING = ("png", "coco", "seg")
+"""Formats that need a package, or do not take every image."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class OutputFolder:
     """A folder of results and its list."""
 
     def __init__(self, path: Path, *, replaces_foreign_files: bool = False) -> None:
-        """Open the folder, made where there is none.
+        """Open the folder; one that is not there is made only when there is something to write.
 
         Raises:
             InputError: It cannot be written.
@@ -55,10 +59,8 @@ class OutputFolder:
         self._stems: dict[tuple[str, str], str] = {}  # by source and concept
         self._rows: dict[str, tuple[Task, ResultRow]] = {}  # stem in lower case: last result
         self._ours: set[str] = set()
+        check_can_hold(path)
         with self._written():
-            path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path):
-                pass
             self._read_list()
 
     def finished(self, task: Task) -> ResultRow | None:
@@ -88,8 +90,8 @@ class OutputFolder:
         """
         from medsam3.io import write_format  # noqa: PLC0415
 
-        with self._written(), tempfile.TemporaryDirectory(dir=self.path, prefix=".writing-") as temporary:
-            made = [write_format(name, [masks], image, Path(temporary), stem) for name in formats]
+        with self._written(), self._temporary_folder() as temporary:
+            made = [write_format(name, [masks], image, temporary, stem) for name in formats]
             names = tuple(path.name for path in made)
             self._claim(names)
             for path in made:
@@ -139,14 +141,55 @@ class OutputFolder:
         self._rows[line["stem"].lower()] = (task, row)
 
     @contextmanager
+    def _temporary_folder(self) -> Iterator[Path]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=".writing-") as temporary:
+            yield Path(temporary)
+
+    @contextmanager
     def _written(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise InputError(
-                f"output folder {self.path} cannot be written ({error.strerror or error}): "
-                "name another one with --out, or free space there"
-            ) from error
+            raise _cannot_be_written(self.path, error) from error
+
+
+def check_can_hold(folder: Path) -> None:
+    """Refuse an output folder that cannot be written, or where it is not there, not be made; nothing is left behind.
+
+    Raises:
+        InputError: It is a file, lies below one, or may not be written.
+    """
+    place = folder
+    try:
+        while not place.exists() and not place.is_symlink() and place != place.parent:
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise _cannot_be_written(folder, error) from error
+
+
+def _cannot_be_written(folder: Path, error: OSError) -> InputError:
+    return InputError(
+        f"output folder {folder} cannot be written ({error.strerror or error}): "
+        "name another one with --out, or free space there"
+    )
+
+
+def check_formats(formats: Sequence[str], image: Image) -> None:
+    """Refuse formats that cannot hold masks of this image, before the time for segmenting it is spent.
+
+    Raises:
+        InputError: As the writers say, a missing optional package among it.
+    """
+    from medsam3.io import write_format  # noqa: PLC0415
+
+    one_pixel = ObjectMask((0, 0, 0), np.ones((1, 1, 1), dtype=np.bool_), 1.0)
+    with tempfile.TemporaryDirectory(prefix="medsam3-") as temporary:
+        for name in formats:
+            if name in _REFUSING:
+                write_format(name, Masks(image.shape, (one_pixel,)), image, Path(temporary), "trial")
 
 
 def slug(concept: str) -> str:

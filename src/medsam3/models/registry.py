@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from medsam3.errors import InputError
 from medsam3.models.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from medsam3.models.checkpoints import Conversion
+    from medsam3.models.sam3_lora import LoraSource
 
 Loader = Callable[[Path | None, str], Segmenter]
 """From a weights file (None: the ones that come with the model) and a device to a model."""
@@ -15,24 +20,68 @@ SAM3_NAME = "facebook/sam3"
 _SAFETENSORS_HEADER_LIMIT = 100_000_000
 
 
-def load(name: str = "mini", *, device: str = "cpu", weights: Path | str | None = None) -> Segmenter:
+def load(
+    name: str = "mini",
+    *,
+    device: str = "cpu",
+    weights: Path | str | None = None,
+    lora: LoraSource | Path | str | None = None,
+    vocabulary: Path | None = None,
+) -> Segmenter:
     """A model that is ready to segment.
 
     Args:
         name: A name of `names()`, or where SAM 3's weights lie: a folder in transformers' layout, or `sam3.pt`.
         device: Where it runs, `cpu` or what the model supports.
         weights: A file in place of the model's own weights; of `mini`, one made by `medsam3 train`.
+        lora: MedSAM-3's adapter to put on SAM 3's weights; a path takes rank and alpha from the YAML file beside it.
+        vocabulary: CLIP's, for SAM 3's phrases, where it is not beside the weights.
 
     Raises:
-        InputError: An unknown name or device, weights that are missing, damaged or of a form that could run code.
+        InputError: An unknown name or device, weights that are missing, damaged or of a form that could run code, an
+            adapter or a vocabulary for a model that takes none.
     """
-    if name in LOADERS:
-        return LOADERS[name](None if weights is None else Path(weights), device)
-    if Path(name).exists():
-        return _load_sam3(Path(name), device)
-    raise InputError(
-        f"there is no model {name!r}, allowed are: {', '.join(names())}, or a folder or file with SAM 3's weights"
-    )
+    chosen = None if weights is None else Path(weights)
+    is_place = name not in LOADERS and Path(name).exists()
+    if not is_place and name not in LOADERS:
+        raise InputError(
+            f"there is no model {name!r}, allowed are: {', '.join(names())}, or a folder or file with SAM 3's weights"
+        )
+    if is_place and chosen is not None:
+        raise InputError(f"model {name} is a place of weights, and weights {chosen} were given too: give one of them")
+    if (lora is not None or vocabulary is not None) and not is_sam3(name):
+        raise InputError(
+            f"model {name} takes no adapter and no vocabulary, SAM 3 does: give {SAM3_NAME}, a folder or sam3.pt"
+        )
+    if is_sam3(name):
+        return _load_sam3(Path(name) if is_place else chosen, device, lora=lora, vocabulary=vocabulary)
+    return LOADERS[name](chosen, device)
+
+
+def is_sam3(name: str) -> bool:
+    """Whether a name that `load` takes stands for SAM 3, on which adapters go: its hub name, a folder or a file."""
+    return name == SAM3_NAME or name not in LOADERS
+
+
+def convert_sam3(
+    source: str | Path,
+    out_dir: Path,
+    *,
+    lora: LoraSource | None = None,
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    vocabulary: Path | None = None,
+) -> Conversion:
+    """`checkpoints.convert`, for callers that do not know torch: its number formats go by their short names.
+
+    Raises:
+        InputError: As `checkpoints.convert`.
+    """
+    import torch  # noqa: PLC0415
+
+    from medsam3.models.checkpoints import convert  # noqa: PLC0415
+
+    formats = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return convert(source, out_dir, lora=lora, dtype=formats[dtype], vocabulary=vocabulary)
 
 
 def names() -> tuple[str, ...]:
@@ -75,10 +124,18 @@ def _load_mini(weights: Path | None, device: str) -> Segmenter:
     return load_mini(checked, encoders)
 
 
-def _load_sam3(weights: Path | None, device: str) -> Segmenter:
+def _load_sam3(
+    weights: Path | None,
+    device: str,
+    *,
+    lora: LoraSource | Path | str | None = None,
+    vocabulary: Path | None = None,
+) -> Segmenter:
     from medsam3.models.sam3 import Sam3Options, load_sam3  # noqa: PLC0415  torch, and the code of the large model
+    from medsam3.models.sam3_lora import LoraSource  # noqa: PLC0415
 
-    return load_sam3(weights or SAM3_NAME, options=Sam3Options(device=device))
+    adapter = LoraSource(Path(lora)) if isinstance(lora, (str, Path)) else lora
+    return load_sam3(weights or SAM3_NAME, options=Sam3Options(device=device), lora=adapter, vocabulary=vocabulary)
 
 
 LOADERS: dict[str, Loader] = {"mini": _load_mini, SAM3_NAME: _load_sam3}

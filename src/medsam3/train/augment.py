@@ -26,7 +26,7 @@ class View:
     """What one view does to the square.
 
     Attributes:
-        inverse: (2, 3), the square's pixel (x, y, 1) of the view to that of the plain image.
+        inverse: (2, 3), the square's pixel (x, y, 1) of the view to that of the plain image, 256 pixels a side.
         brightness, contrast, saturation: Factors, 1 for no change.
         gamma: Exponent on values in 0..1.
         blur_px: Standard deviation of a Gaussian blur.
@@ -73,34 +73,36 @@ def view_generator(image_name: str, number: int, *, seed: int) -> np.random.Gene
 
 
 def warp_pixels(square: RGB, view: View) -> RGB:
-    """The view of a square image (256, 256, 3) uint8; what comes from outside it is black."""
+    """The view of a square image (S, S, 3) uint8; what comes from outside it is black."""
     if view == PLAIN:
         return square
+    side = square.shape[0]
     image = PIL.Image.fromarray(square).transform(
-        (SIDE, SIDE), PIL.Image.Transform.AFFINE, _pil_coefficients(view), PIL.Image.Resampling.BICUBIC
+        (side, side), PIL.Image.Transform.AFFINE, _pil_coefficients(view, side), PIL.Image.Resampling.BICUBIC
     )
     image = PIL.ImageEnhance.Brightness(image).enhance(view.brightness)
     image = PIL.ImageEnhance.Contrast(image).enhance(view.contrast)
     image = PIL.ImageEnhance.Color(image).enhance(view.saturation)
     if view.blur_px > 0:
-        image = image.filter(PIL.ImageFilter.GaussianBlur(view.blur_px))
+        image = image.filter(PIL.ImageFilter.GaussianBlur(view.blur_px * side / SIDE))
     values = np.asarray(image, dtype=np.float32) / 255
     return np.rint(values**view.gamma * 255).astype(np.uint8)
 
 
 def warp_labels(labels: Labels, view: View) -> Labels:
-    """The same view of a map of integers (256, 256) by nearest neighbour; 0 from outside."""
+    """The same view of a map of integers (S, S) by nearest neighbour; 0 from outside."""
     if view == PLAIN:
         return labels
+    side = labels.shape[0]
     image = PIL.Image.fromarray(labels).transform(
-        (SIDE, SIDE), PIL.Image.Transform.AFFINE, _pil_coefficients(view), PIL.Image.Resampling.NEAREST
+        (side, side), PIL.Image.Transform.AFFINE, _pil_coefficients(view, side), PIL.Image.Resampling.NEAREST
     )
     return np.asarray(image, dtype=np.int32)
 
 
-def _pil_coefficients(view: View) -> tuple[float, ...]:
-    """PIL measures from pixel corners: its pixel centres lie at .5."""
+def _pil_coefficients(view: View, side: int) -> tuple[float, ...]:
+    """PIL measures from pixel corners: its pixel centres lie at .5. A view is said for a square of 256 pixels."""
     shifted = []
     for a, b, c in view.inverse:
-        shifted.append((a, b, c + 0.5 - 0.5 * a - 0.5 * b))
+        shifted.append((a, b, (c + 0.5 - 0.5 * a - 0.5 * b) * side / SIDE))
     return (*shifted[0], *shifted[1])

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from medsam3.train.data import Instances, Sample, Target, is_sided
 from medsam3.train.losses import PromptTarget
 
 VISUAL_PHRASE = "visual"
-MASK_SIDE = SIDE // 2
+Made_co = TypeVar("Made_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -87,16 +88,14 @@ class BatchMaker:
         self,
         samples: Sequence[Sample],
         views: Sequence[CachedView],
-        foreign: Mapping[str, Sequence[str]],
+        foreign: Mapping[str, Mapping[str, int]],
         config: SamplingConfig,
         *,
         seed: int,
     ) -> None:
         self.samples, self.views, self.foreign, self.config, self.seed = samples, views, foreign, config, seed
-        images = Counter(sample.dataset for sample in samples)
-        rows = Counter(sample.dataset for sample in samples for view in views if sample.name in view.rows)
-        weights = np.array([rows[s.dataset] ** config.dataset_power / images[s.dataset] for s in samples])
-        self.chances = weights / weights.sum()
+        rows = [sample.dataset for sample in samples for view in views if sample.name in view.rows]
+        self.chances = dataset_chances(samples, rows, config.dataset_power)
 
     def batch(self, step: int) -> Batch:
         """Batch number `step`."""
@@ -112,93 +111,120 @@ class BatchMaker:
             neck, square = view.neck[row], view.pixels[row]
             necks.append(neck[:, :, ::-1].copy() if mirror else np.array(neck))
             pixels.append(square[:, ::-1].copy() if mirror else np.array(square))
-            for target, phrase in self._choose(sample, rng):
+            for target, phrase in choose_prompts(sample, self.foreign, self.config, rng):
                 labels = np.zeros((SIDE, SIDE), np.int32)
                 if target is not None:
                     labels = warp_labels(
                         letterbox_labels(target.load()), view_of(sample.name, view.number, seed=view.seed)
                     )
                     labels = labels[:, ::-1] if mirror else labels
-                questions.append(self._question(image, phrase, labels, rng))
+                truth, boxes = prompt_target(labels, max_objects=self.config.max_objects)
+                questions.append(ask(image, phrase, (truth, boxes), self.config, rng))
         return Batch(
             neck=torch.from_numpy(np.stack(necks)).float().contiguous(memory_format=torch.channels_last),
             pixels=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255,  # channels last in memory
             questions=tuple(questions),
         )
 
-    def _choose(self, sample: Sample, rng: np.random.Generator) -> list[tuple[Target | None, str]]:
-        """Targets with a phrase each; None for a concept of another image family."""
-        present = [target for target in sample.targets if target.is_present]
-        absent: list[Target | None] = [target for target in sample.targets if not target.is_present]
-        chosen: list[tuple[Target | None, str]] = []
-        order = list(rng.permutation(len(present)))
-        while len(chosen) < self.config.prompts:
-            wants_negative = bool(chosen) and (rng.random() < self.config.negative or not order)
-            if order and not wants_negative:
-                target = present[order.pop()]
-                chosen.append((target, self._phrase(target.concept, rng)))
-            else:
-                chosen.append(self._negative(sample, absent, rng))
-        return chosen
 
-    def _negative(
-        self, sample: Sample, absent: Sequence[Target | None], rng: np.random.Generator
-    ) -> tuple[Target | None, str]:
-        foreign = self.foreign.get(sample.dataset, ())
-        if absent and (not foreign or rng.random() < 0.7):
-            target = absent[int(rng.integers(len(absent)))]
-            assert target is not None, "absent targets of the sample itself"
-            return target, self._phrase(target.concept, rng)
-        if foreign:
-            return None, self._phrase(foreign[int(rng.integers(len(foreign)))], rng)
-        present = [target for target in sample.targets if target.is_present]
-        target = present[rng.integers(len(present))]
-        return target, self._phrase(target.concept, rng)
-
-    def _phrase(self, concept: str, rng: np.random.Generator) -> str:
-        """The concept's name half of the time, else one of its training synonyms."""
-        names = concepts.synonyms(concept)
-        if not names or rng.random() < 0.5:
-            return concept
-        return str(names[rng.integers(len(names))])
-
-    def _question(self, image: int, phrase: str, labels: Instances, rng: np.random.Generator) -> Question:
-        truth, boxes = prompt_target(labels, max_objects=self.config.max_objects)
-        if not truth.is_present or rng.random() >= self.config.exemplar:
-            return Question(image, phrase, None, truth)
-        box = boxes[rng.integers(len(boxes))]
-        sides = np.array([box[2], box[3], box[2], box[3]])
-        noisy = np.asarray(box) + rng.normal(0, self.config.box_noise / 2, size=4) * sides
-        noisy[2:] = np.maximum(noisy[2:], 0.01)
-        exemplar = Exemplar((float(noisy[0]), float(noisy[1]), float(noisy[2]), float(noisy[3])))
-        return Question(image, VISUAL_PHRASE if rng.random() < self.config.exemplar_only else phrase, exemplar, truth)
+def dataset_chances(samples: Sequence[Sample], rows: Sequence[str], power: float) -> NDArray[np.float64]:
+    """Chance of each sample, so that a data set is drawn by its count in `rows` to a power, and its images alike."""
+    images, counts = Counter(sample.dataset for sample in samples), Counter(rows)
+    weights = np.array([counts[sample.dataset] ** power / images[sample.dataset] for sample in samples])
+    chances: NDArray[np.float64] = weights / weights.sum()
+    return chances
 
 
-def prompt_target(labels: Instances, *, max_objects: int) -> tuple[PromptTarget, NDArray[np.float64]]:
-    """Truth of a prompt from instance numbers (256, 256), and the objects' boxes (n, 4) cxcywh in 0..1.
+def choose_prompts(
+    sample: Sample, foreign: Mapping[str, Mapping[str, int]], config: SamplingConfig, rng: np.random.Generator
+) -> list[tuple[Target | None, str]]:
+    """Targets of a sample with a phrase each; None for a concept of another image family, which is surely absent."""
+    present = [target for target in sample.targets if target.is_present]
+    chosen: list[tuple[Target | None, str]] = []
+    order = list(rng.permutation(len(present)))
+    while len(chosen) < config.prompts:
+        wants_negative = bool(chosen) and (rng.random() < config.negative or not order)
+        if order and not wants_negative:
+            target = present[order.pop()]
+            chosen.append((target, _phrase(target.concept, rng)))
+        else:
+            chosen.append(_negative(sample, foreign.get(sample.dataset, {}), rng))
+    return chosen
 
-    Parts of an object that a crop cut apart stay one object; specks under 0.02 % of the square are no objects of their
-    own. More than `max_objects` objects are taught as one, the whole concept.
+
+def _negative(sample: Sample, foreign: Mapping[str, int], rng: np.random.Generator) -> tuple[Target | None, str]:
+    present = [target for target in sample.targets if target.is_present]
+    absent = [target for target in sample.targets if not target.is_present]
+    if absent and (not foreign or rng.random() < 0.7):
+        target = absent[int(rng.integers(len(absent)))]
+        return target, _phrase(target.concept, rng)
+    if foreign:
+        names, shown = list(foreign), np.array(list(foreign.values()), dtype=np.float64)
+        return None, _phrase(names[int(rng.choice(len(names), p=shown / shown.sum()))], rng)
+    target = present[rng.integers(len(present))]
+    return target, _phrase(target.concept, rng)
+
+
+def _phrase(concept: str, rng: np.random.Generator) -> str:
+    """The concept's name half of the time, else one of its training synonyms."""
+    names = concepts.synonyms(concept)
+    if not names or rng.random() < 0.5:
+        return concept
+    return str(names[rng.integers(len(names))])
+
+
+def ask(
+    image: int,
+    phrase: str,
+    answer: tuple[PromptTarget, NDArray[np.float64]],
+    config: SamplingConfig,
+    rng: np.random.Generator,
+) -> Question:
+    """The question whose answer is a truth of `prompt_target`, now and then with an exemplar box."""
+    truth, boxes = answer
+    if not truth.is_present or rng.random() >= config.exemplar:
+        return Question(image, phrase, None, truth)
+    box = boxes[rng.integers(len(boxes))]
+    sides = np.array([box[2], box[3], box[2], box[3]])
+    noisy = np.asarray(box) + rng.normal(0, config.box_noise / 2, size=4) * sides
+    noisy[2:] = np.maximum(noisy[2:], 0.01)
+    exemplar = Exemplar((float(noisy[0]), float(noisy[1]), float(noisy[2]), float(noisy[3])))
+    return Question(image, VISUAL_PHRASE if rng.random() < config.exemplar_only else phrase, exemplar, truth)
+
+
+def prompt_target(
+    labels: Instances, *, max_objects: int, least_share: float = 0.0002
+) -> tuple[PromptTarget, NDArray[np.float64]]:
+    """Truth of a prompt from instance numbers (S, S), S even, and the objects' boxes (n, 4) cxcywh in 0..1.
+
+    Masks have half of S. Parts of an object that a crop cut apart stay one object; specks under `least_share` of the
+    square are no objects of their own. More than `max_objects` objects are taught as one, the whole concept.
     """
-    area = labels.size
-    numbers = [int(n) for n in np.unique(labels) if n > 0 and (labels == n).sum() >= 0.0002 * area]
+    side, half = labels.shape[0], labels.shape[0] // 2
+    numbers = [int(n) for n in np.unique(labels) if n > 0 and (labels == n).sum() >= least_share * labels.size]
     whole = labels > 0
     objects = [labels == n for n in numbers] if 0 < len(numbers) <= max_objects else [whole]
     if not whole.any():
-        empty = torch.zeros(0, MASK_SIDE, MASK_SIDE)
-        return PromptTarget(torch.zeros(0, 4), empty, torch.zeros(MASK_SIDE, MASK_SIDE), is_present=False), np.zeros(
-            (0, 4)
-        )
+        nothing = PromptTarget(torch.zeros(0, 4), torch.zeros(0, half, half), torch.zeros(half, half), is_present=False)
+        return nothing, np.zeros((0, 4))
     edges = np.array([box_of_mask(mask) for mask in objects], dtype=np.float64)
-    boxes = normalised_cxcywh_from_xyxy(edges, SIDE, SIDE)
+    boxes = normalised_cxcywh_from_xyxy(edges, side, side)
     masks = torch.from_numpy(np.stack([*objects, whole])).float()
     halved = F.avg_pool2d(masks[None], 2)[0]
     return PromptTarget(torch.from_numpy(boxes).float(), halved[:-1], halved[-1], is_present=True), boxes
 
 
-def prefetched(maker: BatchMaker, steps: range, *, ahead: int = 4) -> Iterator[tuple[int, Batch]]:
+class Maker(Protocol[Made_co]):
+    """Makes batch number `step`, the same one whenever it is asked."""
+
+    def batch(self, step: int) -> Made_co:
+        """Batch number `step`."""
+        ...
+
+
+def prefetched(maker: Maker[Made_co], steps: range, *, ahead: int = 4) -> Iterator[tuple[int, Made_co]]:
     """(step, batch) in order, made by one thread that stays at most `ahead` batches before the reader."""
-    ready: queue.Queue[tuple[int, Batch] | BaseException] = queue.Queue(maxsize=ahead)
+    ready: queue.Queue[tuple[int, Made_co] | BaseException] = queue.Queue(maxsize=ahead)
 
     def work() -> None:
         try:

@@ -7,7 +7,7 @@ MedSAM-3 train on. It also says which concepts may serve as negatives of an imag
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -146,19 +146,23 @@ def _coco_loader(annotations: Sequence[dict[str, Any]], size: tuple[int, int]) -
     return load
 
 
-def foreign_concepts(samples: Iterable[Sample]) -> dict[str, tuple[str, ...]]:
+def foreign_concepts(samples: Iterable[Sample]) -> dict[str, dict[str, int]]:
     """For each data set the concepts that surely are not in its images: those of wholly other image families.
+
+    Each comes with the number of images that show it. Asked for as often where they are absent as where they are
+    present, phrases carry no hint of the answer; a frequent phrase that is rarely denied would always be affirmed.
 
     Concepts are annotated within one data set only, so a liver may be visible but unlabelled in another CT set;
     between two cross-sectional families no concept counts as absent.
     """
     by_dataset: dict[str, set[str]] = defaultdict(set)
+    shown: Counter[str] = Counter()
     for sample in samples:
         by_dataset[sample.dataset].update(target.concept for target in sample.targets)
+        shown.update(target.concept for target in sample.targets if target.is_present)
     families = {name: {_family(concept) for concept in own} for name, own in by_dataset.items()}
-    all_concepts = sorted(set().union(*by_dataset.values()))
     return {
-        name: tuple(concept for concept in all_concepts if _is_foreign(_family(concept), families[name]))
+        name: {concept: shown[concept] for concept in sorted(shown) if _is_foreign(_family(concept), families[name])}
         for name in by_dataset
     }
 

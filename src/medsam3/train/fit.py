@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -81,7 +81,26 @@ class RunState:
     step: int = 0
 
 
-def learning_rate(step: int, config: FitConfig) -> float:
+class Schedule(Protocol):
+    """What `learning_rate` reads of a configuration."""
+
+    @property
+    def steps(self) -> int:
+        """Updates of the run."""
+        ...
+
+    @property
+    def warmup_steps(self) -> int:
+        """Updates until the peak."""
+        ...
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak."""
+        ...
+
+
+def learning_rate(step: int, config: Schedule) -> float:
     """Linear warm-up, then a cosine down to 2 % of the peak."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
@@ -235,7 +254,7 @@ def resume(folder: Path, config: FitConfig, initial: Path | None = None) -> RunS
         state.step = int(content["step"])
     elif initial is not None:
         start_from(state, initial)
-    _cut_curves(folder / "curves.jsonl", state.step)
+    cut_curves(folder / "curves.jsonl", state.step)
     return state
 
 
@@ -253,7 +272,7 @@ def start_from(state: RunState, initial: Path) -> None:
         raise InputError(f"{initial} does not fit the detector: give weights that this configuration made") from error
 
 
-def _cut_curves(path: Path, steps: int) -> None:
+def cut_curves(path: Path, steps: int) -> None:
     """Drop the lines of steps that were lost with a kill."""
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -155,9 +155,9 @@ def export(
         "frozen_encoders": {"image": f"LiteMedSAM {LITE_MEDSAM.sha256}", "text": "all-MiniLM-L6-v2"},
         "training": asdict(settings.config),
         "started_from": _lineage(settings.initial),
-        "data": _data_summary(samples),
+        "data": data_summary(samples),
         "val": summary,
-        "curve": _curve(settings.out / "curves.jsonl"),
+        "curve": curve_summary(settings.out / "curves.jsonl"),
         "versions": {
             "medsam3": __version__,
             "python": platform.python_version(),
@@ -181,7 +181,7 @@ def _lineage(initial: Path | None) -> dict[str, Any] | None:
     return {key: content.get(key) for key in ("sha256", "made", "training", "data", "curve", "started_from")}
 
 
-def _data_summary(samples: Sequence[Sample]) -> dict[str, Any]:
+def data_summary(samples: Sequence[Sample]) -> dict[str, Any]:
     """Images by data set and split, and a digest of names, concepts and splits."""
     counts: dict[str, dict[str, int]] = {}
     digest = hashlib.sha256()
@@ -192,7 +192,7 @@ def _data_summary(samples: Sequence[Sample]) -> dict[str, Any]:
     return {"images": counts, "sha256_of_index": digest.hexdigest()}
 
 
-def _curve(path: Path, *, points: int = 40) -> list[dict[str, float]]:
+def curve_summary(path: Path, *, points: int = 40) -> list[dict[str, float]]:
     """The loss curve, averaged over `points` stretches."""
     if not path.exists():
         return []

@@ -1,0 +1,134 @@
+"""A SAM 3 that is small and random, as a folder in transformers' layout, and samples for it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from transformers.models.sam3.configuration_sam3 import Sam3Config
+
+from medsam3.models.checkpoints import read_checkpoint, write_folder
+from medsam3.models.clip_phrases import PhraseTokenizer, load_tokenizer, vocabulary_of_bpe
+from medsam3.models.sam3_network import Architecture, Sam3Network, architecture_from_json, blank_network, fill_network
+from medsam3.train.batches import SamplingConfig
+from medsam3.train.data import Instances, Sample, Target
+from medsam3.train.sam3_config import Sam3FitConfig
+
+SAMPLING = SamplingConfig(images=2, prompts=2, max_objects=8)
+CONFIG = Sam3FitConfig(
+    steps=4, warmup_steps=2, learning_rate=1e-3, bf16=False, save_every=2, clip_norm=1.0, sampling=SAMPLING
+)
+
+
+def architecture(*, image_size: int = 112, width: int = 32, queries: int = 10) -> Architecture:
+    """A detector of some width on a trunk of the same width, patches of 14 pixels."""
+    sizes = {"hidden_size": width, "num_attention_heads": 4, "intermediate_size": 2 * width, "num_layers": 2}
+    tokens = image_size // 14
+    trunk = {
+        "model_type": "sam3_vit_model",
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": image_size,
+        "pretrain_image_size": 56,
+        "window_size": 4,
+        "global_attn_indexes": [1],
+    }
+    vision = {
+        "model_type": "sam3_vision_model",
+        "backbone_config": trunk,
+        "fpn_hidden_size": width,
+        "backbone_feature_sizes": [[4 * tokens, 4 * tokens], [2 * tokens, 2 * tokens], [tokens, tokens]],
+    }
+    text = {
+        "model_type": "clip_text_model",
+        "vocab_size": 49408,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+        "projection_dim": 8,
+    }
+    fields = {
+        "vision_config": vision,
+        "text_config": text,
+        "geometry_encoder_config": sizes,
+        "detr_encoder_config": sizes,
+        "detr_decoder_config": {**sizes, "num_queries": queries},
+        "mask_decoder_config": {"hidden_size": width, "num_attention_heads": 4},
+    }
+    return architecture_from_json(Sam3Config(**fields).to_dict())
+
+
+def random_tensors(chosen: Architecture, seed: int = 5) -> dict[str, Tensor]:
+    """Seeded values of natural size for every tensor."""
+    source = torch.Generator().manual_seed(seed)
+    made = {}
+    for name, blank in blank_network(chosen).state_dict().items():
+        values = torch.randn(blank.shape, generator=source)
+        if blank.dim() >= 2:
+            made[name] = values / math.sqrt(blank[0].numel())
+        else:
+            made[name] = 1 + 0.1 * values if name.endswith("weight") else 0.1 * values
+    return made
+
+
+def network(chosen: Architecture | None = None) -> Sam3Network:
+    """The random network in float32."""
+    sizes = chosen or architecture()
+    return fill_network(blank_network(sizes), random_tensors(sizes), dtype=torch.float32, device=torch.device("cpu"))
+
+
+def weights_folder(folder: Path, chosen: Architecture | None = None) -> Path:
+    """The random network on disk with a vocabulary of single letters."""
+    sizes = chosen or architecture()
+    write_folder(folder, sizes, random_tensors(sizes))
+    merges = [("p", "o"), ("l", "y")]
+    (folder / "vocab.json").write_text(json.dumps(vocabulary_of_bpe(merges)), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\np o\nl y\n", encoding="utf-8")
+    assert len(read_checkpoint(folder).tensors) == len(random_tensors(sizes))
+    return folder
+
+
+def tokenizer(folder: Path) -> PhraseTokenizer:
+    return load_tokenizer(None, folder)
+
+
+def bright_squares(folder: Path, count: int = 4, *, split: str = "train") -> tuple[Sample, ...]:
+    """Grey pictures of 90 x 120 with a bright rectangle each, the `polyp`; `needle` is in none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = []
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        pixels = rng.integers(40, 80, size=(90, 120, 3)).astype(np.uint8)
+        top, left = rng.integers(5, 40, size=2)
+        labels = np.zeros((90, 120), np.int32)
+        labels[top : top + 40, left : left + 50] = 1
+        pixels[labels > 0] += 150
+        path = folder / f"{split}{number}.png"
+        PIL.Image.fromarray(pixels).save(path)
+        targets = (Target("polyp", True, _constant(labels)), Target("needle", False, _constant(0 * labels)))
+        samples.append(Sample(path.name, path, "squares", path.stem, "train" if split == "train" else "val", targets))
+    return tuple(samples)
+
+
+def _constant(labels: Instances) -> Callable[[], Instances]:
+    return lambda: labels
+
+
+def configured(config: Sam3FitConfig = CONFIG, **changes: object) -> Sam3FitConfig:
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def curve(folder: Path) -> Sequence[float]:
+    """The total loss of each update of a run."""
+    return [json.loads(line)["total"] for line in (folder / "curves.jsonl").read_text().splitlines()]
