@@ -143,6 +143,14 @@ def test_exemplars_change_the_answer() -> None:
     assert not torch.allclose(taught, refused)
 
 
+def test_an_exemplar_without_a_phrase_claims_no_presence() -> None:
+    model = segmenter(presence=1.0)  # a phrase alone never gets there
+    found = model.decode(model.encode(frame()), Prompt(exemplars=(Box(20, 20, 60, 60),)))
+    assert found.presence is None
+    assert found.is_present is None
+    assert len(found) > 0
+
+
 def test_one_encode_serves_many_prompts_unchanged() -> None:
     model = segmenter()
     features = model.encode(frame())
@@ -179,12 +187,24 @@ def test_parts_are_objects_and_specks_are_not() -> None:
     probability[10:40, 10:60] = 0.9
     probability[100:120, 200:230] = 0.7
     probability[150, 150] = 0.99
-    masks, scores = split_objects(probability, 0.5)
-    assert [mask.sum() for mask in masks] == [1500, 600]
-    assert scores == pytest.approx([0.9, 0.7])
-    assert agreeing(masks, (Point(20, 20),)) == [0]
-    assert agreeing(masks, (Point(20, 20, is_positive=False),)) == [1]
-    assert agreeing(masks, ()) == [0, 1]
+    parts = split_objects(probability, 0.5)
+    assert [part.voxels for part in parts] == [1500, 600]
+    assert [part.start for part in parts] == [(0, 10, 10), (0, 100, 200)]
+    assert [part.score for part in parts] == pytest.approx([0.9, 0.7])
+    assert agreeing(parts, (200, 300), (Point(20, 20),)) == parts[:1]
+    assert agreeing(parts, (200, 300), (Point(20, 20, is_positive=False),)) == parts[1:]
+    assert agreeing(parts, (200, 300), (Point(205, 110), Point(150, 80, is_positive=False))) == parts[1:]
+    assert agreeing(parts, (200, 300), ()) == parts
+
+
+def test_a_ring_leaves_the_click_in_its_hole_out() -> None:
+    probability = np.zeros((60, 80), np.float32)
+    probability[10:40, 20:60] = 0.8
+    probability[20:30, 30:50] = 0.1
+    [ring] = split_objects(probability, 0.5)
+    assert ring.voxels == 30 * 40 - 10 * 20
+    assert agreeing([ring], (60, 80), (Point(40, 25),)) == []
+    assert agreeing([ring], (60, 80), (Point(25, 25),)) == [ring]
 
 
 def test_a_second_opinion_is_mixed_in_only_where_it_sees_the_same() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medsam3.errors import InputError
-from medsam3.geometry import box_of_mask, normalised_cxcywh_from_xyxy
-from medsam3.image import Masks
+from medsam3.geometry import normalised_cxcywh_from_xyxy
+from medsam3.image import Masks, ObjectMask
 from medsam3.models.box_decoder import BoxDecoder, Geometry
 from medsam3.models.detector import ExemplarBoxes, VisionLevels, decode_masks, detect
 from medsam3.models.encoder_files import EncoderFiles
@@ -152,10 +152,10 @@ class MiniSegmenter:
 
         The logits come back unchanged where there is no part, or more than `MOST_REFINED`.
         """
-        masks, _ = split_objects(logits.sigmoid().numpy(), 0.5)
-        if not 0 < len(masks) <= MOST_REFINED:
+        parts = split_objects(logits.sigmoid().numpy(), 0.5)
+        if not 0 < len(parts) <= MOST_REFINED:
             return logits
-        boxes = torch.tensor([box_of_mask(mask) for mask in masks], dtype=torch.float32)
+        boxes = torch.tensor([part.box for part in parts], dtype=torch.float32)
         return self.boxes.decode(features.neck, Geometry(boxes=boxes)).logits.amax(dim=(0, 1))
 
     def _decode_concept(self, features: MiniFeatures, prompt: Prompt, threshold: float | None) -> Masks:
@@ -166,25 +166,22 @@ class MiniSegmenter:
             second = self.refined(features, logits)
             blended = blend_where_agreed(logits.numpy(), second.numpy(), limits.refine_share, limits.refine_iou)
             logits = torch.from_numpy(blended)
-        # A drawn box says that the concept is there; the phrase alone has to earn it.
-        is_present = found.presence >= limits.presence or bool(prompt.boxes)
+        # A drawn box or an example says that the concept is there; the phrase alone has to earn it.
+        is_present = found.presence >= limits.presence or bool(prompt.boxes) or prompt.text is None
         if prompt.boxes:
             drawn = self._geometry_logits(features, prompt).amax(dim=0)
             logits = _inside_boxes(limits.box_share * drawn + (1 - limits.box_share) * logits, prompt, features.place)
-        concept = prompt.text or ""
-        shape = (1, features.place.height, features.place.width)
-        if not is_present and threshold is None:
-            return Masks(shape, concept=concept, presence=found.presence, is_present=is_present)
-        probability = features.place.logits_to_frame(logits[None])[0].sigmoid().numpy()
-        masks, scores = split_objects(probability, limits.mask)
-        kept = [k for k in agreeing(masks, prompt.points) if found.presence * scores[k] >= (threshold or 0.0)]
-        return Masks.from_dense(
-            masks[kept][:, None],
-            [found.presence * scores[k] for k in kept],
-            concept=concept,
-            presence=found.presence,
-            is_present=is_present,
-        )
+        objects: list[ObjectMask] = []
+        frame = (features.place.height, features.place.width)
+        if is_present or threshold is not None:
+            probability = features.place.logits_to_frame(logits[None])[0].sigmoid().numpy()
+            parts = agreeing(split_objects(probability, limits.mask), frame, prompt.points)
+            scored = [replace(part, score=found.presence * part.score) for part in parts]
+            kept = [part for part in scored if part.score >= (threshold or 0.0)]
+            objects = sorted(kept, key=lambda part: -part.score)
+        if prompt.text is None:
+            return Masks((1, *frame), tuple(objects))
+        return Masks((1, *frame), tuple(objects), prompt.text, found.presence, is_present)
 
     def _decode_geometry(self, features: MiniFeatures, prompt: Prompt, threshold: float | None) -> Masks:
         logits = features.place.logits_to_frame(self._geometry_logits(features, prompt))

@@ -8,29 +8,30 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsam3.geometry import BoolArray
+from medsam3.image import ObjectMask
 from medsam3.prompts import Point
 
 LEAST_SHARE = 0.0001
 """Parts smaller than this share of the frame are noise, unless nothing larger was found."""
 
 
-def split_objects(probability: NDArray[np.float32], threshold: float) -> tuple[BoolArray, list[float]]:
-    """The 8-connected parts of (H, W) where the probability exceeds the threshold.
+def split_objects(probability: NDArray[np.float32], threshold: float) -> list[ObjectMask]:
+    """The 8-connected parts of (H, W) where the probability exceeds the threshold, scored by its mean inside each.
 
-    Returns:
-        Masks (K, H, W), and the mean probability inside each, in 0..1.
+    They lie over one frame, (1, H, W), as crops: a section may hold hundreds of nuclei.
     """
     labels, count = ndimage.label(probability > threshold, structure=np.ones((3, 3)))
     if count == 0:
-        return np.zeros((0, *probability.shape), dtype=np.bool_), []
+        return []
     numbers = np.arange(1, count + 1)
     sizes = ndimage.sum_labels(np.ones_like(labels), labels, numbers)
     means = ndimage.mean(probability, labels, numbers)
     least = min(max(4.0, LEAST_SHARE * probability.size), float(sizes.max()))
-    kept = [k for k in range(count) if sizes[k] >= least]
-    masks: BoolArray = np.stack([labels == numbers[k] for k in kept])
-    return masks, [float(means[k]) for k in kept]
+    return [
+        ObjectMask((0, rows.start, columns.start), (labels[rows, columns] == number)[None], float(mean))
+        for number, size, mean, (rows, columns) in zip(numbers, sizes, means, ndimage.find_objects(labels), strict=True)
+        if size >= least
+    ]
 
 
 def blend_where_agreed(
@@ -49,21 +50,22 @@ def blend_where_agreed(
     return blended
 
 
-def agreeing(masks: BoolArray, points: Sequence[Point]) -> list[int]:
-    """Objects of (K, H, W) that a user's clicks leave: those under a positive point where there is one, and none under
-    a negative point. All of them where there are no points.
+def agreeing(objects: Sequence[ObjectMask], shape: tuple[int, int], points: Sequence[Point]) -> list[ObjectMask]:
+    """Objects of a frame (H, W) that a user's clicks leave: those under a positive point where there is one, and none
+    under a negative point. All of them where there are no points.
     """
-
-    def under(k: int, point: Point) -> bool:
-        rows, columns = masks.shape[1:]
-        row, column = min(max(round(point.y), 0), rows - 1), min(max(round(point.x), 0), columns - 1)
-        return bool(masks[k, row, column])
-
     positive = [point for point in points if point.is_positive]
     negative = [point for point in points if not point.is_positive]
     return [
-        k
-        for k in range(len(masks))
-        if not any(under(k, point) for point in negative)
-        and (not positive or any(under(k, point) for point in positive))
+        found
+        for found in objects
+        if not any(_is_under(found, shape, point) for point in negative)
+        and (not positive or any(_is_under(found, shape, point) for point in positive))
     ]
+
+
+def _is_under(found: ObjectMask, shape: tuple[int, int], point: Point) -> bool:
+    row = min(max(round(point.y), 0), shape[0] - 1) - found.start[1]
+    column = min(max(round(point.x), 0), shape[1] - 1) - found.start[2]
+    rows, columns = found.crop.shape[1:]
+    return 0 <= row < rows and 0 <= column < columns and bool(found.crop[0, row, column])
