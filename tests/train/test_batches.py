@@ -36,7 +36,7 @@ def view(samples: list[Sample]) -> CachedView:
 
 def maker(samples: list[Sample], **config: object) -> BatchMaker:
     settings = SamplingConfig(**({"images": 2} | config))  # type: ignore[arg-type]
-    return BatchMaker(samples, [view(samples)], foreign_concepts(samples), settings, seed=3)
+    return BatchMaker(samples, [view(samples)], settings, seed=3)
 
 
 def test_the_truth_of_a_prompt_has_boxes_of_the_full_square_and_masks_at_half_size() -> None:
@@ -132,7 +132,7 @@ def test_data_sets_are_drawn_by_their_cached_rows_to_the_power() -> None:
     small = [sample("small0", ("polyp",), dataset="small")]
     views = [view(large + small), view(small)]  # 4 rows and 2 rows
     settings = SamplingConfig(images=1, dataset_power=0.5)
-    chances = BatchMaker(large + small, views, {}, settings, seed=0).chances
+    chances = BatchMaker(large + small, views, settings, seed=0).chances
     assert chances[:4].sum() == pytest.approx(2 / (2 + 2**0.5))  # sqrt 4 to sqrt 2
     assert chances[4] == pytest.approx(2**0.5 / (2 + 2**0.5))
 

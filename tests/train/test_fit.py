@@ -50,7 +50,7 @@ def maker() -> BatchMaker:
     neck = rng.normal(size=(1, 256, 64, 64)).astype(np.float16)
     neck[0, :, 15:35, 8:50] += 1
     pixels = rng.integers(0, 255, size=(1, SIDE, SIDE, 3)).astype(np.uint8)
-    return BatchMaker([sample], [CachedView(0, 0, {"a.png": 0}, neck, pixels)], {}, CONFIG.sampling, seed=1)
+    return BatchMaker([sample], [CachedView(0, 0, {"a.png": 0}, neck, pixels)], CONFIG.sampling, seed=1)
 
 
 def losses(folder: Path) -> list[float]:

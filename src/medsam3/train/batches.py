@@ -23,7 +23,7 @@ from medsam3.geometry import box_of_mask, normalised_cxcywh_from_xyxy
 from medsam3.models.letterbox import SIDE, letterbox_labels
 from medsam3.train.augment import view_of, warp_labels
 from medsam3.train.cache import CachedView
-from medsam3.train.data import Instances, Sample, Target, is_sided
+from medsam3.train.data import Instances, Sample, Target, foreign_concepts, is_sided
 from medsam3.train.losses import PromptTarget
 
 VISUAL_PHRASE = "visual"
@@ -88,14 +88,14 @@ class BatchMaker:
         self,
         samples: Sequence[Sample],
         views: Sequence[CachedView],
-        foreign: Mapping[str, Mapping[str, int]],
         config: SamplingConfig,
         *,
         seed: int,
     ) -> None:
-        self.samples, self.views, self.foreign, self.config, self.seed = samples, views, foreign, config, seed
+        self.samples, self.views, self.config, self.seed = samples, views, config, seed
         rows = [sample.dataset for sample in samples for view in views if sample.name in view.rows]
         self.chances = dataset_chances(samples, rows, config.dataset_power)
+        self.foreign = foreign_concepts(samples, self.chances.tolist())
 
     def batch(self, step: int) -> Batch:
         """Batch number `step`."""
@@ -136,7 +136,7 @@ def dataset_chances(samples: Sequence[Sample], rows: Sequence[str], power: float
 
 
 def choose_prompts(
-    sample: Sample, foreign: Mapping[str, Mapping[str, int]], config: SamplingConfig, rng: np.random.Generator
+    sample: Sample, foreign: Mapping[str, Mapping[str, float]], config: SamplingConfig, rng: np.random.Generator
 ) -> list[tuple[Target | None, str]]:
     """Targets of a sample with a phrase each; None for a concept of another image family, which is surely absent."""
     present = [target for target in sample.targets if target.is_present]
@@ -152,7 +152,7 @@ def choose_prompts(
     return chosen
 
 
-def _negative(sample: Sample, foreign: Mapping[str, int], rng: np.random.Generator) -> tuple[Target | None, str]:
+def _negative(sample: Sample, foreign: Mapping[str, float], rng: np.random.Generator) -> tuple[Target | None, str]:
     present = [target for target in sample.targets if target.is_present]
     absent = [target for target in sample.targets if not target.is_present]
     if absent and (not foreign or rng.random() < 0.7):

@@ -7,8 +7,8 @@ MedSAM-3 train on. It also says which concepts may serve as negatives of an imag
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -146,23 +146,29 @@ def _coco_loader(annotations: Sequence[dict[str, Any]], size: tuple[int, int]) -
     return load
 
 
-def foreign_concepts(samples: Iterable[Sample]) -> dict[str, dict[str, int]]:
+def foreign_concepts(samples: Sequence[Sample], weights: Sequence[float] | None = None) -> dict[str, dict[str, float]]:
     """For each data set the concepts that surely are not in its images: those of wholly other image families.
 
-    Each comes with the number of images that show it. Asked for as often where they are absent as where they are
-    present, phrases carry no hint of the answer; a frequent phrase that is rarely denied would always be affirmed.
+    Each comes with the weight of the images that show it, by default their number. Asked for as often where they are
+    absent as where they are present, phrases carry no hint of the answer; a frequent phrase that is rarely denied would
+    always be affirmed.
 
     Concepts are annotated within one data set only, so a liver may be visible but unlabelled in another CT set;
     between two cross-sectional families no concept counts as absent.
     """
     by_dataset: dict[str, set[str]] = defaultdict(set)
-    shown: Counter[str] = Counter()
-    for sample in samples:
+    shown: dict[str, float] = defaultdict(float)
+    for sample, weight in zip(samples, [1.0] * len(samples) if weights is None else weights, strict=True):
         by_dataset[sample.dataset].update(target.concept for target in sample.targets)
-        shown.update(target.concept for target in sample.targets if target.is_present)
+        for target in sample.targets:
+            shown[target.concept] += weight if target.is_present else 0.0
     families = {name: {_family(concept) for concept in own} for name, own in by_dataset.items()}
     return {
-        name: {concept: shown[concept] for concept in sorted(shown) if _is_foreign(_family(concept), families[name])}
+        name: {
+            concept: shown[concept]
+            for concept in sorted(shown)
+            if shown[concept] and _is_foreign(_family(concept), families[name])
+        }
         for name in by_dataset
     }
 

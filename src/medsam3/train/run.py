@@ -27,7 +27,7 @@ from medsam3.models.text_encoder import TextEncoder
 from medsam3.train.batches import BatchMaker
 from medsam3.train.cache import CachedView, load_or_make_view, view_folder
 from medsam3.train.calibrate import Calibration, calibrate, collect
-from medsam3.train.data import Sample, foreign_concepts
+from medsam3.train.data import Sample
 from medsam3.train.fit import FitConfig, Progress, fit
 
 ENCODER_KEY = f"{LITE_MEDSAM.sha256[:16]}-bf16"
@@ -55,22 +55,26 @@ class RunResult:
 
 def describe(samples: Sequence[Sample], config: FitConfig, out: Path) -> list[str]:
     """Lines that tell a person what will be trained on what."""
-    sizes = Counter((sample.dataset, sample.split) for sample in samples)
-    lines = [f"{'data set':24} train   val  test"]
-    for dataset in sorted({sample.dataset for sample in samples}):
-        lines.append(f"{dataset:24}" + "".join(f"{sizes[dataset, split]:6}" for split in ("train", "val", "test")))
-    concepts = {target.concept for sample in samples for target in sample.targets}
     used = [sample for sample in samples if sample.split in ("train", "val")]
     views = sum(config.views_in(sample.dataset) if sample.split == "train" else 1 for sample in used)
     trained = sum(parameter.numel() for parameter in MiniDetector(config.detector).parameters())
-    lines += [
-        f"{len(concepts)} concepts: {', '.join(sorted(concepts))}",
+    return [
+        *describe_data(samples),
         "frozen: LiteMedSAM image encoder (5.7 M parameters), MiniLM text encoder (22.7 M)",
         f"trained: detector, {trained / 1e6:.2f} M parameters, {config.steps} steps of {config.sampling.images} images",
         f"features to cache: {views} views, {views * BYTES_A_VIEW / 2**30:.1f} GiB on disk",
         f"run folder: {out}",
     ]
-    return lines
+
+
+def describe_data(samples: Sequence[Sample]) -> list[str]:
+    """Images by data set and split, and the concepts."""
+    sizes = Counter((sample.dataset, sample.split) for sample in samples)
+    lines = [f"{'data set':24} train   val  test"]
+    for dataset in sorted({sample.dataset for sample in samples}):
+        lines.append(f"{dataset:24}" + "".join(f"{sizes[dataset, split]:6}" for split in ("train", "val", "test")))
+    concepts = {target.concept for sample in samples for target in sample.targets}
+    return [*lines, f"{len(concepts)} concepts: {', '.join(sorted(concepts))}"]
 
 
 def train_and_export(
@@ -111,7 +115,7 @@ def train_and_export(
         cached([s for s in train if config.views_in(s.dataset) > number], number, f"features, view {number}")
         for number in range(most)
     ]
-    maker = BatchMaker(train, views, foreign_concepts(samples), config.sampling, seed=config.seed)
+    maker = BatchMaker(train, views, config.sampling, seed=config.seed)
     on_phase("training", config.steps)
     state = fit(settings.out, maker, texts, config, initial=settings.initial, on_step=on_step)
     val_view = cached(val, 0, "features, val")
