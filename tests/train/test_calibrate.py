@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medsam3.train.calibrate import Answer, Logits, auroc, calibrate, correlation, dice_by_concept
+from medsam3.train.calibrate import Answer, Logits, auroc, calibrate, dice_by_concept, presence_threshold
 
 SHAPE = (8, 10)
 
@@ -61,12 +61,19 @@ def test_a_better_box_decoder_gets_a_share_and_a_worse_one_gets_none() -> None:
     assert worse.dice_text == {"one/polyp": 1.0}
 
 
-def test_the_presence_threshold_parts_present_from_absent() -> None:
-    cases = [answer(presence=p) for p in (0.7, 0.8, 0.95)]
+def test_the_presence_threshold_keeps_nearly_all_that_is_present() -> None:
+    cases = [answer(presence=p) for p in (0.7234, 0.8, 0.95)]
     cases += [answer(presence=p, is_present=False, truth=np.zeros(SHAPE, np.bool_)) for p in (0.1, 0.6)]
     chosen = calibrate(cases)
-    assert chosen.thresholds.presence == 0.7
+    assert chosen.thresholds.presence == 0.723
     assert chosen.presence_auroc == 1.0
+
+
+def test_one_of_twenty_present_concepts_may_be_missed() -> None:
+    present = np.array([0.1, 0.6, *np.linspace(0.7, 0.9, 19)])  # the 5 % quantile of 21 values is the second
+    probabilities = np.append(present, 0.99)
+    assert presence_threshold(probabilities, np.arange(22) < 21) == 0.6
+    assert presence_threshold(probabilities, np.zeros(22, np.bool_)) == 0.5
 
 
 def test_auroc_counts_ties_as_half() -> None:
@@ -74,11 +81,3 @@ def test_auroc_counts_ties_as_half() -> None:
     present = np.array([True, True, False, False])
     assert auroc(scores, present) == (1 + 1 + 0.5 + 1) / 4
     assert math.isnan(auroc(scores, np.ones(4, np.bool_)))
-
-
-def test_correlation_is_that_of_matthews() -> None:
-    said = np.array([True, True, True, False, False, False])
-    present = np.array([True, True, False, True, False, False])
-    # TP 2, FP 1, FN 1, TN 2: (4 - 1) / sqrt(3 * 3 * 3 * 3)
-    assert correlation(said, present) == pytest.approx(3 / 9)
-    assert correlation(np.ones(6, np.bool_), present) == 0.0
