@@ -26,10 +26,11 @@ MAY_IMPORT = {
     "io": CORE,
     "models": CORE,
     "infer": CORE | {"models", "io"},  # io only to read a path; see test_infer_takes_the_model_protocol_only
+    "volumes": CORE | {"io", "models", "infer"},
     "eval": CORE | {"io", "models", "infer"},
     "train": CORE | {"io", "models", "infer", "eval"},
     "agent": CORE | {"infer"},
-    "app": CORE | {"io", "models", "infer", "eval", "train", "agent"},
+    "app": CORE | {"io", "models", "infer", "volumes", "eval", "train", "agent"},
     "__main__": {"app"},
 }
 """By layer, the first name below `medsam3`; a layer may always import itself."""

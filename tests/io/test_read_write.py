@@ -20,7 +20,7 @@ FOUND = Masks.from_dense(np.ones((1, 1, 40, 50), dtype=bool), [0.9], concept="po
         ("notes.txt", b"hello", "the format is not known; allowed are PNG"),
         ("noise.dcm", bytes(range(256)) * 4, "not a DICOM file"),
         ("noise", b"\x07" * 500, "not a DICOM file"),
-        ("clip.mp4", b"\0\0\0\x18ftypmp42", "the format is not known"),
+        ("clip.mp4", b"\0\0\0\x18ftypmp42", "the video cannot be decoded, it may be cut short"),
     ],
 )
 def test_unreadable_files_are_refused_in_one_line(
@@ -87,7 +87,7 @@ def test_masks_of_another_shape_or_none_at_all_are_refused(tmp_path: Path) -> No
 
 
 def test_unknown_endings_and_formats_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"ending that no format has, allowed are .nii.gz, .nii, .json, .dcm, .png"):
+    with pytest.raises(InputError, match=r"ending that no format has, allowed are .nii.gz, .nii, .nrrd, .mha, .json"):
         write(FOUND, tmp_path / "a.jpg", PICTURE)
     with pytest.raises(InputError, match="format 'gif' is not known, allowed are png, overlay, coco, nifti, seg"):
         write(FOUND, tmp_path / "a.png", PICTURE, format="gif")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from medsam3 import __version__
 from medsam3.app.model_choice import ModelChoice, adapter_from, vocabulary_from
 from medsam3.app.reading import FrameRange, frame_ranges
+from medsam3.app.stacks import StackChoice, stack_choice
 from medsam3.errors import InputError
 from medsam3.prompts import Box, Point, Prompt
 
@@ -24,6 +25,7 @@ class Job:
         threshold: Least score in 0..1; None takes the weights' own.
         frames: Of a stack; empty takes all.
         model: What answers.
+        stacks: How volumes and videos are segmented as a whole, if they are.
     """
 
     prompts: tuple[Prompt, ...]
@@ -31,6 +33,7 @@ class Job:
     threshold: float | None = None
     frames: tuple[FrameRange, ...] = ()
     model: ModelChoice = field(default_factory=ModelChoice)
+    stacks: StackChoice = field(default_factory=StackChoice)
 
     def key(self, prompt: Prompt) -> str:
         """Hash that changes with whatever changes the result of one prompt, the content of the weights among it.
@@ -49,6 +52,7 @@ class Job:
             self.model.name if not self.model.sha256 else "",
             self.model.sha256,
             numbers,
+            *self.stacks.key().items(),
         )
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
@@ -71,6 +75,7 @@ def job_from(args: argparse.Namespace) -> Job:
         threshold=args.threshold,
         frames=frame_ranges(args.frame),
         model=ModelChoice(args.model, args.weights, adapter_from(args), vocabulary_from(args), args.device),
+        stacks=stack_choice(args),
     )
 
 

@@ -6,6 +6,7 @@ result, written after. So a file that no line names is not ours, and is not repl
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import tempfile
@@ -97,6 +98,17 @@ class OutputFolder:
             for path in made:
                 path.replace(self.path / path.name)
         return names
+
+    def journal(self, source_stem: str, work: str) -> Path:
+        """The hidden file by which a killed run of this work over a stack is taken up again."""
+        digest = hashlib.sha256(work.encode()).hexdigest()[:16]
+        return self.path / f".{_shortened(source_stem, _LONGEST_SLUG)}-{digest}.journal"
+
+    def forget(self, journal: Path) -> None:
+        """Remove a journal and those of its planes, once the results are recorded."""
+        with self._written():
+            for path in self.path.glob(f"{glob.escape(journal.stem)}*.journal"):
+                path.unlink()
 
     def record(self, stem: str, task: Task, row: ResultRow) -> None:
         """Note a result as finished."""

@@ -16,9 +16,11 @@ from medsam3.app.model_choice import add_sam3_arguments
 from medsam3.app.outputs import OutputFolder, Task, check_formats
 from medsam3.app.reading import Chosen, read_chosen
 from medsam3.app.results import HEADINGS, ResultRow
+from medsam3.app.stacks import add_stack_arguments, find_stacks, image_for, open_chosen, segment_whole
 from medsam3.app.terminal import ProgressBar, in_options, print_table, progress_bar, unexpected
 from medsam3.errors import InputError
-from medsam3.image import Kind
+from medsam3.image import Image, Kind, Masks
+from medsam3.io.stack import Stack
 from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Prompt
 
@@ -34,7 +36,8 @@ _EXAMPLES = """examples:
   medsam3 segment scans/ "more/**/*.dcm" --text "optic disc" --text "optic cup" --out results
   medsam3 segment breast.png --text "breast tumor" --box 80,40,210,160 --format png,coco --json
   medsam3 segment ct.nii.gz --text liver --frame 40-59 --format nifti
-  medsam3 segment study/ --series 3 --text liver
+  medsam3 segment study/ --series 3 --text liver --propagate --format seg,rtstruct,csv
+  medsam3 segment clip.mp4 --box 80,40,210,160 --propagate --format mp4,coco
   medsam3 segment colonoscopy.png --text polyp --model sam3.pt --lora best_lora_weights.pt
 
 positions are pixels from the upper left, x to the right, y down; the first frame or slice is 0.
@@ -107,12 +110,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a folder with several DICOM series: this one, by its number or the end of its UID",
     )
     ask.add_argument("--threshold", type=float, metavar="F", help="least score, 0 to 1, of an object that is kept")
+    add_stack_arguments(parser.add_argument_group("volumes and videos as a whole"))
     give = parser.add_argument_group("what to write")
     give.add_argument("--out", type=Path, default=Path("medsam3_out"), metavar="DIR", help="default: %(default)s")
     give.add_argument(
         "--format",
         metavar="LIST",
-        help="png, overlay, coco, nifti, seg, joined by commas; default: png,overlay for pictures, nifti for volumes",
+        help="png, overlay, coco, nifti, nrrd, mha, seg, rtstruct, mp4, montage, planes, csv, json, joined by commas; "
+        "default: png,overlay for pictures, nifti for volumes, coco for videos",
     )
     give.add_argument("--json", action="store_true", help="print the results as JSON to stdout, in place of the table")
     give.add_argument("--overwrite", action="store_true", help="segment again what is done, replace files of that name")
@@ -128,7 +133,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run `medsam3 segment`."""
     job = job_from(args)
-    inputs = find_inputs(args.files, leave_out=args.out, series=args.series)
+    find = find_stacks if job.stacks.is_asked else find_inputs
+    inputs = find(args.files, leave_out=args.out, series=args.series)
     folder = OutputFolder(args.out, replaces_foreign_files=args.overwrite)
     _log.info("weights: %s", job.model.sha256)  # hashed here, so that weights that are not there end the run at once
     outcome = segment_all(inputs, job, folder, redo=args.overwrite)
@@ -169,6 +175,7 @@ class _Work:
         self.item, self.job, self.folder = item, job, folder
         self.rows: list[ResultRow] = []
         self.chosen: Chosen | None = None  # stays None where nothing is left to do
+        self.stack: Stack | None = None  # where it is segmented as a whole
         self._open: list[tuple[Prompt, Task]] = []
 
     def prepare(self, *, redo: bool) -> None:
@@ -181,28 +188,62 @@ class _Work:
                 self._open.append((prompt, task))
             else:
                 self.rows.append(done)
-        if self._open:
+        if self._open and self.job.stacks.is_asked:
+            self._prepare_stack()
+        elif self._open:
             chosen = read_chosen(self.item, self.job.frames)
             for prompt, _ in self._open:
                 prompt.check_inside(*chosen.image.shape[1:])
             check_formats(self.job.formats or (), chosen.image)
             self.chosen = chosen
 
+    def _prepare_stack(self) -> None:
+        self.stack = open_chosen(self.item, self.job.frames)
+        for prompt, _ in self._open:
+            prompt.check_inside(*self.stack.shape[1:])
+        outline = self.stack.outline()
+        check_formats([name for name in self.job.formats or () if name != "rtstruct"], outline)
+        self.chosen = Chosen(outline, None)
+
     def finish(self, segmenter: Segmenter, bar: ProgressBar) -> None:
         """Segment and write what is open."""
+        assert self.chosen is not None, "prepare has read it"
+        if self.stack is not None:
+            self._finish_stack(self.stack, segmenter, bar)
+        else:
+            self._finish_frames(self.chosen, segmenter, bar)
+
+    def _finish_stack(self, stack: Stack, segmenter: Segmenter, bar: ProgressBar) -> None:
+        formats = self.job.formats or DEFAULT_FORMATS[stack.kind]
+        keys = "".join(task.job for _, task in self._open)
+        journal = self.folder.journal(self.item.stem, f"{self._open[0][1].source}{self._open[0][1].fingerprint}{keys}")
+        found = segment_whole(
+            stack,
+            [prompt for prompt, _ in self._open],
+            segmenter,
+            self.job.stacks,
+            threshold=self.job.threshold,
+            journal=journal,
+            progress=bar.show_slices,
+        )
+        self._write(found, image_for(stack, formats, self.job.stacks), formats)
+        self.folder.forget(journal)
+
+    def _finish_frames(self, chosen: Chosen, segmenter: Segmenter, bar: ProgressBar) -> None:
         from medsam3.infer import segment  # noqa: PLC0415
 
-        assert self.chosen is not None, "prepare has read it"
-        image = self.chosen.image
+        image = chosen.image
         found = segment(
             image,
             [prompt for prompt, _ in self._open],
             segmenter,
             threshold=self.job.threshold,
-            frames=self.chosen.frames,
+            frames=chosen.frames,
             progress=bar.show_slices,
         )
-        formats = self.job.formats or DEFAULT_FORMATS[image.kind]
+        self._write(found, image, self.job.formats or DEFAULT_FORMATS[image.kind])
+
+    def _write(self, found: Sequence[Masks], image: Image, formats: Sequence[str]) -> None:
         for (prompt, task), masks in zip(self._open, found, strict=True):
             stem = self.folder.stem(task, self.item.stem)
             names = self.folder.write(stem, masks, image, formats)

@@ -47,17 +47,35 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "coco": Format(".coco.json", "medsam3.io.coco", "write_coco"),
         "nifti": Format("_mask.nii.gz", "medsam3.io.nifti", "write_nifti"),
         "seg": Format("_seg.dcm", "medsam3.io.dicom_seg", "write_seg"),
+        "nrrd": Format("_mask.nrrd", "medsam3.io.nrrd", "write_nrrd"),
+        "rtstruct": Format("_rtstruct.dcm", "medsam3.io.rtstruct", "write_rtstruct"),
+        "mp4": Format("_overlay.mp4", "medsam3.io.stack_pictures", "write_overlay_mp4"),
+        "montage": Format("_montage.png", "medsam3.io.stack_pictures", "write_montage"),
+        "planes": Format("_planes.png", "medsam3.io.stack_pictures", "write_three_planes"),
+        "csv": Format("_measures.csv", "medsam3.io.measures", "write_measures_csv"),
+        "json": Format("_measures.json", "medsam3.io.measures", "write_measures_json"),
+        "mha": Format("_mask.mha", "medsam3.io.metaimage", "write_metaimage"),
     }
 )
-_BY_ENDING = {".nii.gz": "nifti", ".nii": "nifti", ".json": "coco", ".dcm": "seg", ".png": "png"}
+NEEDS_PIXELS = frozenset({"overlay", "mp4", "montage", "planes"})
+"""Formats that show the image; all others write masks alone, and take an image without pixels (`Stack.outline`)."""
+_BY_ENDING = {
+    ".nii.gz": "nifti",
+    ".nii": "nifti",
+    ".nrrd": "nrrd",
+    ".mha": "mha",
+    ".json": "coco",
+    ".dcm": "seg",
+    ".png": "png",
+}
 
 
 def read(path: str | Path, *, frame: int | None = None, series: str | int | None = None) -> Image:
     """Read a picture, a volume or a video; what the file holds decides, not its name.
 
     Args:
-        path: PNG, JPEG, TIFF, BMP, NIfTI or DICOM file, or a folder with a DICOM series.
-        frame: Time point of a 4-D NIfTI, frame of a DICOM file or page of a TIFF, from 0.
+        path: PNG, JPEG, TIFF, BMP, NIfTI, NRRD, MetaImage, video or DICOM file, or a folder with a DICOM series.
+        frame: Time point of a 4-D NIfTI, else a frame, slice or page of one file, from 0.
         series: Which series of a folder with several: its number, or the last 8 or more characters of its UID.
 
     Raises:
@@ -85,8 +103,8 @@ def write(masks: Masks | Sequence[Masks], path: str | Path, image: Image, *, for
         masks: What was found, of one concept or of several.
         path: Name of the file.
         image: The image that was searched.
-        format: A name in `FORMATS`; None takes it from the path: .nii, .nii.gz, .json (COCO), .dcm (SEG), .png (label
-            map, or overlay where the name ends in _overlay.png).
+        format: A name in `FORMATS`; None takes it from the path: .nii, .nii.gz, .nrrd, .mha, .json (COCO), .dcm (SEG),
+            .png (label map, or overlay where the name ends in _overlay.png).
 
     Raises:
         InputError: An unknown form, masks that do not fit the image, or a place that cannot be written.
@@ -139,9 +157,14 @@ def _read_file(path: Path, frame: int | None) -> Image:
         from medsam3.io.nifti import read_nifti  # noqa: PLC0415
 
         return read_nifti(path, frame=frame)
-    from medsam3.io.dicom import read_dicom  # noqa: PLC0415
+    if found == "dicom":
+        from medsam3.io.dicom import read_dicom  # noqa: PLC0415
 
-    return read_dicom(path, frame=frame)
+        return read_dicom(path, frame=frame)
+    from medsam3.io.lazy import open_whole  # noqa: PLC0415
+
+    stack = open_whole(path, found)
+    return stack.load() if frame is None else stack.frame(frame)
 
 
 def _format(name: str) -> Format:

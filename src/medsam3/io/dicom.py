@@ -31,6 +31,7 @@ from medsam3.io.dicom_geometry import (
 )
 from medsam3.io.dicom_window import stored_window
 from medsam3.io.files import check_size
+from medsam3.io.stack import Stack
 
 # What pydicom and its decoders raise for broken files; it has no error class of its own for them.
 DICOM_ERRORS = (
@@ -108,6 +109,43 @@ def read_dicom(path: Path, *, frame: int | None = None) -> Image:
     return Image(pixels, kind=kind, affine=affine, fps=fps, window=frames.window, source=(path,), metadata=about)
 
 
+def open_dicom(path: Path) -> Stack:
+    """One DICOM file as a stack of its frames, each decoded when it is asked for; kinds as in `read_dicom`.
+
+    Raises:
+        InputError: As `read_dicom`; of pixels that cannot be decoded, when the frame is asked for.
+    """
+    with quiet_pydicom():
+        dataset = open_dataset(path, has_pixels=False)
+        _check_has_pixels(dataset, path)
+        try:
+            count = frame_count(dataset)
+            check_size(count, int(dataset.Rows), int(dataset.Columns))
+            placed = frame_places(dataset, count)
+            kind, fps = ("volume", None) if placed and count > 1 else _kind(dataset, count)
+            about = describe(dataset, has_position=placed is not None)
+            channels, window = _channels_and_window(dataset)
+        except InputError:
+            raise
+        except DICOM_ERRORS as error:
+            raise _undecodable(error, dataset) from error
+    order = np.arange(count) if placed is None else placed.order
+
+    def read_frame(n: int) -> Pixels:
+        with quiet_pydicom():
+            try:
+                pixels: Pixels = decode(dataset, path, index=int(order[n])).pixels[0]
+            except InputError:
+                raise
+            except DICOM_ERRORS as error:
+                raise _undecodable(error, dataset) from error
+            return pixels
+
+    affine = placed.affine if placed else None
+    shape = (count, int(dataset.Rows), int(dataset.Columns))
+    return Stack(shape, channels, read_frame, kind, affine, fps, window, (path,), about)
+
+
 def open_dataset(path: Path, *, has_pixels: bool = True, tags: list[str] | None = None) -> Any:
     """The data set of a file, with or without the usual preamble and file header.
 
@@ -142,14 +180,14 @@ def check_is_image(dataset: Any) -> None:
         raise InputError(f"the file is DICOM without pixels ({_class_name(dataset)}): give an image file")
 
 
-def decode(dataset: Any, path: Path) -> Frames:
-    """All frames, decompressed and transformed to the file's units or to RGB.
+def decode(dataset: Any, path: Path, *, index: int | None = None) -> Frames:
+    """All frames, decompressed and transformed to the file's units or to RGB; or only the one at `index`.
 
     Raises:
         InputError: Too large. Broken data raise one of `DICOM_ERRORS`.
     """
     check_size(frame_count(dataset), int(dataset.Rows), int(dataset.Columns))
-    stored = _stored_pixels(dataset, path)
+    stored = _stored_pixels(dataset, path) if index is None else _stored_frame(dataset, path, index)
     photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
     if photometric == "PALETTE COLOR":
         pixels = require("pydicom.pixels", extra="dicom").apply_color_lut(stored, dataset)
@@ -161,8 +199,29 @@ def decode(dataset: Any, path: Path) -> Frames:
         frames = frames * np.uint8(255)
     window = stored_window(dataset)
     if photometric == "MONOCHROME1":
-        return _turned_over(frames, dataset, window)
-    return Frames(_in_units(frames, dataset), window)
+        return _turned_over(frames, dataset, window, first=index or 0)
+    return Frames(_in_units(frames, dataset, first=index or 0), window)
+
+
+def _check_has_pixels(dataset: Any, path: Path) -> None:
+    """`check_is_image` for a data set whose pixels were not read: these are looked for by their length alone."""
+    if not any(name in dataset for name in _PIXELS) and "Rows" in dataset and "Columns" in dataset:
+        whole = open_dataset(path, tags=["SOPClassUID", "Modality", "Rows", "Columns", *_PIXELS])
+        check_is_image(whole)
+        return
+    check_is_image(dataset)
+
+
+def _channels_and_window(dataset: Any) -> tuple[int, Window | None]:
+    """What `decode` will give; of turned-over grey values (MONOCHROME1) the first frame tells it."""
+    is_colour = str(dataset.get("PhotometricInterpretation")) == "PALETTE COLOR"
+    if is_colour or int(dataset.get("SamplesPerPixel", 1)) == 3:
+        return 3, None
+    window = stored_window(dataset)
+    if window is not None and str(dataset.get("PhotometricInterpretation")) == "MONOCHROME1":
+        ends = _turned_over(np.zeros((1, 1, 1, 1), dtype=np.int64), dataset, window)
+        window = ends.window
+    return 1, window
 
 
 def frame_count(dataset: Any) -> int:
@@ -248,6 +307,17 @@ def _stored_pixels(dataset: Any, path: Path) -> Pixels:
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
+def _stored_frame(dataset: Any, path: Path, index: int) -> Pixels:
+    """As `_stored_pixels`, of one frame, and without reading the others where the file has its usual header."""
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if syntax == _JPEG_EXTENDED and int(dataset.BitsStored) > 8:
+        frame: Pixels = _twelve_bit_jpeg(dataset, path)[index]
+        return frame
+    source: Any = path if dataset.preamble is not None else open_dataset(path)
+    pixels: Pixels = require("pydicom.pixels", extra="dicom").pixel_array(source, index=index)
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
 def _twelve_bit_jpeg(dataset: Any, path: Path) -> Pixels:
     """Lossy JPEG of 12 bits, which pydicom leaves to no plugin that is installed here: read by GDCM itself."""
     gdcm = require("gdcm", extra="dicom")
@@ -272,12 +342,12 @@ def _to_8_bit(colours: Pixels, bits: int) -> Pixels:
     return (colours >> max(0, bits - 8)).astype(np.uint8)
 
 
-def _in_units(frames: Pixels, dataset: Any) -> Pixels:
-    """Grey frames (N, H, W, 1) after the modality transform."""
+def _in_units(frames: Pixels, dataset: Any, *, first: int = 0) -> Pixels:
+    """Grey frames (N, H, W, 1), which begin at the file's frame `first`, after the modality transform."""
     if dataset.get("ModalityLUTSequence"):
         looked_up: Pixels = require("pydicom.pixels", extra="dicom").apply_modality_lut(frames, dataset)
         return looked_up
-    scales = [_rescale(dataset, n) for n in range(frames.shape[0])]
+    scales = [_rescale(dataset, first + n) for n in range(frames.shape[0])]
     if all(scale == (1.0, 0.0) for scale in scales):
         return frames
     slopes, intercepts = (np.asarray(values).reshape(-1, 1, 1, 1) for values in zip(*scales, strict=True))
@@ -296,17 +366,18 @@ def _rescale(dataset: Any, frame: int) -> tuple[float, float]:
     return float(1 if slope is None else slope), float(intercept or 0)
 
 
-def _turned_over(frames: Pixels, dataset: Any, window: Window | None) -> Frames:
+def _turned_over(frames: Pixels, dataset: Any, window: Window | None, *, first: int = 0) -> Frames:
     """MONOCHROME1 as MONOCHROME2: v becomes low + high - v over the range that the stored bits can hold."""
     bits, is_signed = int(dataset.BitsStored), int(dataset.get("PixelRepresentation", 0)) == 1
     ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if is_signed else [0, 2**bits - 1], dtype=np.int64)
     if dataset.get("ModalityLUTSequence"):
-        values = _in_units(frames, dataset).astype(np.int64)
+        values = _in_units(frames, dataset, first=first).astype(np.int64)
         low, high = float(values.min()), float(values.max())
         pixels = narrowed(values.max() + values.min() - values)
     else:
-        low, high = (float(value) for value in _in_units(ends.reshape(1, 1, 2, 1), dataset).reshape(-1))
-        pixels = _in_units((ends.sum() - frames.astype(np.int64)).astype(_holding(frames, ends)), dataset)
+        low, high = (float(value) for value in _in_units(ends.reshape(1, 1, 2, 1), dataset, first=first).reshape(-1))
+        stored = (ends.sum() - frames.astype(np.int64)).astype(_holding(frames, ends))
+        pixels = _in_units(stored, dataset, first=first)
     if window is not None:
         window = Window(low + high - window.high, low + high - window.low)
     return Frames(pixels, window)

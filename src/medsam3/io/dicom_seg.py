@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 import medsam3
 from medsam3.concepts import CATEGORY_CODES, Code, code_for, find
 from medsam3.errors import InputError, require
-from medsam3.image import Image, Masks
+from medsam3.geometry import index_from_world
+from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.dicom import DICOM_ERRORS, frame_count, frame_places, open_dataset, quiet_pydicom
 from medsam3.io.files import replacing
 from medsam3.io.labels import check_masks
@@ -27,7 +28,7 @@ LOCAL_SCHEME = "99MEDSAM3"
 SERIES_NUMBER = 900
 _ALGORITHM_FAMILY = Code("123110", "Artificial Intelligence", "DCM")  # DICOM PS3.16, CID 7162
 _REFERRED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
-_TYPE_2 = (
+TYPE_2 = (
     "PatientName",
     "PatientID",
     "PatientBirthDate",
@@ -103,7 +104,7 @@ def _sources(image: Image) -> tuple[list[Any], NDArray[np.intp]]:
 
 def _with_header_of_patient(dataset: Any) -> Any:
     """Type 2 attributes may be empty but must be there, which de-identified files do not always keep to."""
-    for name in _TYPE_2:
+    for name in TYPE_2:
         if name not in dataset:
             setattr(dataset, name, "")
     return dataset
@@ -184,3 +185,45 @@ def _category(concept: str) -> Code:
 
 def _coded(highdicom: Any, code: Code) -> Any:
     return highdicom.sr.CodedConcept(value=code.value, scheme_designator=code.scheme, meaning=code.meaning)
+
+
+def read_seg(path: Path, image: Image) -> list[Masks]:
+    """The segments of a BINARY or FRACTIONAL segmentation over the image that it refers to, one `Masks` for each type.
+
+    A fraction of one half or more counts.
+
+    Raises:
+        InputError: highdicom is missing, the file is damaged, or it lies elsewhere than the image.
+    """
+    highdicom = require("highdicom", extra="dicom")
+    if image.affine is None:
+        raise InputError("a DICOM SEG is read over an image with a position: give the series it was made from")
+    with quiet_pydicom():
+        try:
+            segmentation = highdicom.seg.segread(path)
+            objects: dict[str, list[ObjectMask]] = {}
+            for number in segmentation.segment_numbers:
+                volume = segmentation.get_volume(segment_numbers=[number], combine_segments=False)
+                about = segmentation.get_segment_description(number)
+                item = ObjectMask.from_dense(_over_image(volume, image), 1.0)
+                objects.setdefault(str(about.segmented_property_type.meaning), []).extend([item] if item else [])
+        except InputError:
+            raise
+        except DICOM_ERRORS as error:
+            raise InputError("the DICOM SEG cannot be read: replace the file") from error
+    return [Masks(image.shape, tuple(items), concept) for concept, items in objects.items()]
+
+
+def _over_image(volume: Any, image: Image) -> NDArray[np.bool_]:
+    """A segment's voxels, which may be a part of the volume, placed by their world positions."""
+    assert image.affine is not None, "checked by the caller"
+    dense = np.zeros(image.shape, dtype=np.bool_)
+    found = np.argwhere(np.asarray(volume.array)[..., 0] * 1.0 >= 0.5)
+    if len(found) == 0:
+        return dense
+    index = index_from_world(image.affine, volume.map_indices_to_reference(found))
+    whole = np.rint(index).astype(np.int64)
+    if np.abs(index - whole).max() > 0.1 or whole.min() < 0 or (whole >= np.array(image.shape)).any():
+        raise InputError("the DICOM SEG lies at another place than the image: give the series it was made from")
+    dense[tuple(whole.T)] = True
+    return dense

@@ -12,16 +12,19 @@ from medsam3.errors import InputError
 from medsam3.image import Image, Pixels, Window
 from medsam3.io.dicom import (
     DICOM_ERRORS,
+    Frames,
     check_is_image,
     decode,
     describe,
     frame_count,
     open_dataset,
+    open_dicom,
     quiet_pydicom,
     read_dicom,
 )
 from medsam3.io.dicom_geometry import Placed, plane_of, stack_planes
 from medsam3.io.files import ALLOWED, DICOM_SUFFIXES, check_size
+from medsam3.io.stack import Stack
 
 _SHORT_UID = 8
 _HEADER = [
@@ -80,6 +83,36 @@ def read_series(folder: Path, *, series: str | None = None) -> Image:
             raise InputError("the series has a header that cannot be read: check its files one by one") from error
     source = tuple(header.path for header in ordered)
     return Image(pixels, kind="volume", affine=placed.affine, window=window, source=source, metadata=about)
+
+
+def open_series(folder: Path, *, series: str | None = None) -> Stack:
+    """As `read_series`, but only headers are read: a slice's pixels come when they are asked for.
+
+    Raises:
+        InputError: As `read_series`; of pixels that cannot be decoded, when the slice is asked for.
+    """
+    with quiet_pydicom():
+        try:
+            chosen = _choose(_headers(folder), series)
+            if len(chosen) == 1:
+                return open_dicom(chosen[0].path)
+            placed = _place(chosen)
+            ordered = [chosen[k] for k in placed.order]
+            first = open_dicom(ordered[0].path)
+            about = describe(open_dataset(ordered[0].path, has_pixels=False), has_position=True)
+        except InputError:
+            raise
+        except DICOM_ERRORS as error:
+            raise InputError("the series has a header that cannot be read: check its files one by one") from error
+
+    def read_frame(n: int) -> Pixels:
+        with quiet_pydicom():
+            pixels: Pixels = _decoded(ordered[n].path).pixels[0]
+            return pixels
+
+    source = tuple(header.path for header in ordered)
+    shape = (len(ordered), *first.shape[1:])
+    return Stack(shape, first.channels, read_frame, "volume", placed.affine, None, first.window, source, about)
 
 
 def holds_series(folder: Path) -> bool:
@@ -178,14 +211,18 @@ def _stack(headers: Sequence[_Header]) -> tuple[Pixels, Window | None]:
     slices: list[Pixels] = []
     window: Window | None = None
     for n, header in enumerate(headers):
-        dataset = open_dataset(header.path)
-        check_is_image(dataset)
-        try:
-            frames = decode(dataset, header.path)
-        except InputError:
-            raise
-        except DICOM_ERRORS as error:
-            raise InputError(f"the pixels of {header.path.name} cannot be decoded: replace the file") from error
+        frames = _decoded(header.path)
         slices.append(frames.pixels)
         window = frames.window if n == 0 else window
     return np.concatenate(slices), window
+
+
+def _decoded(path: Path) -> Frames:
+    dataset = open_dataset(path)
+    check_is_image(dataset)
+    try:
+        return decode(dataset, path)
+    except InputError:
+        raise
+    except DICOM_ERRORS as error:
+        raise InputError(f"the pixels of {path.name} cannot be decoded: replace the file") from error

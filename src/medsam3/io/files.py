@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from medsam3.errors import InputError
 
-FileFormat = Literal["raster", "nifti", "dicom"]
+FileFormat = Literal["raster", "nifti", "dicom", "nrrd", "metaimage", "video"]
 
 MAX_PICTURE_PIXELS = 2**27
 """Pixels of one picture (134 million): more is refused before it is decoded, so that no file can fill the memory."""
@@ -25,9 +25,27 @@ MAX_STACK_VOXELS = 2**30
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-ALLOWED = "allowed are PNG, JPEG, TIFF, BMP, DICOM (a file or a folder with one series) and NIfTI (.nii, .nii.gz)"
+NRRD_SUFFIXES = (".nrrd", ".nhdr")
+METAIMAGE_SUFFIXES = (".mha", ".mhd")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".gif")
+STACK_SUFFIXES = NIFTI_SUFFIXES + NRRD_SUFFIXES + METAIMAGE_SUFFIXES + VIDEO_SUFFIXES
+ALLOWED = (
+    "allowed are PNG, JPEG, TIFF, BMP, DICOM (a file or a folder with one series), NIfTI (.nii, .nii.gz), NRRD, "
+    "MetaImage (.mha, .mhd) and videos (.mp4, .mov, .avi, .mkv, .gif)"
+)
 
 _RASTER_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
+_VIDEO_MAGIC_AT = (
+    (4, b"ftyp"),
+    (4, b"moov"),
+    (4, b"mdat"),
+    (4, b"wide"),
+    (8, b"AVI "),
+    (0, b"\x1aE\xdf\xa3"),
+    (0, b"GIF87a"),
+    (0, b"GIF89a"),
+)
+_METAIMAGE_STARTS = (b"ObjectType", b"NDims", b"Comment")
 _NIFTI_MAGIC_AT = ((344, b"n+1\0"), (4, b"n+2\0\r\n\x1a\n"))
 _HEAD_BYTES = 352
 
@@ -47,8 +65,11 @@ def file_format(path: Path) -> FileFormat:
         return "raster"
     if _is_nifti(head) or (head.startswith(b"\x1f\x8b") and _is_nifti(_unzipped_head(path))):
         return "nifti"
+    other = _stack_format(head)
+    if other is not None:
+        return other
     name = path.name.lower()
-    if name.endswith(RASTER_SUFFIXES + NIFTI_SUFFIXES):
+    if name.endswith(RASTER_SUFFIXES + STACK_SUFFIXES):
         raise InputError(f"the content is not what the name says, nor another known format; {ALLOWED}")
     if name.endswith(DICOM_SUFFIXES) or not path.suffix:
         return "dicom"
@@ -124,6 +145,15 @@ def _unzipped_head(path: Path) -> bytes:
             return stream.read(_HEAD_BYTES)
     except (OSError, EOFError, zlib.error):
         return b""
+
+
+def _stack_format(head: bytes) -> FileFormat | None:
+    if head.startswith(b"NRRD000"):
+        return "nrrd"
+    if head.startswith(_METAIMAGE_STARTS) and b"=" in head[:64]:
+        return "metaimage"
+    is_video = any(head[start : start + len(magic)] == magic for start, magic in _VIDEO_MAGIC_AT)
+    return "video" if is_video else None
 
 
 def _is_nifti(head: bytes) -> bool:

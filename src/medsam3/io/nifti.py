@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medsam3.errors import InputError, require
-from medsam3.geometry import Affine, affine_from_directions, check_affine, lps_from_nifti, nifti_from_lps
+from medsam3.geometry import Affine, check_affine, lps_from_nifti, nifti_from_lps
 from medsam3.image import Image, Kind, Masks, Pixels
 from medsam3.io.depth import narrowed
 from medsam3.io.files import check_size, first_line, replacing
 from medsam3.io.labels import combined_labels
+from medsam3.io.place import label_place
+from medsam3.io.raw_voxels import check_finite, map_voxels
+from medsam3.io.stack import Stack, stack_of
 
 _MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 _COMMENT = 6  # NIfTI extension code for plain text
@@ -35,27 +40,56 @@ def read_nifti(path: Path, *, frame: int | None = None) -> Image:
         InputError: Not decodable, four dimensions without `frame`, a NaN or singular affine, NaN voxels.
     """
     nibabel = require("nibabel", extra="all")
-    known = (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        zlib.error,
-        OverflowError,
-        nibabel.spatialimages.HeaderDataError,
-        nibabel.filebasedimages.ImageFileError,
-    )
-    try:
+    with _one_line(nibabel):
         file = nibabel.load(path)
         affine = _affine(file)
         pixels = _pixels(file, frame)
-    except InputError:
-        raise
-    except known as error:
-        raise InputError(f"the NIfTI file cannot be decoded, it may be cut short ({first_line(error)})") from error
     about = {"format": "NIfTI", "bits_stored": str(8 * file.header.get_data_dtype().itemsize)}
     kind: Kind = "picture" if pixels.shape[0] == 1 else "volume"
     return Image(pixels, kind=kind, affine=affine, source=(path,), metadata=about)
+
+
+def open_nifti(path: Path, *, frame: int | None = None) -> Stack:
+    """As `read_nifti`, a slice at a time; a compressed file is unpacked to a temporary one first.
+
+    Real voxels stay real (float32) in every slice. Colour is read whole.
+
+    Raises:
+        InputError: As `read_nifti`, NaN voxels among it, before any slice is asked for.
+    """
+    nibabel = require("nibabel", extra="all")
+    with _one_line(nibabel):
+        file = nibabel.load(path)
+        if file.get_data_dtype().names or file.get_data_dtype().kind == "c":
+            return stack_of(read_nifti(path, frame=frame))
+        affine, (width, height, frames) = _affine(file), _spatial_shape(file.shape, frame)
+        check_size(frames, height, width)
+        voxels = _mapped(file, path)  # (T, N, H, W)
+    slope, intercept = (1.0 if value is None else float(value) for value in (file.dataobj.slope, file.dataobj.inter))
+    time = voxels[frame or 0]
+    check_finite(time)
+    about = {"format": "NIfTI", "bits_stored": str(8 * file.header.get_data_dtype().itemsize)}
+
+    def read_frame(n: int) -> Pixels:
+        plane = time[n].astype(time.dtype.newbyteorder("="))
+        if (slope, intercept) != (1.0, 0.0) or plane.dtype.kind == "f":
+            plane = (plane * np.float64(slope) + intercept).astype(np.float32)
+        return np.ascontiguousarray(plane[..., None])
+
+    kind: Kind = "picture" if frames == 1 else "volume"
+    return Stack((frames, height, width), 1, read_frame, kind, affine, source=(path,), metadata=about)
+
+
+def nifti_legend(path: Path) -> str | None:
+    """The legend that `write_nifti` left, as JSON; None in files of others."""
+    nibabel = require("nibabel", extra="all")
+    with _one_line(nibabel):
+        for extension in nibabel.load(path).header.extensions:
+            text = extension.get_content()
+            plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+            if extension.get_code() == _COMMENT and plain.lstrip().startswith("["):
+                return plain.rstrip("\0 ")
+    return None
 
 
 def write_nifti(masks: Sequence[Masks], image: Image, path: Path) -> None:
@@ -82,6 +116,44 @@ def write_nifti(masks: Sequence[Masks], image: Image, path: Path) -> None:
     suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
     with replacing(path, suffix) as temporary:
         nibabel.save(file, temporary)
+
+
+@contextmanager
+def _one_line(nibabel: Any) -> Iterator[None]:
+    known = (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        zlib.error,
+        OverflowError,
+        nibabel.spatialimages.HeaderDataError,
+        nibabel.filebasedimages.ImageFileError,
+    )
+    try:
+        yield
+    except InputError:
+        raise
+    except known as error:
+        raise InputError(f"the NIfTI file cannot be decoded, it may be cut short ({first_line(error)})") from error
+
+
+def _mapped(file: Any, path: Path) -> NDArray[Any]:
+    """The stored voxels (T, N, H, W), on disk."""
+    width, height, frames, times = (*file.shape, 1, 1)[:4]
+    with path.open("rb") as stream:
+        is_packed = stream.read(2) == b"\x1f\x8b"
+    offset, dtype = int(file.dataobj.offset), file.get_data_dtype()
+    if not is_packed:
+        return map_voxels(path, offset=offset, packing="raw", dtype=dtype, shape=(times, frames, height, width))
+    # The header is a part of what is packed: it is unpacked with the voxels, and passed over.
+    lead = -(-offset // dtype.itemsize)
+    if lead * dtype.itemsize != offset:
+        whole: NDArray[Any] = np.asanyarray(file.dataobj.get_unscaled()).reshape(width, height, frames, times)
+        return whole.transpose()
+    count = lead + times * frames * height * width
+    flat = map_voxels(path, offset=0, packing="gzip", dtype=dtype, shape=(count,))
+    return flat[lead:].reshape(times, frames, height, width)
 
 
 def _pixels(file: Any, frame: int | None) -> Pixels:
@@ -129,13 +201,10 @@ def _affine(file: Any) -> Affine:
 
 def _place(image: Image) -> tuple[Affine, str, str]:
     """Affine, its unit, and the note for the header."""
+    affine, is_mm = label_place(image)
     if image.affine is not None:
-        return image.affine, "mm", "medsam3 label map"
-    known = image.metadata.get("pixel_spacing_mm")
-    row_mm, column_mm = (float(size) for size in known.split()) if known else (1.0, 1.0)
-    steps = ([0.0, 0.0, 1.0], [0.0, row_mm, 0.0], [column_mm, 0.0, 0.0])
-    affine = affine_from_directions([0.0, 0.0, 0.0], *steps)
-    if known:
+        return affine, "mm", "medsam3 label map"
+    if is_mm:
         return affine, "mm", "medsam3 label map; no position, pixel size only"
     return affine, "unknown", "medsam3 label map; no position, 1 is one pixel"
 

@@ -161,27 +161,31 @@ class MiniSegmenter:
     def _decode_concept(self, features: MiniFeatures, prompt: Prompt, threshold: float | None) -> Masks:
         limits = self.card.thresholds
         found = self.concept_map(features, prompt.text, prompt.exemplars + prompt.boxes)
-        logits = found.logits
-        if limits.refine_share and not prompt.boxes:
-            second = self.refined(features, logits)
-            blended = blend_where_agreed(logits.numpy(), second.numpy(), limits.refine_share, limits.refine_iou)
-            logits = torch.from_numpy(blended)
         # A drawn box or an example says that the concept is there; the phrase alone has to earn it.
         is_present = found.presence >= limits.presence or bool(prompt.boxes) or prompt.text is None
-        if prompt.boxes:
-            drawn = self._geometry_logits(features, prompt).amax(dim=0)
-            logits = _inside_boxes(limits.box_share * drawn + (1 - limits.box_share) * logits, prompt, features.place)
         objects: list[ObjectMask] = []
         frame = (features.place.height, features.place.width)
-        if is_present or threshold is not None:
-            probability = features.place.logits_to_frame(logits[None])[0].sigmoid().numpy()
-            parts = agreeing(split_objects(probability, limits.mask), frame, prompt.points)
+        if is_present if threshold is None else found.presence >= threshold:
+            probability = features.place.logits_to_frame(self._settled(features, prompt, found.logits)[None])[0]
+            parts = agreeing(split_objects(probability.sigmoid().numpy(), limits.mask), frame, prompt.points)
             scored = [replace(part, score=found.presence * part.score) for part in parts]
             kept = [part for part in scored if part.score >= (threshold or 0.0)]
             objects = sorted(kept, key=lambda part: -part.score)
         if prompt.text is None:
             return Masks((1, *frame), tuple(objects))
         return Masks((1, *frame), tuple(objects), prompt.text, found.presence, is_present)
+
+    def _settled(self, features: MiniFeatures, prompt: Prompt, logits: Tensor) -> Tensor:
+        """The concept's logits (256, 256) after the box decoder was heard: on drawn boxes, or on those of the parts."""
+        limits = self.card.thresholds
+        if prompt.boxes:
+            drawn = self._geometry_logits(features, prompt).amax(dim=0)
+            return _inside_boxes(limits.box_share * drawn + (1 - limits.box_share) * logits, prompt, features.place)
+        if not limits.refine_share:
+            return logits
+        second = self.refined(features, logits)
+        blended = blend_where_agreed(logits.numpy(), second.numpy(), limits.refine_share, limits.refine_iou)
+        return torch.from_numpy(blended)
 
     def _decode_geometry(self, features: MiniFeatures, prompt: Prompt, threshold: float | None) -> Masks:
         logits = features.place.logits_to_frame(self._geometry_logits(features, prompt))

@@ -1,0 +1,159 @@
+"""Quality of volumes and clips: slice by slice, and with objects followed through the stack.
+
+    python benchmarks/stack_quality.py volumes --data DATA --split test
+    python benchmarks/stack_quality.py clips --data DATA --split test
+
+DATA is a folder with an `index.csv` (see docs/metrics.md). `volumes` takes the NIfTI rows of `--dataset` (by default
+msd_hippocampus), text only: Dice and NSD at 1 mm of each volume, slice by slice, with propagation, and where asked by a
+vote of three planes. `--nearest K` adds the baseline of asking every K-th slice and taking the nearest one's mask.
+`clips` takes the sequences of `--dataset` (cvc_clinicdb): mean Dice, Dice of neighbouring frames of the prediction, and
+the flicker rate, which is the share of neighbouring pairs in which the prediction comes or goes and the reference does
+not; then a box around the reference on the first frame alone, followed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+import medsam3
+from medsam3.eval.metrics import boundary_distances, dice
+from medsam3.geometry import box_of_mask
+from medsam3.io.index import IndexRow, concept_mask, load_label_map, read_index
+from medsam3.io.lazy import open_stack
+from medsam3.io.raster import read_raster
+from medsam3.io.stack import Stack
+from medsam3.models.segmenter import Segmenter
+from medsam3.prompts import Box, Prompt
+from medsam3.volumes.options import StackOptions
+from medsam3.volumes.run import segment_stack
+from medsam3.volumes.voting import segment_by_vote
+
+Mask = NDArray[np.bool_]
+
+
+def volumes(rows: Sequence[IndexRow], model: Segmenter, args: argparse.Namespace) -> dict[str, Any]:
+    figures: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    by_image: dict[Path, list[IndexRow]] = defaultdict(list)
+    for row in rows:
+        by_image[row.image].append(row)
+    for image, own in list(by_image.items())[: args.limit]:
+        stack = open_stack(image)
+        prompts = [Prompt(text=row.concept) for row in own]
+        labels = np.rint(np.asarray(nibabel.load(own[0].mask).dataobj)).astype(np.int64).transpose(2, 1, 0)
+        answers = {
+            "slice by slice": segment_all(stack, prompts, model, StackOptions(plane=args.plane, is_propagated=False)),
+            "propagated": segment_all(stack, prompts, model, StackOptions(plane=args.plane)),
+        }
+        if args.nearest:
+            answers[f"nearest of every {args.nearest}"] = [
+                nearest(mask, args.nearest) for mask in answers["slice by slice"]
+            ]
+        if args.vote:
+            answers["vote of three planes"] = [found.union() for found in segment_by_vote(stack, prompts, model)]
+        for name, found in answers.items():
+            for row, mask in zip(own, found, strict=True):
+                reference = np.isin(labels, row.label_values)
+                near = boundary_distances(reference, mask, stack.spacing_mm).nsd(1.0)
+                figures[f"{row.concept}, {name}"].append((dice(reference, mask), near))
+    return {
+        name: {
+            "volumes": len(pairs),
+            "Dice": mean([pair[0] for pair in pairs]),
+            "NSD 1 mm": mean([p[1] for p in pairs]),
+        }
+        for name, pairs in sorted(figures.items())
+    }
+
+
+def segment_all(stack: Stack, prompts: list[Prompt], model: Segmenter, options: StackOptions) -> list[Mask]:
+    return [found.masks().union() for found in segment_stack(stack, prompts, model, options)]
+
+
+def nearest(mask: Mask, every: int) -> Mask:
+    """Each slice as the nearest of those that were asked."""
+    count = mask.shape[0]
+    keys = np.array([*range(0, count, every)])
+    chosen = [int(keys[np.abs(keys - n).argmin()]) for n in range(count)]
+    return mask[chosen]
+
+
+def clips(rows: Sequence[IndexRow], model: Segmenter, args: argparse.Namespace) -> dict[str, Any]:
+    figures: dict[str, list[dict[str, float]]] = defaultdict(list)
+    sequences: dict[str, list[IndexRow]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row.image.name):
+        sequences[row.group].append(row)
+    for own in list(sequences.values())[: args.limit]:
+        stack = clip_of([row.image for row in own])
+        reference = np.stack([concept_mask(load_label_map(row.mask), row.label_values) for row in own])
+        edges = box_of_mask(reference[0])
+        prompt = Prompt(text=own[0].concept)
+        answers = {
+            "frame by frame": segment_all(stack, [prompt], model, StackOptions(is_propagated=False))[0],
+            "propagated": segment_all(stack, [prompt], model, StackOptions())[0],
+        }
+        if edges is not None:
+            answers["box on the first frame"] = segment_all(
+                stack, [Prompt(boxes=(Box(*edges),))], model, StackOptions()
+            )[0]
+        for name, mask in answers.items():
+            figures[name].append(consistency(reference, mask))
+    return {
+        name: {"clips": len(own), **{key: mean([one[key] for one in own]) for key in own[0]}}
+        for name, own in figures.items()
+    }
+
+
+def clip_of(paths: Sequence[Path]) -> Stack:
+    first = read_raster(paths[0]).pixels[0]
+    height, width, channels = first.shape
+    return Stack((len(paths), height, width), channels, lambda n: read_raster(paths[n]).pixels[0], "video")
+
+
+def consistency(reference: Mask, mask: Mask) -> dict[str, float]:
+    scores = [dice(a, b) for a, b in zip(reference, mask, strict=True)]
+    neighbours = [dice(a, b) for a, b in pairwise(mask)]
+    held, wanted = mask.any(axis=(1, 2)), reference.any(axis=(1, 2))
+    flickers = (held[1:] != held[:-1]) & (wanted[1:] == wanted[:-1])
+    return {
+        "Dice": mean([1.0 if np.isnan(score) else score for score in scores]),
+        "Dice of neighbours": mean([1.0 if np.isnan(score) else score for score in neighbours]),
+        "Dice of neighbours, reference": mean([dice(a, b) for a, b in pairwise(reference)]),
+        "flicker rate": float(flickers.mean()),
+    }
+
+
+def mean(values: Sequence[float]) -> float:
+    return round(float(np.nanmean(values)), 4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("volumes", "clips"))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--dataset", help="default: msd_hippocampus, cvc_clinicdb")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--plane", default="auto")
+    parser.add_argument("--vote", action="store_true", help="also segment by a vote of three planes")
+    parser.add_argument("--nearest", type=int, help="also take the nearest of every K-th slice")
+    parser.add_argument("--limit", type=int, help="only the first so many volumes or clips")
+    args = parser.parse_args()
+    dataset = args.dataset or {"volumes": "msd_hippocampus", "clips": "cvc_clinicdb"}[args.what]
+    rows = [row for row in read_index(args.data) if row.dataset == dataset and row.split == args.split]
+    model = medsam3.load("mini", weights=args.weights)
+    measure = volumes if args.what == "volumes" else clips
+    print(json.dumps(measure(rows, model, args), indent=1))
+
+
+if __name__ == "__main__":
+    main()

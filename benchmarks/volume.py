@@ -1,0 +1,166 @@
+"""CPU seconds a slice for 1, 3 and 10 concepts, and the peak memory over stacks of growing length.
+
+    python benchmarks/volume.py speed --slices 6
+    python benchmarks/volume.py memory --slices 50 200 400
+    python benchmarks/volume.py video --frames 1000
+
+The stacks are made up (a bright ellipsoid in noise, 512 x 512 x N; a moving disc, 512 x 384), so that nothing has to be
+fetched but the model; times and memory do not depend on what is seen, save that following costs only where something
+was found. OMP_NUM_THREADS=1 gives the time of one core. Each memory figure is measured in a
+process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+CONCEPTS = (
+    *("liver", "kidney", "pancreas", "spleen", "stomach"),
+    *("kidney tumor", "lung", "left atrium", "small bowel", "large bowel"),
+)
+SIDE = 512
+
+
+def write_ct(path: Path, slices: int) -> None:
+    """A CT of 512 x 512 x N as uncompressed NIfTI, written a slice at a time."""
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    rng = np.random.default_rng(0)
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((SIDE, SIDE, slices))
+    header.set_data_dtype(np.int16)
+    header.set_sform(np.diag([0.8, 0.8, 2.5, 1.0]), code=1)
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    with path.open("wb") as stream:
+        stream.write(header.binaryblock + b"\0\0\0\0")
+        for n in range(slices):
+            half = 160 * np.sqrt(max(0.0, 1 - ((n - slices / 2) / (slices / 2.5)) ** 2))
+            body = (rows - 256) ** 2 / 220**2 + (columns - 256) ** 2 / 200**2 < 1
+            organ = (rows - 230) ** 2 + (columns - 180) ** 2 < half**2 / 4
+            plane = np.where(body, 40, -1000) + 60 * organ + rng.normal(0, 12, (SIDE, SIDE))
+            stream.write(plane.astype(np.int16).tobytes())
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """CPU seconds, which hold on a busy machine too."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def speed(slices: int, weights: Path | None, propagate: bool) -> dict[str, float]:
+    """Seconds a slice, and the same when every concept encodes the slices anew."""
+    import medsam3  # noqa: PLC0415
+    from medsam3.io.lazy import open_stack  # noqa: PLC0415
+    from medsam3.prompts import Prompt  # noqa: PLC0415
+    from medsam3.volumes.options import StackOptions  # noqa: PLC0415
+    from medsam3.volumes.run import segment_stack  # noqa: PLC0415
+
+    model = medsam3.load("mini", weights=weights)
+    options = StackOptions(is_propagated=propagate)
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_ct(Path(folder) / "ct.nii", slices)
+        stack = open_stack(Path(folder) / "ct.nii")
+        prompts = [Prompt(text=name) for name in CONCEPTS]
+        segment_stack(stack, prompts[:1], model, options)  # warm
+        for count in (1, 3, 10):
+            took = seconds(lambda count=count: segment_stack(stack, prompts[:count], model, options))  # type: ignore[misc]
+            figures[f"{count} concepts, s a slice"] = took / slices
+        alone = seconds(lambda: [segment_stack(stack, [prompt], model, options) for prompt in prompts[:3]])
+        figures["3 concepts, each encoding anew, s a slice"] = alone / slices
+    further = (figures["10 concepts, s a slice"] - figures["1 concepts, s a slice"]) / 9
+    figures["a further concept, share of the first"] = further / figures["1 concepts, s a slice"]
+    return figures
+
+
+def memory(slices: int, weights: Path | None) -> dict[str, float]:
+    """Peak of this process over a whole run with propagation, in MiB, and what the model alone takes."""
+    import medsam3  # noqa: PLC0415
+    from medsam3.io.lazy import open_stack  # noqa: PLC0415
+    from medsam3.prompts import Box, Prompt  # noqa: PLC0415
+    from medsam3.volumes.options import StackOptions  # noqa: PLC0415
+    from medsam3.volumes.run import segment_stack  # noqa: PLC0415
+
+    model = medsam3.load("mini", weights=weights)
+    model.encode(np.zeros((SIDE, SIDE, 3), dtype=np.uint8))
+    before = peak_mib()
+    with tempfile.TemporaryDirectory() as folder:
+        write_ct(Path(folder) / "ct.nii", slices)
+        stack = open_stack(Path(folder) / "ct.nii")
+        # A phrase on every slice, and a box that is followed to both ends: all caches fill.
+        prompts = [Prompt(text="liver"), Prompt(boxes=(Box(100, 150, 260, 310),))]
+        options = StackOptions(at=slices // 2, plane="native")
+        found = segment_stack(stack, prompts, model, options)
+        held = sum(item.voxels for one in found for item in one.masks().objects)
+    return {"slices": slices, "model and one slice, MiB": before, "peak, MiB": peak_mib(), "voxels found": held}
+
+
+def video(frames: int, weights: Path | None) -> dict[str, float]:
+    """Resident memory of a streamed video at frame 100 and at the last, in MiB."""
+    import medsam3  # noqa: PLC0415
+    from medsam3.prompts import Box, Prompt  # noqa: PLC0415
+    from medsam3.volumes.stream import segment_stream  # noqa: PLC0415
+
+    model = medsam3.load("mini", weights=weights)
+    figures: dict[str, float] = {}
+    prompts = [Prompt(text="polyp"), Prompt(boxes=(Box(100, 100, 200, 200),))]
+    for frame in segment_stream(moving_disc(frames), prompts, model):
+        if frame.n in (99, frames - 1):
+            figures[f"resident at frame {frame.n + 1}, MiB"] = resident_mib()
+    figures["peak, MiB"] = peak_mib()
+    return figures
+
+
+def moving_disc(frames: int) -> Iterator[NDArray[np.uint8]]:
+    rows, columns = np.mgrid[:384, :512]
+    rng = np.random.default_rng(0)
+    for n in range(frames):
+        centre = 150 + 100 * np.sin(n / 60)
+        disc = (rows - 150) ** 2 + (columns - centre) ** 2 < 50**2
+        grey = 90 + 80 * disc + rng.normal(0, 8, disc.shape)
+        yield np.stack([grey, 0.7 * grey, 0.6 * grey], axis=-1).astype(np.uint8)
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("speed", "memory", "video"))
+    parser.add_argument("--slices", type=int, nargs="+", default=[6])
+    parser.add_argument("--frames", type=int, default=1000)
+    parser.add_argument("--weights", type=Path, help="default: the weights that come with the package")
+    parser.add_argument("--no-propagation", action="store_true")
+    args = parser.parse_args()
+    if args.what == "speed":
+        print(json.dumps(speed(args.slices[0], args.weights, not args.no_propagation), indent=1))
+    elif args.what == "video":
+        print(json.dumps(video(args.frames, args.weights), indent=1))
+    elif len(args.slices) == 1:
+        print(json.dumps(memory(args.slices[0], args.weights)))
+    else:
+        for count in args.slices:
+            weights = [] if args.weights is None else ["--weights", str(args.weights)]
+            subprocess.run([sys.executable, __file__, "memory", "--slices", str(count), *weights], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Pictures of a whole stack's masks to look at: a montage of slices, the three planes, and a video with overlays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from medsam3.geometry import BoolArray
+from medsam3.image import Image, Masks, ObjectMask
+from medsam3.io.files import replacing
+from medsam3.io.labels import check_masks
+from medsam3.io.video import write_mp4
+from medsam3.render import COLOURS, FILL_OPACITY, default_window, overlay, to_rgb
+
+RGB = NDArray[np.uint8]
+
+MONTAGE_TILES = 20
+TILE_PX = 256
+"""Longest side of a tile of the montage, and of a slice in the picture of three planes."""
+_GAP_PX = 4
+
+
+def write_overlay_mp4(masks: Sequence[Masks], image: Image, path: Path) -> None:
+    """Write all frames with their masks drawn over them, at the video's own rate, a volume at 10 slices a second.
+
+    Raises:
+        InputError: PyAV is missing, masks of another shape, or the file cannot be written.
+    """
+    check_masks(masks, image.shape)
+    shown = _with_window(image)
+    fps = image.fps if image.kind == "video" else 10.0
+
+    def frames() -> Iterator[RGB]:
+        for n in range(image.shape[0]):
+            yield overlay(to_rgb(shown, n), [_on_frame(found, n) for found in masks])
+
+    write_mp4(frames(), path, fps=fps)
+
+
+def write_montage(masks: Sequence[Masks], image: Image, path: Path) -> None:
+    """Write one PNG of at most 20 slices, spread evenly over those that hold something, or over all.
+
+    Raises:
+        InputError: Masks of another shape, or the file cannot be written.
+    """
+    check_masks(masks, image.shape)
+    frames = _spread(_held_frames(masks) or list(range(image.shape[0])), MONTAGE_TILES)
+    shown = _with_window(image)
+    tiles = [_tile(overlay(to_rgb(shown, n), [_on_frame(found, n) for found in masks]), _aspect(image)) for n in frames]
+    columns = int(np.ceil(np.sqrt(len(tiles))))
+    height, width = tiles[0].shape[:2]
+    rows = -(-len(tiles) // columns)
+    step_y, step_x = height + _GAP_PX, width + _GAP_PX
+    sheet = np.zeros((rows * step_y - _GAP_PX, columns * step_x - _GAP_PX, 3), dtype=np.uint8)
+    for k, tile in enumerate(tiles):
+        top, left = (k // columns) * step_y, (k % columns) * step_x
+        sheet[top : top + height, left : left + width] = tile
+    _save(sheet, path)
+
+
+def write_three_planes(masks: Sequence[Masks], image: Image, path: Path) -> None:
+    """Write one PNG with the three cuts through the middle of what was found, or of the volume, in true proportion.
+
+    Raises:
+        InputError: Masks of another shape, or the file cannot be written.
+    """
+    check_masks(masks, image.shape)
+    centre = _centre(masks, image.shape)
+    shown = _with_window(image)
+    frames = image.shape[0]
+    grey = np.stack([to_rgb(shown, n)[centre[1]] for n in range(frames)])  # (N, W, 3)
+    side = np.stack([to_rgb(shown, n)[:, centre[2]] for n in range(frames)])  # (N, H, 3)
+    sizes = image.spacing_mm or (1.0, 1.0, 1.0)
+    cuts = (
+        (to_rgb(shown, centre[0]), 0, sizes[1] / sizes[2]),
+        (grey, 1, sizes[0] / sizes[2]),
+        (side, 2, sizes[0] / sizes[1]),
+    )
+    tiles = [_tile(_tinted(rgb, masks, axis, centre[axis]), aspect) for rgb, axis, aspect in cuts]
+    height = max(tile.shape[0] for tile in tiles)
+    width = sum(tile.shape[1] for tile in tiles) + _GAP_PX * (len(tiles) - 1)
+    sheet, left = np.zeros((height, width, 3), dtype=np.uint8), 0
+    for tile in tiles:
+        sheet[: tile.shape[0], left : left + tile.shape[1]] = tile
+        left += tile.shape[1] + _GAP_PX
+    _save(sheet, path)
+
+
+def _with_window(image: Image) -> Image:
+    """The image with its window fixed, so that it is not sought anew for each frame."""
+    if image.window is not None or image.pixels.dtype in (np.uint8, np.bool_):
+        return image
+    return replace(image, window=default_window(image))
+
+
+def _on_frame(found: Masks, n: int) -> Masks:
+    """All objects on one frame as masks over (1, H, W); one that is elsewhere keeps its number and colour, unseen."""
+    objects = []
+    for item in found.objects:
+        offset = n - item.start[0]
+        is_here = 0 <= offset < item.crop.shape[0]
+        crop = item.crop[offset : offset + 1] if is_here else np.zeros((1, 1, 1), dtype=np.bool_)
+        objects.append(ObjectMask((0, *(item.start[1:] if is_here else (0, 0))), crop, item.score))
+    return Masks((1, *found.shape[1:]), tuple(objects), found.concept, found.presence, found.is_present)
+
+
+def _held_frames(masks: Sequence[Masks]) -> list[int]:
+    frames: set[int] = set()
+    for found in masks:
+        for item in found.objects:
+            frames.update((item.start[0] + np.flatnonzero(item.crop.any(axis=(1, 2)))).tolist())
+    return sorted(frames)
+
+
+def _spread(frames: Sequence[int], count: int) -> list[int]:
+    places = np.unique(np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int))
+    return [frames[k] for k in places.tolist()]
+
+
+def _aspect(image: Image) -> float:
+    sizes = image.spacing_mm
+    return 1.0 if sizes is None else sizes[1] / sizes[2]
+
+
+def _tile(rgb: RGB, aspect: float) -> RGB:
+    """Scaled to `TILE_PX`; `aspect` is a row's height over a column's width."""
+    height, width = rgb.shape[0] * aspect, float(rgb.shape[1])
+    scale = TILE_PX / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(PIL.Image.fromarray(rgb).resize(size, PIL.Image.Resampling.BILINEAR))
+
+
+def _centre(masks: Sequence[Masks], shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The middle of the largest object's block, or of the stack."""
+    largest = max((item for found in masks for item in found.objects), key=lambda item: item.voxels, default=None)
+    if largest is None:
+        return shape[0] // 2, shape[1] // 2, shape[2] // 2
+    n, row, col = (first + size // 2 for first, size in zip(largest.start, largest.crop.shape, strict=True))
+    return n, row, col
+
+
+def _tinted(rgb: RGB, masks: Sequence[Masks], axis: int, at: int) -> RGB:
+    """A cut with the masks laid over it, coloured as in overlays."""
+    drawn = rgb.astype(np.float32)
+    for m, found in enumerate(masks):
+        for k, item in enumerate(found.objects):
+            cut = _cut(item, found.shape, axis, at)
+            colour = np.array(COLOURS[(m if len(masks) > 1 else k) % len(COLOURS)], dtype=np.float32)
+            drawn[cut] += FILL_OPACITY * (colour - drawn[cut])
+    return drawn.round().astype(np.uint8)
+
+
+def _cut(item: ObjectMask, shape: tuple[int, int, int], axis: int, at: int) -> BoolArray:
+    rest = [k for k in range(3) if k != axis]
+    cut = np.zeros([shape[k] for k in rest], dtype=np.bool_)
+    offset = at - item.start[axis]
+    if 0 <= offset < item.crop.shape[axis]:
+        plane = item.crop.take(offset, axis=axis)
+        (top, height), (left, width) = ((item.start[k], item.crop.shape[k]) for k in rest)
+        cut[top : top + height, left : left + width] = plane
+    return cut
+
+
+def _save(sheet: RGB, path: Path) -> None:
+    with replacing(path, ".png") as temporary:
+        PIL.Image.fromarray(sheet).save(temporary)

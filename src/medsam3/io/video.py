@@ -1,0 +1,147 @@
+"""MP4, MOV, AVI, MKV and GIF in, frame by frame; MP4 out. The only module that uses PyAV.
+
+Frames come as 8-bit RGB in the order in which they are shown. Reading forward decodes each frame once; going back
+starts again at the key frame before.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsam3.errors import InputError, require
+from medsam3.image import Pixels
+from medsam3.io.files import check_size, first_line, replacing
+from medsam3.io.stack import Stack
+
+RGB = NDArray[np.uint8]
+DEFAULT_FPS = 25.0
+"""Of a video that is written from frames without a time."""
+
+
+def open_video(path: Path) -> Stack:
+    """A video as a stack; its packets are counted at once, its frames decoded when they are asked for.
+
+    Raises:
+        InputError: PyAV is missing, no video in the file, no frames, a file that is cut short.
+    """
+    reader = _Reader(path)
+    count, (height, width) = len(reader.times), reader.size
+    check_size(count, height, width)
+    return Stack(
+        (count, height, width),
+        3,
+        reader.read,
+        kind="video" if count > 1 else "picture",
+        fps=reader.fps,
+        source=(path,),
+        metadata={"format": reader.container_name, "codec": reader.codec},
+    )
+
+
+def write_mp4(frames: Iterable[RGB], path: Path, *, fps: float | None) -> None:
+    """Write frames (H, W, 3) uint8 of one size as H.264, as they come; odd sides get a black line.
+
+    Raises:
+        InputError: PyAV is missing, or the file cannot be written.
+    """
+    av = require("av", extra="video")
+    rate = Fraction(fps if fps and fps > 0 else DEFAULT_FPS).limit_denominator(1000)
+    with replacing(path, ".mp4") as temporary, _one_line(av), av.open(str(temporary), "w") as container:
+        stream: Any = None
+        for rgb in frames:
+            even = np.pad(rgb, ((0, rgb.shape[0] % 2), (0, rgb.shape[1] % 2), (0, 0)))
+            if stream is None:
+                stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
+                stream.height, stream.width = even.shape[:2]
+                stream.pix_fmt = "yuv420p"
+                stream.codec_context.thread_count = 1
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        if stream is None:
+            raise InputError("there are no frames to write a video of: give at least one")
+        container.mux(stream.encode())
+
+
+class _Reader:
+    """An open video that remembers where it stands. Threads take turns."""
+
+    def __init__(self, path: Path) -> None:
+        self._av = require("av", extra="video")
+        self._path = path
+        self._lock = threading.Lock()
+        self._next = 0
+        self._decoded: Iterator[Any] | None = None
+        with _one_line(self._av), self._av.open(str(path)) as container:
+            if not container.streams.video:
+                raise InputError("the file holds no video: give a video with pictures")
+            stream = container.streams.video[0]
+            self.container_name = container.format.name.split(",")[0].upper()
+            self.codec = stream.codec_context.name
+            self.size = (int(stream.codec_context.height), int(stream.codec_context.width))
+            rate = stream.average_rate or stream.guessed_rate
+            self.fps = float(rate) if rate else None
+            told = int(stream.frames or 0)
+            self.times = sorted(self._packet_times(container, stream))
+            container.seek(0)
+            has_frame = bool(self.times) and next(container.decode(video=0), None) is not None
+        self._check_whole(told, has_frame=has_frame)
+        self._container = self._av.open(str(path))
+
+    def read(self, n: int) -> Pixels:
+        """Frame n as (H, W, 3)."""
+        with self._lock, _one_line(self._av):
+            if self._decoded is None or n < self._next or n > self._next + 250:
+                self._seek(n)
+            assert self._decoded is not None
+            for frame in self._decoded:
+                place = bisect.bisect_right(self.times, frame.pts) - 1 if frame.pts is not None else self._next
+                self._next = max(place, 0) + 1
+                if place >= n:
+                    rgb: Pixels = frame.to_ndarray(format="rgb24")
+                    return rgb
+            self._decoded = None
+        raise InputError(f"the video ends before frame {n} of {len(self.times)}, it is cut short: copy it again")
+
+    def _seek(self, n: int) -> None:
+        stream = self._container.streams.video[0]
+        if n == 0 or self._decoded is None or n < self._next:
+            # Not every container can seek (GIF): opening again always works.
+            self._container.close()
+            self._container = self._av.open(str(self._path))
+            stream = self._container.streams.video[0]
+        if n > 0 and self.container_name != "GIF":
+            self._container.seek(self.times[n], stream=stream, backward=True)
+        self._decoded = self._container.decode(stream)
+        self._next = 0
+
+    def _packet_times(self, container: Any, stream: Any) -> list[int]:
+        times: list[int] = []
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_corrupt and not packet.is_discard:
+                times.append(packet.pts if packet.pts is not None else (packet.dts or len(times)))
+        return times
+
+    def _check_whole(self, told: int, *, has_frame: bool) -> None:
+        if not has_frame:
+            raise InputError("the video holds no frames: give one with at least one")
+        if told > len(self.times):
+            raise InputError(
+                f"the video is cut short: its header tells of {told} frames, {len(self.times)} are there; copy it again"
+            )
+
+
+@contextmanager
+def _one_line(av: Any) -> Iterator[None]:
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        reason = first_line(Exception(error.strerror or "no reason given"))
+        raise InputError(f"the video cannot be decoded, it may be cut short ({reason}): copy it again") from error

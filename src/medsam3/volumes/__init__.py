@@ -1,0 +1,1 @@
+"""Volumes and videos: from prompts to masks that hold together from slice to slice, in bounded memory."""

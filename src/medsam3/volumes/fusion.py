@@ -1,0 +1,210 @@
+"""Both ways through a stack put together: which objects are one, and which pixels of a frame belong to it.
+
+Agreement decides. What was found on a frame, what came by following upwards and what came downwards each have a vote; a
+followed mask that does not overlap with what was found has none. It knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import ndimage
+
+from medsam3.errors import InputError
+from medsam3.geometry import BoolArray
+from medsam3.volumes.packed import PackedMask, overlap
+from medsam3.volumes.sweep import Found, Step
+
+Steps = Mapping[int, Sequence[Step]]
+
+
+@dataclass(frozen=True)
+class FusionRules:
+    """How votes count.
+
+    Attributes:
+        agree_iou: Least overlap of a followed mask with what was found, or with the one from the other side.
+        followed_weight: A followed mask's vote, where the vote of what was found is 1; above 0.5 two followed masks
+            together outvote what was found.
+        least_share: Of a volume's object, parts that do not touch and are smaller than this share of its largest part
+            are dropped; 0 keeps all.
+    """
+
+    agree_iou: float = 0.3
+    followed_weight: float = 0.6
+    least_share: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("agree_iou", "followed_weight", "least_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}, allowed is 0 to 1")
+
+
+@dataclass
+class Trail:
+    """One object through a stack.
+
+    Attributes:
+        masks: By frame; frames where it is not are left out.
+        scores: Of the frames where it was found.
+    """
+
+    masks: dict[int, PackedMask] = field(default_factory=dict)
+    scores: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """Mean of the frames where it was found, in 0..1."""
+        return float(np.mean(list(self.scores.values()))) if self.scores else 0.0
+
+
+@dataclass(frozen=True)
+class _Votes:
+    found: PackedMask | None
+    score: float
+    up: Step | None
+    down: Step | None
+
+
+def fuse(
+    found: Mapping[int, Sequence[Found]],
+    up: Steps,
+    down: Steps,
+    rules: FusionRules,
+    *,
+    may_extend: BoolArray,
+) -> list[Trail]:
+    """The objects, largest first.
+
+    Args:
+        found: What was found on each frame.
+        up: The way upwards through the frames.
+        down: The way downwards.
+        rules: How votes count.
+        may_extend: (N,) frames on which one followed mask alone is enough, if nothing at all was found there and
+            nothing came from the other side.
+    """
+    owner = _identities(found, up, down)
+    votes: dict[int, dict[int, _Votes]] = {}
+    for n in sorted({*found, *up, *down}):
+        for identity, vote in _votes_on(n, owner, found, up, down).items():
+            votes.setdefault(identity, {})[n] = vote
+    trails: list[Trail] = []
+    for by_frame in votes.values():
+        trail = Trail()
+        for n, vote in by_frame.items():
+            mask = _decided(vote, rules, may_extend=bool(may_extend[n]) and not found.get(n))
+            if mask is not None and not mask.is_empty:
+                trail.masks[n] = mask
+                if vote.found is not None:
+                    trail.scores[n] = vote.score
+        if trail.masks and trail.scores:
+            trails.append(trail)
+    return sorted(trails, key=lambda trail: -sum(mask.area for mask in trail.masks.values()))
+
+
+def without_specks(mask: BoolArray, least_share: float) -> BoolArray:
+    """A mask (N, H, W) without its 26-connected parts that are smaller than a share of the largest."""
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    if count <= 1 or least_share == 0:
+        return mask
+    sizes = np.bincount(labels.reshape(-1))
+    sizes[0] = 0
+    is_kept = sizes >= least_share * sizes.max()
+    is_kept[0] = False
+    kept: BoolArray = is_kept[labels]
+    return kept
+
+
+Node = tuple[str, int, int]
+
+
+class _Groups:
+    """Union of nodes; two objects of one frame never come into one group."""
+
+    def __init__(self) -> None:
+        self._group: dict[Node, int] = {}
+        self._members: dict[int, list[Node]] = {}
+
+    def of(self, node: Node) -> int:
+        if node not in self._group:
+            self._group[node] = len(self._group)
+            self._members[self._group[node]] = [node]
+        return self._group[node]
+
+    def join(self, first: Node, second: Node) -> None:
+        a, b = self.of(first), self.of(second)
+        if a == b:
+            return
+        frames = [{node[1] for node in self._members[group] if node[0] == "found"} for group in (a, b)]
+        if frames[0] & frames[1]:
+            return
+        for node in self._members.pop(b):
+            self._group[node] = a
+            self._members[a].append(node)
+
+
+def _identities(found: Mapping[int, Sequence[Found]], up: Steps, down: Steps) -> _Groups:
+    groups = _Groups()
+    for n in sorted(found):
+        for k in range(len(found[n])):
+            groups.of(("found", n, k))
+    for name, steps in (("up", up), ("down", down)):
+        for n in sorted(steps, reverse=name == "down"):
+            for step in steps[n]:
+                groups.of((name, step.track, 0))
+                if step.found is not None:
+                    groups.join(("found", n, step.found), (name, step.track, 0))
+    return groups
+
+
+def _votes_on(
+    n: int, groups: _Groups, found: Mapping[int, Sequence[Found]], up: Steps, down: Steps
+) -> dict[int, _Votes]:
+    """Votes on a frame by group; of several tracks of one group and way, the one that was found last."""
+    votes: dict[int, _Votes] = {}
+    for k, one in enumerate(found.get(n, ())):
+        votes[groups.of(("found", n, k))] = _Votes(one.mask, one.score, None, None)
+    for name, steps in (("up", up), ("down", down)):
+        for step in sorted(steps.get(n, ()), key=lambda step: -step.age):
+            if step.followed is None:
+                continue
+            group = groups.of((name, step.track, 0))
+            before = votes.get(group, _Votes(None, 0.0, None, None))
+            votes[group] = _Votes(
+                before.found,
+                before.score,
+                step if name == "up" else before.up,
+                step if name == "down" else before.down,
+            )
+    return votes
+
+
+def _decided(vote: _Votes, rules: FusionRules, *, may_extend: bool) -> PackedMask | None:
+    followed = [step for step in (vote.up, vote.down) if step is not None and step.followed is not None]
+    masks = [step.followed for step in followed if step.followed is not None]
+    if vote.found is not None:
+        agreeing = [mask for mask in masks if overlap(mask, vote.found) >= rules.agree_iou]
+        return _majority(vote.found, agreeing, rules.followed_weight) if agreeing else vote.found
+    if len(masks) == 2:
+        return _bridged(followed, masks, rules)
+    return masks[0] if masks and may_extend else None
+
+
+def _bridged(followed: Sequence[Step], masks: Sequence[PackedMask], rules: FusionRules) -> PackedMask | None:
+    """A gap: the mask from the nearer side, or where both are as near what they share."""
+    if overlap(masks[0], masks[1]) < rules.agree_iou:
+        return None
+    if followed[0].age != followed[1].age:
+        return masks[0] if followed[0].age < followed[1].age else masks[1]
+    return PackedMask.of(masks[0].dense() & masks[1].dense())
+
+
+def _majority(found: PackedMask, agreeing: Sequence[PackedMask], weight: float) -> PackedMask:
+    votes = found.dense().astype(np.float32)
+    for mask in agreeing:
+        votes += weight * mask.dense()
+    majority: BoolArray = votes > (1 + weight * len(agreeing)) / 2
+    return PackedMask.of(majority)

@@ -1,0 +1,173 @@
+"""One way through a stack: objects found on frames are followed to the next one and matched with what was found there.
+
+It knows no model: a function gives the mask that an object has on the next frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from medsam3.errors import InputError
+from medsam3.volumes.packed import PackedMask, overlap
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object that a prompt found on one frame by itself."""
+
+    mask: PackedMask
+    score: float
+
+
+@dataclass(frozen=True)
+class TrackingRules:
+    """When an object is the same, and when it is lost.
+
+    Attributes:
+        match_iou: Least overlap of a followed mask with one that was found, for both to be one object.
+        stop_iou: Least overlap of a followed mask with that on the frame before; below it the object is lost.
+        largest_growth: A followed mask this many times larger or smaller than the one before is lost as well.
+        patience: Frames that an object is followed for without being found; None follows it to the end.
+        memory: Frames that a tracker is given: the nearest ones, and as the last the one that the track began on.
+        may_return: A lost object is looked for again on the next frames, as long as patience lasts: an object of a
+            video leaves the picture and comes back, one of a volume ends.
+    """
+
+    match_iou: float = 0.3
+    stop_iou: float = 0.1
+    largest_growth: float = 3.0
+    patience: int | None = 3
+    memory: int = 4
+    may_return: bool = False
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.match_iou <= 1 and 0 <= self.stop_iou <= 1):
+            raise InputError(f"match and stop IoU are {self.match_iou} and {self.stop_iou}, allowed is 0 to 1")
+        if self.largest_growth <= 1 or self.memory < 2 or (self.patience is not None and self.patience < 0):
+            raise InputError(
+                f"growth, memory and patience are {self.largest_growth}, {self.memory} and {self.patience}, "
+                "allowed are above 1, 2 and above, and 0 and above"
+            )
+
+
+@dataclass(frozen=True)
+class PastMask:
+    """The object on an earlier frame of the way."""
+
+    n: int
+    mask: PackedMask
+
+
+@dataclass(frozen=True)
+class Step:
+    """A track on one frame.
+
+    Attributes:
+        track: Its number, from 0 in the order of beginning.
+        followed: Its mask by following; None on its first frame.
+        found: The index of the object that was found on this frame and is it; None where it was not found.
+        age: Frames since it was found last, 0 where it was found here.
+    """
+
+    track: int
+    followed: PackedMask | None
+    found: int | None
+    age: int
+
+
+Follow = Callable[[int, int, Sequence[PastMask]], PackedMask]
+"""From (frame, track, past with the nearest first) to the mask on that frame."""
+
+
+@dataclass
+class _Track:
+    number: int
+    past: list[PastMask]
+    age: int = 0
+
+
+class Sweep:
+    """The tracks on their way; frames are handed to it one after the other."""
+
+    def __init__(self, follow: Follow, rules: TrackingRules) -> None:
+        self._follow, self._rules = follow, rules
+        self._active: list[_Track] = []
+        self._count = 0
+
+    def advance(self, n: int, found: Sequence[Found]) -> list[Step]:
+        """Follow all tracks to frame n, match them with what was found there, and begin new ones."""
+        followed = [(track, self._followed(n, track)) for track in self._active]
+        alive = [(track, mask) for track, mask in followed if mask is not None]
+        lost = [track for track, mask in followed if mask is None]
+        owner = _matched([mask for _, mask in alive], [one.mask for one in found], self._rules.match_iou)
+        steps: list[Step] = []
+        self._active = [track for track in lost if self._rules.may_return and self._is_patient(track)]
+        for place, (track, mask) in enumerate(alive):
+            index = next((k for k, own in owner.items() if own == place), None)
+            if index is not None:
+                track.age = 0
+            elif not self._is_patient(track):
+                continue
+            self._remember(track, n, mask if index is None else found[index].mask)
+            steps.append(Step(track.number, mask, index, track.age))
+        for index, one in enumerate(found):
+            if index not in owner and not one.mask.is_empty:
+                track = _Track(self._count, [])
+                self._count += 1
+                self._remember(track, n, one.mask)
+                steps.append(Step(track.number, None, index, 0))
+        return steps
+
+    def _is_patient(self, track: _Track) -> bool:
+        """Count a frame on which the track was not found, and say whether it goes on."""
+        track.age += 1
+        return self._rules.patience is None or track.age <= self._rules.patience
+
+    @property
+    def remembered(self) -> set[int]:
+        """Frames that some track on its way remembers."""
+        return {past.n for track in self._active for past in track.past}
+
+    def _followed(self, n: int, track: _Track) -> PackedMask | None:
+        before = track.past[0].mask
+        mask = self._follow(n, track.number, track.past)
+        if mask.is_empty or overlap(mask, before) < self._rules.stop_iou:
+            return None
+        growth = mask.area / before.area
+        is_steady = 1 / self._rules.largest_growth <= growth <= self._rules.largest_growth
+        return mask if is_steady else None
+
+    def _remember(self, track: _Track, n: int, mask: PackedMask) -> None:
+        past = [PastMask(n, mask), *track.past]
+        track.past = past if len(past) <= self._rules.memory else [*past[: self._rules.memory - 1], past[-1]]
+        self._active.append(track)
+
+
+def sweep(
+    frames: Sequence[int],
+    found: Mapping[int, Sequence[Found]],
+    follow: Follow,
+    rules: TrackingRules,
+    *,
+    report: Callable[[int], None] = lambda n: None,
+) -> dict[int, list[Step]]:
+    """All frames in their order, upwards or downwards; those without tracks are left out."""
+    way = Sweep(follow, rules)
+    steps: dict[int, list[Step]] = {}
+    for n in frames:
+        here = way.advance(n, found.get(n, ()))
+        if here:
+            steps[n] = here
+        report(n)
+    return steps
+
+
+def _matched(followed: Sequence[PackedMask], found: Sequence[PackedMask], least: float) -> dict[int, int]:
+    """For objects found, by index, the followed one that each is: the best overlaps first, each used once."""
+    pairs = [(overlap(a, b), i, j) for i, a in enumerate(followed) for j, b in enumerate(found)]
+    owner: dict[int, int] = {}
+    for iou, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
+        if iou >= least and iou > 0 and j not in owner and i not in owner.values():
+            owner[j] = i
+    return owner
