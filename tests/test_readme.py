@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -83,3 +86,17 @@ def test_the_demo_phrases_are_known(capsys: pytest.CaptureFixture[str]) -> None:
     for phrase in ("optic disc", "cell nucleus"):
         assert main(["concepts", phrase]) == 0
         assert phrase in capsys.readouterr().out
+
+
+def test_the_measured_results_are_those_of_the_kept_report() -> None:
+    kept = ROOT / "docs" / "results" / "mini.json"
+    shown = README.split("<!-- results -->\n")[1].split("<!-- /results -->")[0]
+    module = runpy.run_path(str(ROOT / "benchmarks" / "readme_results.py"))
+    assert shown == module["table"](json.loads(kept.read_text(encoding="utf-8")))
+
+
+def test_the_measured_results_are_of_the_shipped_weights() -> None:
+    kept = json.loads((ROOT / "docs" / "results" / "mini.json").read_text(encoding="utf-8"))
+    weights = ROOT / "src" / "medsam3" / "weights" / "mini.safetensors"
+    assert kept["about"]["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert kept["config"]["split"] == "test"
