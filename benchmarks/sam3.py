@@ -1,8 +1,9 @@
-"""Cost of SAM 3 with random weights: prompts on one image, number formats, memory, and a GPU where there is one.
+"""Cost of SAM 3 with random weights: prompts on one image, number formats, memory, training, and a GPU if there is one.
 
-    python benchmarks/sam3.py speed            CPU-seconds of the first and of further prompts, float32 and bfloat16
+    python benchmarks/sam3.py speed            CPU-seconds of the first and of further prompts, in torch and OpenVINO
     python benchmarks/sam3.py memory           peak memory with 200 objects at 1024 x 1024
     python benchmarks/sam3.py gpu              latency in bfloat16 at batch 1 and 8, and of transformers' own call
+    python benchmarks/sam3.py train            a training step from cached features and from pixels, and its peak memory
     python benchmarks/sam3.py speed --tiny     the same on a model of a second, to try the script
 
 Each case runs in its own process, so that one case's memory is not another's. CPU-seconds are those of all threads.
@@ -19,9 +20,11 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,22 +35,35 @@ from medsam3.models.clip_phrases import PhraseTokenizer
 from medsam3.models.sam3 import Precision, Sam3Options, Sam3Segmenter
 from medsam3.models.sam3_network import (
     Architecture,
+    Sam3Network,
     architecture_from_json,
     at_image_size,
     blank_network,
     fill_network,
     full_size,
 )
+from medsam3.models.sam3_openvino import use_openvino
 from medsam3.prompts import Prompt
+from medsam3.train.batches import Question
+from medsam3.train.losses import PromptTarget
+from medsam3.train.sam3_batches import Sam3Batch
+from medsam3.train.sam3_cache import TrunkCache
+from medsam3.train.sam3_config import Sam3FitConfig
+from medsam3.train.sam3_run import encode_all
+from medsam3.train.sam3_trainee import Sam3Trainee, drop_text_encoder, drop_trunk, halve_trunk, sides_of, trunk_of
 
+Case = Literal["float32", "bfloat16", "openvino"]
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PHRASES = [f"concept {letter}" for letter in "abcdefghij"]
 BARS = {
     "further prompt / first": 1 / 8,
     "ten phrases: encoding each / encoding once (at least)": 5.0,
     "bfloat16 first / float32 first": 0.65,
+    "OpenVINO bfloat16 first / float32 first": 0.6,
     "peak GiB float32": 4.5,
     "peak GiB bfloat16": 3.0,
+    "step from pixels / cached (at least)": 2.5,
+    "peak GiB of a step with 50 objects": 12.0,
 }
 
 
@@ -78,18 +94,23 @@ def tiny() -> Architecture:
 
 
 def random_segmenter(options: Sam3Options, *, is_tiny: bool) -> Sam3Segmenter:
-    """SAM 3 with seeded random weights, made one tensor at a time in the final number format."""
+    """SAM 3 with seeded random weights."""
     architecture = tiny() if is_tiny else full_size()
+    network = random_network(architecture, DTYPES[options.precision], torch.device(options.device))
+    return Sam3Segmenter(network, PhraseTokenizer(LetterTokenizer()), options)
+
+
+def random_network(architecture: Architecture, dtype: torch.dtype, device: torch.device) -> Sam3Network:
+    """Seeded random weights, made one tensor at a time in the final number format."""
     network = blank_network(architecture)
     source = torch.Generator().manual_seed(1)
-    dtype, tensors = DTYPES[options.precision], dict[str, Tensor]()
+    tensors = dict[str, Tensor]()
     for name, blank in network.state_dict().items():
         values = torch.randn(blank.shape, generator=source)
         scale = 1 / math.sqrt(blank[0].numel()) if blank.dim() >= 2 else 0.02
         values = values * scale + (1.0 if blank.dim() == 1 and name.endswith("weight") else 0.0)
         tensors[name] = values.to(torch.float32 if name.endswith("positional_embedding") else dtype)
-    filled = fill_network(network, tensors, dtype=dtype, device=torch.device(options.device))
-    return Sam3Segmenter(filled, PhraseTokenizer(LetterTokenizer()), options)
+    return fill_network(network, tensors, dtype=dtype, device=device)
 
 
 def picture(seed: int = 0, side: int = 1024) -> np.ndarray:
@@ -111,10 +132,11 @@ def _prompt_options(precision: Precision, device: str) -> Sam3Options:
     )
 
 
-def speed(precision: Precision, is_tiny: bool) -> dict[str, float]:
+def speed(case: Case, is_tiny: bool) -> dict[str, float]:
     """CPU-seconds of one image: encoding, the first prompt with it, the median of nine further ones, all ten."""
-    options = _prompt_options(precision, "cpu")
-    model = random_segmenter(options, is_tiny=is_tiny)
+    model = random_segmenter(_prompt_options("float32" if case == "openvino" else case, "cpu"), is_tiny=is_tiny)
+    if case == "openvino":
+        model = use_openvino(model, precision="bfloat16")
     rgb = picture()
     if is_tiny:
         model.decode(model.encode(rgb), Prompt(text="warm up"))
@@ -185,6 +207,78 @@ def gpu(precision: Precision, is_tiny: bool) -> dict[str, float]:
     return timed
 
 
+def train(precision: Precision, is_tiny: bool) -> dict[str, float]:
+    """CPU-seconds of an update of the detector, batch 1, from pixels and from cached features; and peak memory.
+
+    One prompt with 50 objects (tiny: 20), the paper's recipe: both encoders frozen, text features cached. Pixels come
+    first, since they need most memory; the first update of each kind is not counted.
+    """
+    sizes = (tiny() if is_tiny else full_size()).without_tracker()
+    network = random_network(sizes, torch.float32, torch.device("cpu"))
+    config = Sam3FitConfig(bf16=precision == "bfloat16", is_cached=False)
+    phrases = encode_all(network, PhraseTokenizer(LetterTokenizer()), PHRASES[:1])
+    drop_text_encoder(network)
+    if config.bf16:
+        halve_trunk(network)
+    trainee = Sam3Trainee(network, config, phrases=phrases)
+    optimizer = torch.optim.AdamW(trainee.groups())
+    truth = many_objects(20 if is_tiny else 50, sides_of(network).mask)
+    side = network.image_size
+    pixels = torch.from_numpy(picture(side=side // 16 * 16)).permute(2, 0, 1)[None, :, :side, :side]
+    whole = Sam3Batch(pixels, None, (Question(0, PHRASES[0], None, truth),))
+
+    def from_pixels() -> None:
+        step(trainee, optimizer, whole)
+
+    costs = {"from pixels": cpu_seconds(from_pixels)}
+    peak = peak_gib()
+    with tempfile.TemporaryDirectory() as folder:
+        cache = TrunkCache(Path(folder), "random", (1, 1, 1), 0)
+        path = Path(folder) / "a.npy"
+        with torch.inference_mode():
+            cache.put(path, trunk_of(network, pixels)[0])
+        drop_trunk(network)
+
+        def from_cache() -> None:
+            step(trainee, optimizer, Sam3Batch(None, cache.get(path)[None], whole.questions))
+
+        costs["from cache"] = cpu_seconds(from_cache)
+        mebibytes = path.stat().st_size / 2**20
+    return {**costs, "objects": len(truth.boxes_cxcywh), "peak GiB": peak, "cached MiB": mebibytes}
+
+
+def step(trainee: Sam3Trainee, optimizer: torch.optim.Optimizer, batch: Sam3Batch) -> None:
+    """One update."""
+    optimizer.zero_grad(set_to_none=True)
+    loss, _ = trainee(lambda: batch)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(trainee.parameters(), trainee.config.clip_norm)
+    optimizer.step()
+
+
+def cpu_seconds(run: Callable[[], object], repeats: int = 2) -> float:
+    """Least CPU-seconds of a call after a first one."""
+    run()
+    costs = []
+    for _ in range(repeats):
+        start = time.process_time()
+        run()
+        costs.append(time.process_time() - start)
+    return min(costs)
+
+
+def many_objects(count: int, side: int) -> PromptTarget:
+    """Squares in rows, that do not touch."""
+    rows = math.ceil(math.sqrt(count))
+    cell = side // rows
+    masks, boxes = torch.zeros(count, side, side), torch.zeros(count, 4)
+    for number in range(count):
+        y, x = (cell * place + 1 for place in divmod(number, rows))
+        masks[number, y : y + cell - 2, x : x + cell - 2] = 1
+        boxes[number] = torch.tensor([x + cell / 2 - 1, y + cell / 2 - 1, cell - 2, cell - 2]) / side
+    return PromptTarget(boxes, masks, masks.amax(dim=0), is_present=True)
+
+
 def milliseconds(run: Callable[[], object], repeats: int = 20) -> float:
     """Median wall time of a call that ends in a synchronised GPU."""
     times = []
@@ -197,7 +291,13 @@ def milliseconds(run: Callable[[], object], repeats: int = 20) -> float:
     return statistics.median(times[3:])
 
 
-CASES = {"speed": speed, "memory": memory, "gpu": gpu}
+CASES = {"speed": speed, "memory": memory, "train": train, "gpu": gpu}
+CASES_OF: dict[str, tuple[Case, ...]] = {
+    "speed": ("float32", "bfloat16", "openvino"),
+    "memory": ("float32", "bfloat16"),
+    "train": ("float32",),
+    "gpu": ("bfloat16",),
+}
 
 
 def report(part: str, results: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -207,11 +307,18 @@ def report(part: str, results: dict[str, dict[str, float]]) -> dict[str, float]:
         return {f"peak GiB {name}": case["peak GiB"] for name, case in results.items()}
     if part == "gpu":
         return {}
+    if part == "train":
+        ratio = single["from pixels"] / single["from cache"]
+        return {
+            "step from pixels / cached (at least)": ratio,
+            "peak GiB of a step with 50 objects": single["peak GiB"],
+        }
     encoding_each = 10 * (single["encode"] + single["further"])
     return {
         "further prompt / first": single["further"] / single["first"],
         "ten phrases: encoding each / encoding once (at least)": encoding_each / single["ten"],
         "bfloat16 first / float32 first": half["first"] / single["first"],
+        "OpenVINO bfloat16 first / float32 first": results["openvino"]["first"] / single["first"],
     }
 
 
@@ -220,21 +327,21 @@ def main() -> None:
     parser.add_argument("part", choices=CASES)
     parser.add_argument("--tiny", action="store_true", help="a small model, to try the script")
     parser.add_argument("--json", type=Path, help="write the results there as well")
-    parser.add_argument("--precision", choices=DTYPES, help="one case alone, in this process; prints JSON")
+    parser.add_argument("--case", choices=CASES_OF["speed"], help="one case alone, in this process; prints JSON")
     args = parser.parse_args()
-    if args.precision:
-        print(json.dumps(CASES[args.part](args.precision, args.tiny)))
+    if args.case:
+        print(json.dumps(CASES[args.part](args.case, args.tiny)))
         return
     results = {}
-    for precision in ("bfloat16",) if args.part == "gpu" else DTYPES:
-        command = [sys.executable, __file__, args.part, "--precision", precision, *(["--tiny"] if args.tiny else [])]
+    for case in CASES_OF[args.part]:
+        command = [sys.executable, __file__, args.part, "--case", case, *(["--tiny"] if args.tiny else [])]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        results[precision] = json.loads(done.stdout.splitlines()[-1])
+        results[case] = json.loads(done.stdout.splitlines()[-1])
     device = f"{platform.machine()}, {torch.get_num_threads()} threads"
     if args.part == "gpu":
         device = torch.cuda.get_device_name()
-    for precision, figures in results.items():
-        print(precision, *(f"{name} {value:.3g}" for name, value in figures.items()), sep="  ")
+    for case, figures in results.items():
+        print(case, *(f"{name} {value:.3g}" for name, value in figures.items()), sep="  ")
     for name, value in report(args.part, results).items():
         print(f"{name}: {value:.3g} (bar {BARS[name]:.3g})")
     print(f"on {device}, torch {torch.__version__}, {'tiny' if args.tiny else 'full size'}, random weights")

@@ -125,8 +125,9 @@ def _constant(labels: Instances) -> Callable[[], Instances]:
     return lambda: labels
 
 
-def configured(config: Sam3FitConfig = CONFIG, **changes: object) -> Sam3FitConfig:
-    return replace(config, **changes)  # type: ignore[arg-type]
+def configured(**changes: object) -> Sam3FitConfig:
+    """`CONFIG` with some values changed."""
+    return replace(CONFIG, **changes)  # type: ignore[arg-type]
 
 
 def curve(folder: Path) -> Sequence[float]:

@@ -144,18 +144,41 @@ def convert(
         adapter = read_adapter(lora)
         tensors, adapted = merge(tensors, adapter), adapter.modules - len(adapter.left_over)
     files = vocabulary_files(vocabulary, checkpoint.folder)
+    write_folder(out_dir, checkpoint.architecture, tensors, dtype=dtype, vocabulary=files)
+    has_tracker = checkpoint.architecture.tracker is not None
+    return Conversion(out_dir, len(tensors), checkpoint.left_over, adapted, has_tracker, bool(files))
+
+
+def write_folder(
+    out_dir: Path,
+    architecture: Architecture,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype = torch.float32,
+    vocabulary: Iterable[Path] = (),
+) -> None:
+    """Write `config.json`, `model.safetensors` and copies of the vocabulary's files, each whole or not at all.
+
+    Args:
+        out_dir: The folder, made if it is not there; weights in it are replaced.
+        architecture: Of the network that the tensors fill.
+        tensors: Under transformers' names.
+        dtype: Number format of the weights that are written.
+        vocabulary: The files of `clip_phrases.vocabulary_files`.
+
+    Raises:
+        InputError: A folder that is a file.
+    """
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise InputError(f"{out_dir} is a file, a folder is needed: give another name") from error
-    _write(out_dir / WEIGHTS_FILE, lambda path: _save(tensors, dtype, path, checkpoint.architecture))
-    text = json.dumps(checkpoint.architecture.to_json(), indent=2, sort_keys=True, default=str)
+    _write(out_dir / WEIGHTS_FILE, lambda path: _save(tensors, dtype, path, architecture))
+    text = json.dumps(architecture.to_json(), indent=2, sort_keys=True, default=str)
     _write(out_dir / _CONFIG_FILE, lambda path: path.write_text(text + "\n", encoding="utf-8"))
-    for file in files:
+    for file in vocabulary:
         if file.parent.resolve() != out_dir.resolve():
             _write(out_dir / file.name, lambda path, file=file: shutil.copyfile(file, path))  # type: ignore[misc]
-    has_tracker = checkpoint.architecture.tracker is not None
-    return Conversion(out_dir, len(tensors), checkpoint.left_over, adapted, has_tracker, bool(files))
 
 
 def locate(source: str | Path, *, download: Callable[..., str] = snapshot_download) -> Path:

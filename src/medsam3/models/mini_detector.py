@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import transformers.models.sam3.modeling_sam3 as sam3  # by its full name: the lazy package may give a dummy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.sam3 import configuration_sam3 as sam3_config
-from transformers.models.sam3 import modeling_sam3 as sam3
 
 from medsam3.models.detector import PromptTokens, VisionLevels
 from medsam3.models.roi_align import use_plain_roi_align

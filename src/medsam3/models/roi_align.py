@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
+import transformers.models.sam3.modeling_sam3 as sam3  # by its full name: the lazy package may give a dummy
 from torch import Tensor
-from transformers.models.sam3 import modeling_sam3
 
 
 def roi_align(features: Tensor, boxes: Sequence[Tensor], output_size: int) -> Tensor:
@@ -70,5 +70,5 @@ def _interpolate(features: Tensor, positions: Tensor, *, axis: int) -> Tensor:
 
 def use_plain_roi_align() -> None:
     """Let transformers' SAM 3 call `roi_align` of this module where torchvision is missing."""
-    if not hasattr(modeling_sam3, "torchvision"):
-        modeling_sam3.torchvision = SimpleNamespace(ops=SimpleNamespace(roi_align=roi_align))
+    if not hasattr(sam3, "torchvision"):
+        sam3.torchvision = SimpleNamespace(ops=SimpleNamespace(roi_align=roi_align))

@@ -328,7 +328,7 @@ def load_sam3(
             device that is not there, an image size that the windows do not fill.
     """
     chosen = options or Sam3Options()
-    device = _checked_device(chosen.device)
+    device = checked_device(chosen.device)
     checkpoint = read_checkpoint(source)
     tokenizer = None  # boxes need none, so that a missing vocabulary is an error only once a phrase is asked
     if vocabulary is not None or vocabulary_files(None, checkpoint.folder):
@@ -347,7 +347,12 @@ def load_sam3(
     return Sam3Segmenter(network, tokenizer, chosen, name=name, adapter=switch)
 
 
-def _checked_device(name: str) -> torch.device:
+def checked_device(name: str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        InputError: It is not here, or none that the model runs on.
+    """
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

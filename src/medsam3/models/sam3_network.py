@@ -95,17 +95,27 @@ class Sam3Network(nn.Module):
 
     def encode_images(self, pixels: Tensor) -> ImageLevels:
         """Levels of images (B, 3, S, S) in -1..1."""
-        encoder = self.detector_model.vision_encoder
-        trunk = encoder.backbone(pixels.to(self.dtype)).last_hidden_state  # (B, H*W, D)
-        side = self.image_size // encoder.config.backbone_config.patch_size
-        trunk = trunk.view(trunk.shape[0], side, side, -1).permute(0, 3, 1, 2)  # (B, D, H, W)
-        maps = _levels(encoder.neck, trunk)
-        coarse = maps[-1][:1]
-        position = encoder.neck.position_encoding(coarse.shape, coarse.device, torch.float32).to(coarse.dtype)
+        trunk = self.encode_trunk(pixels.to(self.dtype))
+        levels = self.detector_levels(trunk)
         tracker = None
         if self.tracker_model is not None and self.tracker_neck is not None:
             tracker = self.tracker_model.project_levels(_levels(self.tracker_neck, trunk))
-        return ImageLevels(VisionLevels(maps, position), tracker)
+        return ImageLevels(levels, tracker)
+
+    def encode_trunk(self, pixels: Tensor) -> Tensor:
+        """The trunk's output (B, D, H, W) for images (B, 3, S, S) in -1..1, in the trunk's number format."""
+        encoder = self.detector_model.vision_encoder
+        trunk = encoder.backbone(pixels).last_hidden_state  # (B, H*W, D)
+        side = self.image_size // encoder.config.backbone_config.patch_size
+        return trunk.view(trunk.shape[0], side, side, -1).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+    def detector_levels(self, trunk: Tensor) -> VisionLevels:
+        """The detector's levels of the trunk's output (B, D, H, W)."""
+        neck = self.detector_model.vision_encoder.neck
+        maps = _levels(neck, trunk)
+        coarse = maps[-1][:1]
+        position = neck.position_encoding(coarse.shape, coarse.device, torch.float32).to(coarse.dtype)
+        return VisionLevels(maps, position)
 
     def encode_phrases(self, token_ids: Tensor, mask: Tensor) -> PromptTokens:
         """Text tokens (B, L, D) of token ids (B, L) with their mask (B, L), True where a token is real."""
@@ -199,7 +209,7 @@ def fill_constants(network: nn.Module, device: torch.device) -> None:
 def _fill_frequencies(rotary: Any, device: torch.device) -> None:
     frequencies, _ = rotary.compute_axial_rope_parameters(rotary.config)
     rotary.inv_freq = frequencies.to(device)
-    rotary.original_inv_freq = frequencies.to(device)
+    rotary.original_inv_freq = frequencies.to(device).clone()  # tracing refuses buffers that share memory
 
 
 def _levels(neck: Any, trunk: Tensor) -> tuple[Tensor, ...]:

@@ -15,18 +15,20 @@ from typing import TYPE_CHECKING
 
 from medsam3.errors import InputError
 from medsam3.train.bars import Bars
+from medsam3.train.sam3_command import EXAMPLES, add_sam3_arguments, check_mini, run_sam3
 
 if TYPE_CHECKING:
     from medsam3.train.data import Sample
     from medsam3.train.fit import FitConfig
 
-_EPILOG = """examples:
+_EPILOG = f"""examples:
   medsam3 train data/ --out runs/mine
-  medsam3 train --coco train.json --coco-val val.json --images images/ --out runs/mine --steps 800
+  medsam3 train --coco train.json --coco-val val.json --images images/ --out runs/mine --steps 800{EXAMPLES}
 
 DATA is a folder with an index.csv (dataset, image, mask, concept, label_value, split, group, present). A COCO file's
 categories are the phrases. The run resumes when the same command is given again. The result is OUT/mini.safetensors
-with its card OUT/mini.json; use it with: medsam3 segment FILE --text ... --weights OUT/mini.safetensors"""
+with its card OUT/mini.json; use it with: medsam3 segment FILE --text ... --weights OUT/mini.safetensors
+With --base sam3 it is OUT/model with OUT/model/card.json: medsam3 segment FILE --text ... --model OUT/model"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,20 +41,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--cache", type=Path, help="folder of the cached features (default: OUT/cache)")
     parser.add_argument("--init", type=Path, help="weights of medsam3 train to start from (default: a fresh start)")
-    parser.add_argument("--steps", type=int, help="updates (default: 1600)")
-    parser.add_argument("--views", type=int, help="cached views an image, the plain one included (default: 2)")
+    parser.add_argument("--steps", type=int, help="updates (default: 1600; sam3: 2000)")
+    parser.add_argument("--views", type=int, help="cached views an image, the plain one included (default: 2; sam3: 1)")
     parser.add_argument(
         "--views-of", default="", metavar="SET=N,SET=N", help="another number of views for some data sets"
     )
-    parser.add_argument("--images-per-step", type=int, help="images a batch (default: 8)")
-    parser.add_argument("--learning-rate", type=float, help="peak learning rate (default: 0.0008)")
+    parser.add_argument("--images-per-step", type=int, help="images a batch (default: 8; sam3: 1)")
     parser.add_argument(
-        "--dataset-power", type=float, help="data sets are drawn by their size to this power (default: 0.6)"
+        "--learning-rate", type=float, help="peak learning rate (default: 0.0008; sam3: 0.00008, adapter 0.00005)"
+    )
+    parser.add_argument(
+        "--dataset-power", type=float, help="data sets are drawn by their size to this power (default: 0.6; sam3: 0.7)"
     )
     parser.add_argument("--seed", type=int, help="seed of weights, views and batches (default: 0)")
     parser.add_argument("--no-bf16", action="store_true", help="compute in float32 (slower)")
     parser.add_argument("--datasets", help="only these data sets of DATA, joined by commas")
     parser.add_argument("--dry-run", action="store_true", help="describe the data and the run, and stop")
+    add_sam3_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,6 +66,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: No data, an option out of range, or a folder that holds another run.
     """
+    if args.base == "sam3":
+        return run_sam3(args, _samples(args))
+    check_mini(args)
     samples = _samples(args)
     config = _config(args)
     _describe(samples, config, args.out)

@@ -103,7 +103,8 @@ def match(logits: Tensor, boxes: Tensor, truth: Tensor, weights: LossWeights) ->
     _, giou = pairwise_iou(boxes[:, None], truth[None])
     cost = weights.match_score * (positive - negative)[:, None] - weights.box_giou * giou
     cost = cost + weights.box_l1 * torch.cdist(boxes, truth, p=1)  # (Q, n)
-    queries, objects = linear_sum_assignment(cost.float().cpu().numpy())
+    finite = cost.float().nan_to_num(nan=1e9, posinf=1e9, neginf=-1e9)  # a broken loss is for the loop to report
+    queries, objects = linear_sum_assignment(finite.cpu().numpy())
     return torch.as_tensor(queries, device=boxes.device), torch.as_tensor(objects, device=boxes.device)
 
 

@@ -1,0 +1,268 @@
+"""SAM 3 as it trains: what is frozen and what changes, the forward pass to the loss, and the optimiser's groups.
+
+The frozen image encoder may be left out, with its output cached on disk, and so may the frozen text encoder. It knows
+no file and no loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from medsam3.models.clip_phrases import PhraseTokenizer
+from medsam3.models.detector import (
+    Detection,
+    ExemplarBoxes,
+    PromptTokens,
+    VisionLevels,
+    decode_masks,
+    detect,
+    select_items,
+)
+from medsam3.models.sam3_network import Sam3Network, fill_constants
+from medsam3.models.sam3_objects import padded
+from medsam3.train.fit import exemplar_boxes
+from medsam3.train.losses import PromptTarget, mask_losses, query_losses, weigh
+from medsam3.train.sam3_adapter import TrainedAdapter, add_adapter
+from medsam3.train.sam3_batches import Sam3Batch, Sides
+from medsam3.train.sam3_config import Sam3FitConfig
+
+_PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("image encoder", ("vision_encoder.",)),
+    ("text encoder", ("text_encoder.", "text_projection.")),
+    ("exemplar encoder", ("geometry_encoder.",)),
+    ("fusion encoder", ("detr_encoder.",)),
+    ("decoder and presence", ("detr_decoder.",)),
+    ("mask head", ("mask_decoder.",)),
+    ("scoring", ("dot_product_scoring.",)),
+)
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """How large a part of the model is, and how much of it trains, in parameters; an adapter's are extra."""
+
+    name: str
+    total: int
+    trained: int
+
+
+class Sam3Trainee(nn.Module):
+    """The network with what trains in it switched on. Give it a function that returns a batch; see `forward`."""
+
+    def __init__(
+        self,
+        network: Sam3Network,
+        config: Sam3FitConfig,
+        *,
+        tokenizer: PhraseTokenizer | None = None,
+        phrases: Mapping[str, PromptTokens] | None = None,
+    ) -> None:
+        super().__init__()
+        assert (tokenizer is None) != (phrases is None), "phrases are encoded beforehand, or in every step"
+        self.network = network
+        self.config = config
+        self.tokenizer = tokenizer
+        self.phrases = phrases
+        self.adapter: TrainedAdapter | None = None
+        network.requires_grad_(False)
+        if config.trains == "lora":
+            self.adapter = add_adapter(network, config.lora)
+        for name, parameter in network.detector_model.named_parameters():
+            parameter.requires_grad_(_is_trained(name, config))
+        if config.is_checkpointed:
+            recompute_layers(network)
+        self.train()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def has_trained_encoders(self) -> bool:
+        """Gradients go through both encoders."""
+        return self.config.trains != "detector"
+
+    def train(self, mode: bool = True) -> Sam3Trainee:
+        """Dropout on or off; always off in frozen encoders."""
+        super().train(mode)
+        if not self.has_trained_encoders:
+            self.network.detector_model.vision_encoder.eval()
+        return self
+
+    def forward(self, give: Callable[[], Sam3Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted loss of a batch and its terms.
+
+        Args:
+            give: Returns the batch. A function, because wrappers for several GPUs take arguments apart, and cannot
+                rebuild frozen values.
+        """
+        batch, config = give(), self.config
+        questions = batch.questions
+        with self._autocast():
+            levels, detection = self.detect(batch)
+        targets = [on_device(question.truth, self.device) for question in questions]
+        terms, matches = query_losses(detection, targets, config.loss)
+        present = [number for number, target in enumerate(targets) if target.is_present]
+        if present:
+            with self._autocast():
+                terms |= self._mask_terms(batch, levels, detection, [(i, targets[i]) for i in present], matches)
+        return weigh(terms, config.loss), terms
+
+    def detect(self, batch: Sam3Batch) -> tuple[VisionLevels, Detection]:
+        """Levels of the batch's images, and the detection of each of its questions."""
+        images = torch.tensor([question.image for question in batch.questions], device=self.device)
+        levels = self._levels(batch)
+        tokens = self._tokens([question.phrase for question in batch.questions])
+        boxes = exemplar_boxes(batch.questions)
+        exemplars = ExemplarBoxes(
+            *(value.to(self.device) for value in (boxes.cxcywh, boxes.is_positive, boxes.is_used))
+        )
+        return levels, detect(self.network.detector_model, levels.coarsest.select(images), tokens, exemplars)
+
+    def _mask_terms(
+        self,
+        batch: Sam3Batch,
+        levels: VisionLevels,
+        detection: Detection,
+        present: Sequence[tuple[int, PromptTarget]],
+        matches: Sequence[tuple[Tensor, Tensor]],
+    ) -> dict[str, Tensor]:
+        """Mask terms of the present prompts: only the masks of matched queries are ever made."""
+        items = torch.tensor([number for number, _ in present], device=self.device)
+        images = torch.tensor([batch.questions[number].image for number, _ in present], device=self.device)
+        chosen = select_items(detection, items)
+        most = max(len(queries) for queries, _ in matches)
+        kept = [torch.cat([queries, queries.new_zeros(most - len(queries))]) for queries, _ in matches]
+        rows = torch.stack(kept)[..., None].expand(-1, -1, chosen.queries.shape[-1])  # (P, most, D)
+        matched = replace(chosen, queries=chosen.queries[-1].gather(1, rows)[None])
+        masks = decode_masks(self.network.detector_model, levels.select(images), matched)
+        own = [(torch.arange(len(objects), device=self.device), objects) for _, objects in matches]
+        return mask_losses(masks, [target for _, target in present], own)
+
+    def _levels(self, batch: Sam3Batch) -> VisionLevels:
+        with torch.set_grad_enabled(self.has_trained_encoders and torch.is_grad_enabled()):
+            neck_type = next(self.network.detector_model.vision_encoder.neck.parameters()).dtype
+            if batch.trunk is not None:
+                return self.network.detector_levels(batch.trunk.to(self.device, neck_type))
+            assert batch.pixels is not None, "a batch has pixels or cached features"
+            return self.network.detector_levels(trunk_of(self.network, batch.pixels).to(neck_type))
+
+    def _tokens(self, phrases: Sequence[str]) -> PromptTokens:
+        if self.phrases is not None:
+            return on_device_tokens(padded([self.phrases[phrase] for phrase in phrases]), self.device)
+        assert self.tokenizer is not None
+        return encode_phrases(self.network, self.tokenizer, phrases)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """AdamW's groups: a rate for each encoder and one for the rest, no weight decay on biases and norms."""
+        config = self.config
+        rates = {"vision_encoder.": config.vision_learning_rate, "text_": config.text_learning_rate}
+        sorted_out: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.network.detector_model.named_parameters():
+            if parameter.requires_grad:
+                own = [rate for start, rate in rates.items() if name.startswith(start) and config.trains == "all"]
+                decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+                sorted_out.setdefault((own[0] if own else config.learning_rate, decay), []).append(parameter)
+        return [
+            {"params": parameters, "lr": rate, "peak": rate, "weight_decay": decay}
+            for (rate, decay), parameters in sorted_out.items()
+        ]
+
+    def parts(self) -> list[PartSize]:
+        """How many parameters each part has and how many of them train."""
+        named = [(n, p.numel(), p.requires_grad) for n, p in self.network.detector_model.named_parameters()]
+        sizes = []
+        for part, starts in _PARTS:
+            own = [(name, count, trains) for name, count, trains in named if name.startswith(starts)]
+            total = sum(count for name, count, _ in own if ".lora." not in name)
+            sizes.append(PartSize(part, total, sum(count for _, count, trains in own if trains)))
+        return sizes
+
+
+def _is_trained(name: str, config: Sam3FitConfig) -> bool:
+    if config.trains == "lora":
+        return ".lora." in name
+    encoders = name.startswith(("vision_encoder.", "text_encoder.", "text_projection."))
+    return config.trains == "all" or not encoders
+
+
+def recompute_layers(network: Sam3Network) -> None:
+    """Let each transformer layer keep only its input, and run again in the backward pass."""
+    model = network.detector_model
+    encoder = getattr(model.vision_encoder, "backbone", None)
+    stacks = [model.detr_encoder.layers, model.detr_decoder.layers]
+    stacks += [encoder.layers] if isinstance(encoder, nn.Module) and hasattr(encoder, "layers") else []
+    stacks += [model.text_encoder.text_model.encoder.layers] if hasattr(model.text_encoder, "text_model") else []
+    for stack in stacks:
+        for layer in stack:
+            layer.forward = partial(_recomputed, layer.forward)
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def sides_of(network: Sam3Network) -> Sides:
+    """Sides of a network's input and masks: the finest level has a quarter of the patch as its stride."""
+    config = network.detector_model.config
+    patch = config.vision_config.backbone_config.patch_size
+    size = network.image_size
+    return Sides(size, 4 * size // patch, int(config.detr_decoder_config.num_queries))
+
+
+def trunk_of(network: Sam3Network, pixels: Tensor) -> Tensor:
+    """The trunk's output (B, D, H, W) for pixels (B, 3, S, S) uint8."""
+    weight = next(network.detector_model.vision_encoder.backbone.parameters())
+    scaled = pixels.to(weight.device).float() / 127.5 - 1
+    return network.encode_trunk(scaled.to(weight.dtype))
+
+
+def encode_phrases(network: Sam3Network, tokenizer: PhraseTokenizer, phrases: Sequence[str]) -> PromptTokens:
+    """Text tokens (B, L, D) of phrases, padded to the longest."""
+    ids = [tokenizer(phrase) for phrase in phrases]
+    longest = max(len(own) for own in ids)
+    device = network.device
+    token_ids = torch.tensor([(*own, *(0,) * (longest - len(own))) for own in ids], device=device)
+    mask = torch.tensor([[1] * len(own) + [0] * (longest - len(own)) for own in ids], device=device)
+    return network.encode_phrases(token_ids, mask)
+
+
+def halve_trunk(network: Sam3Network) -> None:
+    """Put a frozen trunk into bfloat16, its rotary positions kept in float32."""
+    network.detector_model.vision_encoder.backbone.to(torch.bfloat16)
+    fill_constants(network, network.device)
+
+
+def drop_trunk(network: Sam3Network) -> None:
+    """Free the image encoder's trunk, once all that it will be asked for is cached."""
+    network.detector_model.vision_encoder.backbone = nn.Identity()
+
+
+def drop_text_encoder(network: Sam3Network) -> None:
+    """Free the text encoder, once all phrases are cached."""
+    network.detector_model.text_encoder = nn.Identity()
+
+
+def on_device(target: PromptTarget, device: torch.device) -> PromptTarget:
+    """The same truth on a device."""
+    return PromptTarget(
+        target.boxes_cxcywh.to(device), target.masks.to(device), target.semantic.to(device), target.is_present
+    )
+
+
+def on_device_tokens(tokens: PromptTokens, device: torch.device) -> PromptTokens:
+    """The same tokens on a device."""
+    return PromptTokens(tokens.features.to(device), tokens.mask.to(device))
