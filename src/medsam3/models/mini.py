@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +71,16 @@ class MiniCard:
 
 @dataclass(frozen=True)
 class MiniFeatures:
-    """One encoded frame."""
+    """One encoded frame. The neck, which only boxes, clicks and following need, is computed when it is first asked for."""
 
     place: Letterbox
-    neck: Tensor  # (1, 256, 64, 64)
     levels: VisionLevels
+    make_neck: Callable[[], Tensor]
+
+    @cached_property
+    def neck(self) -> Tensor:
+        """LiteMedSAM's features (1, 256, 64, 64)."""
+        return self.make_neck()
 
 
 @dataclass(frozen=True)
@@ -124,12 +131,13 @@ class MiniSegmenter:
     def encode(self, rgb: RGB) -> MiniFeatures:
         """Features of one frame (H, W, 3) uint8."""
         square, place = letterbox(rgb)
-        return self.features(square, self.images.neck(square), place)
+        return self.features(square, place, self.images.neck(square) if self.detector.needs_neck else None)
 
-    def features(self, square: RGB, neck: Tensor, place: Letterbox) -> MiniFeatures:
-        """The same from neck features (1, 256, 64, 64) that are already there."""
+    def features(self, square: RGB, place: Letterbox, neck: Tensor | None = None) -> MiniFeatures:
+        """The same from a square, with its neck (1, 256, 64, 64) where that is already there."""
+        make_neck = partial(self.images.neck, square) if neck is None else lambda: neck
         with torch.inference_mode():
-            return MiniFeatures(place, neck, self.detector.levels(neck, square_tensor(square)))
+            return MiniFeatures(place, self.detector.levels(square_tensor(square), neck), make_neck)
 
     def decode(self, features: MiniFeatures, prompt: Prompt, *, threshold: float | None = None) -> Masks:
         """Objects over (1, H, W), best score first. `threshold` applies to presence x object score."""

@@ -7,6 +7,7 @@ projection, and transformers' geometry encoder, DETR encoder, DETR decoder, scor
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import transformers.models.sam3.modeling_sam3 as sam3  # by its full name: the lazy package may give a dummy
@@ -15,12 +16,20 @@ from torch.nn import functional as F
 from transformers.models.sam3 import configuration_sam3 as sam3_config
 
 from medsam3.models.detector import PromptTokens, VisionLevels
+from medsam3.models.efficientnet import EfficientNet, Variant
 from medsam3.models.roi_align import use_plain_roi_align
+
+
+ImageEncoderName = Literal["lite-medsam", "lite0", "lite2"]
 
 
 @dataclass(frozen=True)
 class MiniDetectorConfig:
-    """Sizes of the small detector; saved as JSON beside its weights."""
+    """Sizes of the small detector; saved as JSON beside its weights.
+
+    `image_encoder` says what the detector sees: LiteMedSAM's frozen neck (the pure recipe), or an EfficientNet-Lite that
+    is trained along with it from its coarser stages on.
+    """
 
     width: int = 96
     heads: int = 4
@@ -33,6 +42,7 @@ class MiniDetectorConfig:
     neck_channels: int = 256
     text_channels: int = 384
     detail_channels: int = 32
+    image_encoder: ImageEncoderName = "lite-medsam"
 
 
 class LevelAdapter(nn.Module):
@@ -56,12 +66,54 @@ class LevelAdapter(nn.Module):
         )
         self.position = sam3.Sam3SinePositionEmbedding(num_position_features=width // 2, normalize=True)
 
-    def forward(self, neck: Tensor, pixels: Tensor) -> VisionLevels:
-        """Levels of `neck` (B, 256, 64, 64) and `pixels` (B, 3, 256, 256) in 0..1."""
+    def forward(self, pixels: Tensor, neck: Tensor | None) -> VisionLevels:
+        """Levels of `pixels` (B, 3, 256, 256) in 0..1 and their `neck` (B, 256, 64, 64)."""
+        assert neck is not None  # the caller has read `needs_neck`
         fine = self.detail(pixels * 2 - 1)
         coarse = self.coarse(neck)
         position = self.position(coarse.shape, coarse.device, torch.float32)[:1]
         return VisionLevels((fine, self.middle(neck), coarse), position)
+
+
+class TrunkLevels(nn.Module):
+    """Pixels to three levels of one width, at strides 2, 4 and 8, through an EfficientNet-Lite.
+
+    Its stem and first two stages keep the weights of ImageNet. The deepest maps come down to stride 8 as in a feature
+    pyramid (Lin et al., CVPR 2017).
+    """
+
+    def __init__(self, config: MiniDetectorConfig, variant: Variant) -> None:
+        super().__init__()
+        width = config.width
+        self.trunk = EfficientNet(variant)
+        self.trunk.freeze_below(stride=4)
+        fine, middle, *deep = self.trunk.widths
+        self.fine = nn.Sequential(
+            nn.Conv2d(fine, config.detail_channels, 3, padding=1),
+            nn.GroupNorm(8, config.detail_channels),
+            nn.GELU(),
+            nn.Conv2d(config.detail_channels, width, 1),
+        )
+        self.middle = nn.Sequential(nn.Conv2d(middle, width, 3, padding=1), nn.GroupNorm(8, width))
+        self.lateral = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in deep)
+        self.smooth = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.GELU()) for _ in deep[:-1]
+        )
+        self.coarse = nn.Sequential(nn.Conv2d(width, width, 1), nn.GroupNorm(8, width))
+        self.position = sam3.Sam3SinePositionEmbedding(num_position_features=width // 2, normalize=True)
+
+    def forward(self, pixels: Tensor, neck: Tensor | None) -> VisionLevels:
+        """Levels of `pixels` (B, 3, 256, 256) in 0..1; the neck is not looked at."""
+        del neck
+        fine, middle, *deep = self.trunk(pixels)
+        down = self.lateral[-1](deep[-1])
+        for lateral, smooth, finer in zip(
+            list(self.lateral)[-2::-1], list(self.smooth)[::-1], deep[-2::-1], strict=True
+        ):
+            down = smooth(lateral(finer) + F.interpolate(down, size=finer.shape[-2:], mode="nearest"))
+        coarse = self.coarse(down)
+        position = self.position(coarse.shape, coarse.device, torch.float32)[:1]
+        return VisionLevels((self.fine(fine), self.middle(middle), coarse), position)
 
 
 class TextProjection(nn.Module):
@@ -86,7 +138,9 @@ class MiniDetector(nn.Module):
         super().__init__()
         use_plain_roi_align()
         self.config = config
-        self.levels = LevelAdapter(config)
+        self.levels = (
+            LevelAdapter(config) if config.image_encoder == "lite-medsam" else TrunkLevels(config, config.image_encoder)
+        )
         self.text_projection = TextProjection(config)
         parts = _sam3_config(config)
         self.geometry_encoder = sam3.Sam3GeometryEncoder(parts.geometry_encoder_config)
@@ -95,6 +149,11 @@ class MiniDetector(nn.Module):
         self.mask_decoder = sam3.Sam3MaskDecoder(parts.mask_decoder_config)
         self.dot_product_scoring = sam3.Sam3DotProductScoring(parts)
         self._spread_start()
+
+    @property
+    def needs_neck(self) -> bool:
+        """Whether the levels are made from LiteMedSAM's neck."""
+        return isinstance(self.levels, LevelAdapter)
 
     def _spread_start(self) -> None:
         """Start from unit-gain weights and queries that differ: the parts' own start (0.02 all over) learns slowly."""
