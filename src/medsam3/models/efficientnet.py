@@ -154,7 +154,11 @@ def convert_efficientnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-_PARTS = {"_expand_conv": ("expand", "_bn0"), "_depthwise_conv": ("depthwise", "_bn1"), "_project_conv": ("project", "_bn2")}
+_PARTS = {
+    "_expand_conv": ("expand", "_bn0"),
+    "_depthwise_conv": ("depthwise", "_bn1"),
+    "_project_conv": ("project", "_bn2"),
+}
 
 
 def _target(name: str) -> str:

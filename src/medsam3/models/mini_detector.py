@@ -19,7 +19,6 @@ from medsam3.models.detector import PromptTokens, VisionLevels
 from medsam3.models.efficientnet import EfficientNet, Variant
 from medsam3.models.roi_align import use_plain_roi_align
 
-
 ImageEncoderName = Literal["lite-medsam", "lite0", "lite2"]
 
 

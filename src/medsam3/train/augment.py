@@ -45,9 +45,11 @@ PLAIN = View(((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)))
 
 def view_of(image_name: str, number: int, *, seed: int = 0) -> View:
     """View `number` of an image; 0 is the plain one. The same name, number and seed always give the same view."""
-    if number == 0:
-        return PLAIN
-    rng = view_generator(image_name, number, seed=seed)
+    return PLAIN if number == 0 else random_view(view_generator(image_name, number, seed=seed))
+
+
+def random_view(rng: np.random.Generator) -> View:
+    """A view drawn at random."""
     angle = np.deg2rad(rng.uniform(-20, 20))
     zoom = np.exp(rng.uniform(np.log(0.8), np.log(1.35)))
     stretch = np.exp(rng.uniform(-0.1, 0.1))

@@ -20,11 +20,10 @@ from torch.nn import functional as F
 
 from medsam3 import concepts
 from medsam3.geometry import box_of_mask, normalised_cxcywh_from_xyxy
-from medsam3.models.letterbox import SIDE, letterbox_labels
-from medsam3.train.augment import view_of, warp_labels
-from medsam3.train.cache import CachedView
-from medsam3.train.data import Instances, Sample, Target, foreign_concepts, is_sided
+from medsam3.models.letterbox import SIDE
+from medsam3.train.data import Instances, Sample, Target, foreign_concepts
 from medsam3.train.losses import PromptTarget
+from medsam3.train.pictures import Views
 
 VISUAL_PHRASE = "visual"
 Made_co = TypeVar("Made_co", covariant=True)
@@ -76,7 +75,7 @@ class Question:
 class Batch:
     """Features of a few images, and the questions asked of them."""
 
-    neck: Tensor  # (images, 256, 64, 64) float32
+    neck: Tensor | None  # (images, 256, 64, 64) float32; None where the image encoder trains along
     pixels: Tensor  # (images, 3, 256, 256) float32 in 0..1
     questions: tuple[Question, ...]
 
@@ -87,13 +86,13 @@ class BatchMaker:
     def __init__(
         self,
         samples: Sequence[Sample],
-        views: Sequence[CachedView],
+        views: Views,
         config: SamplingConfig,
         *,
         seed: int,
     ) -> None:
         self.samples, self.views, self.config, self.seed = samples, views, config, seed
-        rows = [sample.dataset for sample in samples for view in views if sample.name in view.rows]
+        rows = [sample.dataset for sample in samples for _ in range(views.rows(sample))]
         self.chances = dataset_chances(samples, rows, config.dataset_power)
         self.foreign = foreign_concepts(samples, self.chances.tolist())
 
@@ -101,28 +100,24 @@ class BatchMaker:
         """Batch number `step`."""
         rng = np.random.default_rng([self.seed, step])
         chosen = rng.choice(len(self.samples), size=self.config.images, p=self.chances, replace=False)
-        necks, pixels, questions = [], [], []
+        pictures, questions = [], []
         for image, index in enumerate(chosen):
             sample = self.samples[index]
-            usable = [view for view in self.views if sample.name in view.rows]
-            view = usable[rng.integers(len(usable))]
-            mirror = bool(rng.random() < 0.5) and not is_sided(sample)
-            row = view.rows[sample.name]
-            neck, square = view.neck[row], view.pixels[row]
-            necks.append(neck[:, :, ::-1].copy() if mirror else np.array(neck))
-            pixels.append(square[:, ::-1].copy() if mirror else np.array(square))
+            shown = self.views.draw(sample, rng)
+            pictures.append(shown)
             for target, phrase in choose_prompts(sample, self.foreign, self.config, rng):
                 labels = np.zeros((SIDE, SIDE), np.int32)
                 if target is not None:
-                    labels = warp_labels(
-                        letterbox_labels(target.load()), view_of(sample.name, view.number, seed=view.seed)
-                    )
-                    labels = labels[:, ::-1] if mirror else labels
+                    labels = shown.warp(self.views.labels(sample, target))
                 truth, boxes = prompt_target(labels, max_objects=self.config.max_objects)
                 questions.append(ask(image, phrase, (truth, boxes), self.config, rng))
+        necks = [shown.neck for shown in pictures if shown.neck is not None]
+        squares = torch.from_numpy(np.stack([shown.square for shown in pictures]))
         return Batch(
-            neck=torch.from_numpy(np.stack(necks)).float().contiguous(memory_format=torch.channels_last),
-            pixels=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255,  # channels last in memory
+            neck=torch.from_numpy(np.stack(necks)).float().contiguous(memory_format=torch.channels_last)
+            if necks
+            else None,
+            pixels=squares.permute(0, 3, 1, 2).float() / 255,  # channels last in memory
             questions=tuple(questions),
         )
 

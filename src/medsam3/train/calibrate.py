@@ -69,7 +69,7 @@ def collect(
         row = view.rows[sample.name]
         square = np.array(view.pixels[row])
         neck = torch.from_numpy(np.array(view.neck[row])).float()[None]
-        features = segmenter.features(square, neck, Letterbox(256, 256))
+        features = segmenter.features(square, Letterbox(256, 256), neck)
         for target in sample.targets:
             truth = letterbox_labels(target.load()) > 0
             answers.append(_answer(segmenter, features, sample.dataset, target.concept, truth))

@@ -63,6 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of volumes train on every Nth slice (default: 2; 0: none)",
     )
+    parser.add_argument(
+        "--image-encoder",
+        choices=("lite0", "lite-medsam"),
+        default="lite0",
+        help="lite0 trains along, lite-medsam is frozen (the paper's recipe); default: lite0",
+    )
+    parser.add_argument("--prompts", type=int, help="prompts an image (default: 2)")
+    parser.add_argument("--negative", type=float, help="share of the further prompts that are absent (default: 0.5)")
     parser.add_argument("--dry-run", action="store_true", help="describe the data and the run, and stop")
     add_sam3_arguments(parser)
 
@@ -131,6 +139,10 @@ def _config(args: argparse.Namespace) -> FitConfig:
                 raise InputError(f"--{name.replace('_', '-')} is {value}, it must be positive")
             config = replace(config, **{name: value})
     config = replace(config, views_of=_views_of(args.views_of))
+    config = replace(config, detector=replace(config.detector, image_encoder=args.image_encoder))
+    for name in ("prompts", "negative"):
+        if getattr(args, name) is not None:
+            config = replace(config, sampling=replace(config.sampling, **{name: getattr(args, name)}))
     if args.dataset_power is not None:
         config = replace(config, sampling=replace(config.sampling, dataset_power=args.dataset_power))
     if args.images_per_step is not None:

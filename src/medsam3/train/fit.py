@@ -26,10 +26,13 @@ from medsam3.models.detector import (
     detect,
     select_items,
 )
+from medsam3.models.efficientnet import convert_efficientnet
 from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
 from medsam3.models.text_encoder import TextEncoder
 from medsam3.train.batches import Batch, BatchMaker, Question, SamplingConfig, prefetched
 from medsam3.train.losses import LossWeights, mask_losses, query_losses, weigh
+
+TRUNK = "levels.trunk."
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class FitConfig:
     """All that a run depends on besides the data; saved as JSON beside the weights.
 
     `views_of` names data sets that have another number of cached views than `views`.
+    `trunk_rate` is the learning rate of an image encoder that trains along, as a share of `learning_rate`.
     `initial_sha256` names the weights that the run starts from; None is a fresh start from the seed.
     """
 
@@ -51,6 +55,7 @@ class FitConfig:
     views: int = 2
     views_of: tuple[tuple[str, int], ...] = ()
     save_every: int = 100
+    trunk_rate: float = 0.4
     initial_sha256: str | None = None
     detector: MiniDetectorConfig = field(default_factory=MiniDetectorConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -118,11 +123,15 @@ def new_state(config: FitConfig) -> RunState:
 
 
 def _optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    """AdamW; no weight decay on biases, norms and embeddings."""
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+    """AdamW; no weight decay on biases, norms and embeddings; an image encoder that trains along at its own rate."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            share = config.trunk_rate if name.startswith(TRUNK) else 1.0
+            groups.setdefault((decay, share), []).append(parameter)
+    listed = [{"params": held, "weight_decay": decay, "share": share} for (decay, share), held in groups.items()]
+    return torch.optim.AdamW(listed, lr=config.learning_rate, fused=True)
 
 
 def text_tokens(model: MiniDetector, text: TextEncoder, phrases: Sequence[str]) -> PromptTokens:
@@ -145,7 +154,7 @@ def batch_loss(
     questions = batch.questions
     images = torch.tensor([question.image for question in questions])
     with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-        levels = model.levels(batch.neck, batch.pixels)
+        levels = model.levels(batch.pixels, batch.neck)
         tokens = text_tokens(model, text, [question.phrase for question in questions])
         detection = detect(model, levels.coarsest.select(images), tokens, exemplar_boxes(questions))
     targets = [question.truth for question in questions]
@@ -161,7 +170,7 @@ def batch_loss(
 def train_step(state: RunState, text: TextEncoder, batch: Batch, config: FitConfig) -> dict[str, float]:
     """One update of the model and of its moving average; the terms of its loss, `total` included."""
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state.step, config)
+        group["lr"] = group["share"] * learning_rate(state.step, config)
     loss, terms = batch_loss(state.model, text, batch, config)
     if not torch.isfinite(loss):
         raise InputError(f"the loss is {loss.item()} at step {state.step}: lower --learning-rate or use --no-bf16")
@@ -172,8 +181,7 @@ def train_step(state: RunState, text: TextEncoder, batch: Batch, config: FitConf
     state.step += 1
     decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
     with torch.no_grad():
-        for mean, value in zip(state.average.parameters(), state.model.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
+        torch._foreach_lerp_(list(state.average.parameters()), list(state.model.parameters()), 1 - decay)
     return {"total": loss.item(), **{name: value.item() for name, value in terms.items()}}
 
 
@@ -183,7 +191,7 @@ def fit(
     text: TextEncoder,
     config: FitConfig,
     *,
-    initial: Path | None = None,
+    start: Start | None = None,
     on_step: Callable[[Progress], None] = lambda progress: None,
     stop_after_s: float | None = None,
 ) -> RunState:
@@ -194,14 +202,14 @@ def fit(
         maker: Draws the batches.
         text: The frozen text encoder.
         config: Of the run; must equal that of a run that is resumed.
-        initial: Weights to start from, those of `config.initial_sha256`; None starts from the seed.
+        start: Weights to start from; None starts from the seed.
         on_step: Called after each step.
         stop_after_s: Save and return after so many seconds; the run can be resumed.
 
     Raises:
         InputError: The folder holds a run with another configuration, or the loss is not finite.
     """
-    state = resume(folder, config, initial)
+    state = resume(folder, config, start)
     started, first = time.monotonic(), state.step
     with (folder / "curves.jsonl").open("a", encoding="utf-8") as curves:
         for step, batch in prefetched(maker, range(first, config.steps)):
@@ -232,8 +240,8 @@ def save(folder: Path, state: RunState) -> None:
     temporary.replace(folder / "checkpoint.pt")
 
 
-def resume(folder: Path, config: FitConfig, initial: Path | None = None) -> RunState:
-    """The state saved in the folder, or a fresh one where there is none, from the seed or from `initial` weights.
+def resume(folder: Path, config: FitConfig, start: Start | None = None) -> RunState:
+    """The state saved in the folder, or a fresh one where there is none, from the seed or from `start`.
 
     Raises:
         InputError: The folder holds a run with another configuration.
@@ -252,24 +260,51 @@ def resume(folder: Path, config: FitConfig, initial: Path | None = None) -> RunS
         state.average.load_state_dict(content["average"])
         state.optimizer.load_state_dict(content["optimizer"])
         state.step = int(content["step"])
-    elif initial is not None:
-        start_from(state, initial)
+    elif start is not None:
+        start_from(state, start)
     cut_curves(folder / "curves.jsonl", state.step)
     return state
 
 
-def start_from(state: RunState, initial: Path) -> None:
-    """Put weights of `medsam3 train` into a fresh state.
+@dataclass(frozen=True)
+class Start:
+    """Files that a fresh run starts from.
+
+    Attributes:
+        weights: Of `medsam3 train`, those of `FitConfig.initial_sha256`.
+        trunk: The published image encoder, for one that trains along and is not in `weights`.
+    """
+
+    weights: Path | None = None
+    trunk: Path | None = None
+
+
+def start_from(state: RunState, start: Start) -> None:
+    """Put the files' weights into a fresh state. Of weights with another image encoder all but the levels is taken.
 
     Raises:
-        InputError: The file's tensors are not those of the configured detector.
+        InputError: The tensors are not those of the configured detector.
     """
-    tensors = {name: value.float() for name, value in load_file(initial).items()}
-    try:
-        for model in (state.model, state.average):
-            model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"{initial} does not fit the detector: give weights that this configuration made") from error
+    tensors: dict[str, Tensor] = {}
+    if start.trunk is not None:
+        published = convert_efficientnet(torch.load(start.trunk, weights_only=True, map_location="cpu"))
+        tensors |= {f"{TRUNK}{name}": value for name, value in published.items()}
+    if start.weights is not None:
+        given = load_file(start.weights)
+        own = state.model.state_dict()
+        is_same_encoder = all(name in own for name in given)
+        tensors |= {n: v.float() for n, v in given.items() if is_same_encoder or not n.startswith("levels.")}
+    for model in (state.model, state.average):
+        try:
+            missing, extra = model.load_state_dict(tensors, strict=False)
+        except RuntimeError as error:
+            raise InputError(f"{start.weights} does not fit the detector: its tensors have other sizes") from error
+        unfilled = [name for name in missing if not name.startswith("levels.")] if start.weights else []
+        if extra or unfilled:
+            raise InputError(
+                f"{start.weights} does not fit the detector ({len(unfilled)} tensors missing, {len(extra)} unknown): "
+                "give weights that medsam3 train made"
+            )
 
 
 def cut_curves(path: Path, steps: int) -> None:

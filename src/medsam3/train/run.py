@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from medsam3 import __version__
 from medsam3.models.box_decoder import BoxDecoder
-from medsam3.models.encoder_files import LITE_MEDSAM, locate
+from medsam3.models.encoder_files import LITE_MEDSAM, locate, locate_trunk
 from medsam3.models.mini import ImageEncoder, MiniCard, MiniSegmenter, MiniThresholds, read_lite_medsam
 from medsam3.models.mini_detector import MiniDetector
 from medsam3.models.text_encoder import TextEncoder
@@ -28,7 +28,8 @@ from medsam3.train.batches import BatchMaker
 from medsam3.train.cache import CachedView, load_or_make_view, view_folder
 from medsam3.train.calibrate import Calibration, calibrate, collect
 from medsam3.train.data import Sample
-from medsam3.train.fit import FitConfig, Progress, fit
+from medsam3.train.fit import FitConfig, Progress, Start, fit
+from medsam3.train.pictures import CachedViews, LiveViews, Views
 
 ENCODER_KEY = f"{LITE_MEDSAM.sha256[:16]}-bf16"
 BYTES_A_VIEW = 2 * 256 * 64 * 64 + 3 * 256 * 256
@@ -110,14 +111,19 @@ def train_and_export(
         folder = view_folder(settings.cache, chosen, number, seed=config.seed, encoder=ENCODER_KEY)
         return load_or_make_view(folder, chosen, number, encode, seed=config.seed, on_image=on_item)
 
-    most = max(config.views_in(sample.dataset) for sample in train)
-    views = [
-        cached([s for s in train if config.views_in(s.dataset) > number], number, f"features, view {number}")
-        for number in range(most)
-    ]
-    maker = BatchMaker(train, views, config.sampling, seed=config.seed)
+    def cached_views() -> Views:
+        return CachedViews(
+            [
+                cached([s for s in train if config.views_in(s.dataset) > number], number, f"features, view {number}")
+                for number in range(max(config.views_in(sample.dataset) for sample in train))
+            ]
+        )
+
+    is_frozen = config.detector.image_encoder == "lite-medsam"
+    maker = BatchMaker(train, cached_views() if is_frozen else LiveViews(), config.sampling, seed=config.seed)
     on_phase("training", config.steps)
-    state = fit(settings.out, maker, texts, config, initial=settings.initial, on_step=on_step)
+    trunk = None if is_frozen else locate_trunk()
+    state = fit(settings.out, maker, texts, config, start=Start(settings.initial, trunk), on_step=on_step)
     val_view = cached(val, 0, "features, val")
     boxes = BoxDecoder.from_lite_medsam(lite_medsam)
     card = MiniCard(config.detector, MiniThresholds())
