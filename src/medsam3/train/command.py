@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="lite0",
         help="lite0 trains along, lite-medsam is frozen (the paper's recipe); default: lite0",
     )
-    parser.add_argument("--prompts", type=int, help="prompts an image (default: 2)")
+    parser.add_argument("--prompts", type=int, help="prompts an image (default: 2; sam3: 4)")
     parser.add_argument("--negative", type=float, help="share of the further prompts that are absent (default: 0.5)")
     parser.add_argument("--dry-run", action="store_true", help="describe the data and the run, and stop")
     add_sam3_arguments(parser)

@@ -42,7 +42,6 @@ def add_sam3_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--rank", type=int, help="of the adapter (default: 16)")
     group.add_argument("--alpha", type=float, help="of the adapter (default: 32)")
-    group.add_argument("--prompts", type=int, help="prompts an image (default: 4)")
     group.add_argument("--accumulate", type=int, help="batches an update (default: 1)")
     group.add_argument("--image-size", type=int, help="side of the input in pixels: 1008, 672 or 336")
     group.add_argument("--warmup-steps", type=int, help="updates until the peak rate (default: 100, or a tenth)")
@@ -60,7 +59,7 @@ def check_mini(args: argparse.Namespace) -> None:
     Raises:
         InputError: One was given.
     """
-    names = ("weights", "trains", "rank", "alpha", "prompts", "accumulate", "image_size", "warmup_steps", "save_every")
+    names = ("weights", "trains", "rank", "alpha", "accumulate", "image_size", "warmup_steps", "save_every")
     for name in (*names, "vocabulary", "device"):
         if getattr(args, name) is not None:
             raise InputError(f"--{name.replace('_', '-')} belongs to SAM 3: add --base sam3, or leave it out")
