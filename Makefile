@@ -24,7 +24,7 @@ lint: $(VENV)/.installed-dev ## ruff
 types: $(VENV)/.installed-dev ## mypy
 	$(BIN)/mypy
 
-unit: $(VENV)/.installed-dev $(VENV)/.weights ## pytest, with the tests that need the encoders' weights
+unit: $(VENV)/.installed-dev $(VENV)/.weights-dev ## pytest, with the tests that need the encoders' weights
 	$(BIN)/pytest -m "not slow and not gpu"
 
 clean: ## remove what this file has made
@@ -50,4 +50,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.weights: src/medsam3/models/encoder_files.py | $(VENV)/.installed
 	$(BIN)/medsam3 weights fetch
+	@touch $@
+
+$(VENV)/.weights-dev: src/medsam3/models/encoder_files.py | $(VENV)/.installed
+	$(BIN)/medsam3 weights fetch --training
 	@touch $@

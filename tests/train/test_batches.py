@@ -11,6 +11,7 @@ from medsam3.train.augment import PLAIN, view_of, warp_labels, warp_pixels
 from medsam3.train.batches import BatchMaker, SamplingConfig, choose_prompts, prefetched, prompt_target
 from medsam3.train.cache import CachedView
 from medsam3.train.data import Instances, Sample, Target, connected_objects, foreign_concepts, is_sided
+from medsam3.train.pictures import CachedViews
 
 
 def square_labels() -> Instances:
@@ -36,7 +37,7 @@ def view(samples: list[Sample]) -> CachedView:
 
 def maker(samples: list[Sample], **config: object) -> BatchMaker:
     settings = SamplingConfig(**({"images": 2} | config))  # type: ignore[arg-type]
-    return BatchMaker(samples, [view(samples)], settings, seed=3)
+    return BatchMaker(samples, CachedViews([view(samples)]), settings, seed=3)
 
 
 def test_the_truth_of_a_prompt_has_boxes_of_the_full_square_and_masks_at_half_size() -> None:
@@ -130,7 +131,7 @@ def test_pixels_and_labels_of_a_view_move_together() -> None:
 def test_data_sets_are_drawn_by_their_cached_rows_to_the_power() -> None:
     large = [sample(f"large{n}", ("polyp",), dataset="large") for n in range(4)]
     small = [sample("small0", ("polyp",), dataset="small")]
-    views = [view(large + small), view(small)]  # 4 rows and 2 rows
+    views = CachedViews([view(large + small), view(small)])  # 4 rows and 2 rows
     settings = SamplingConfig(images=1, dataset_power=0.5)
     chances = BatchMaker(large + small, views, settings, seed=0).chances
     assert chances[:4].sum() == pytest.approx(2 / (2 + 2**0.5))  # sqrt 4 to sqrt 2

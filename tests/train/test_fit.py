@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,7 +19,8 @@ from medsam3.models.text_encoder import TextEncoder, TextTokens
 from medsam3.train.batches import BatchMaker, SamplingConfig
 from medsam3.train.cache import CachedView
 from medsam3.train.data import Instances, Sample, Target
-from medsam3.train.fit import FitConfig, fit, learning_rate, resume
+from medsam3.train.fit import TRUNK, FitConfig, Start, fit, learning_rate, new_state, resume
+from medsam3.train.pictures import CachedViews, LiveViews
 
 TINY = MiniDetectorConfig(width=16, heads=2, feed_forward=16, encoder_layers=1, decoder_layers=1, queries=4)
 CONFIG = FitConfig(
@@ -50,7 +52,8 @@ def maker() -> BatchMaker:
     neck = rng.normal(size=(1, 256, 64, 64)).astype(np.float16)
     neck[0, :, 15:35, 8:50] += 1
     pixels = rng.integers(0, 255, size=(1, SIDE, SIDE, 3)).astype(np.uint8)
-    return BatchMaker([sample], [CachedView(0, 0, {"a.png": 0}, neck, pixels)], CONFIG.sampling, seed=1)
+    views = CachedViews([CachedView(0, 0, {"a.png": 0}, neck, pixels)])
+    return BatchMaker([sample], views, CONFIG.sampling, seed=1)
 
 
 def losses(folder: Path) -> list[float]:
@@ -99,7 +102,7 @@ def test_a_run_can_start_from_the_weights_of_another(tmp_path: Path) -> None:
     weights = tmp_path / "mini.safetensors"
     save_file({name: value.contiguous() for name, value in first.average.state_dict().items()}, weights)
     config = replace(CONFIG, initial_sha256="of that file")
-    state = resume(tmp_path / "second", config, weights)
+    state = resume(tmp_path / "second", config, Start(weights))
     for name, value in first.average.state_dict().items():
         assert torch.equal(state.model.state_dict()[name], value)
         assert torch.equal(state.average.state_dict()[name], value)
@@ -109,4 +112,44 @@ def test_a_run_can_start_from_the_weights_of_another(tmp_path: Path) -> None:
 def test_weights_of_another_architecture_are_refused_as_a_start(tmp_path: Path) -> None:
     save_file({"other": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="does not fit the detector"):
-        resume(tmp_path / "run", CONFIG, tmp_path / "other.safetensors")
+        resume(tmp_path / "run", CONFIG, Start(tmp_path / "other.safetensors"))
+
+
+def live_maker(folder: Path) -> BatchMaker:
+    pixels = np.full((SIDE, SIDE, 3), 40, np.uint8)
+    pixels[60:140, 30:200] = (200, 90, 60)
+    PIL.Image.fromarray(pixels).save(folder / "a.png")
+
+    def load() -> Instances:
+        labels = np.zeros((SIDE, SIDE), np.int32)
+        labels[60:140, 30:200] = 1
+        return labels
+
+    sample = Sample("a.png", folder / "a.png", "one", "a", "train", (Target("polyp", True, load),))
+    return BatchMaker([sample], LiveViews(), CONFIG.sampling, seed=1)
+
+
+def trunk_config(**changes: object) -> FitConfig:
+    detector = replace(CONFIG.detector, image_encoder="lite0")
+    return replace(CONFIG, detector=detector, **changes)  # type: ignore[arg-type]
+
+
+def test_the_coarse_stages_of_a_trunk_learn_and_the_fine_ones_stay(tmp_path: Path) -> None:
+    config = trunk_config(steps=2, save_every=2)
+    before = new_state(config).model.state_dict()
+    after = fit(tmp_path / "run", live_maker(tmp_path), texts(), config).model.state_dict()
+    # Blocks 0 to 2 lie at strides 2 and 4 (1 + 2 blocks), block 3 begins stride 8.
+    for frozen in ("stem.conv.weight", "blocks.0.project.scale", "blocks.2.depthwise.conv.weight"):
+        assert torch.equal(before[TRUNK + frozen], after[TRUNK + frozen])
+    for learnt in ("blocks.3.depthwise.conv.weight", "blocks.15.project.scale"):
+        assert not torch.equal(before[TRUNK + learnt], after[TRUNK + learnt])
+
+
+def test_a_trunk_can_start_on_the_weights_of_a_frozen_encoder(tmp_path: Path) -> None:
+    frozen = new_state(CONFIG).model.state_dict()
+    save_file({name: value.contiguous() for name, value in frozen.items()}, tmp_path / "mini.safetensors")
+    config = trunk_config(seed=5)
+    fresh = new_state(config).model.state_dict()
+    state = resume(tmp_path / "run", config, Start(tmp_path / "mini.safetensors")).model.state_dict()
+    assert torch.equal(state["text_projection.first.weight"], frozen["text_projection.first.weight"])
+    assert torch.equal(state["levels.middle.0.weight"], fresh["levels.middle.0.weight"])  # of another shape: not taken

