@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "infer": CORE | {"models", "io"},  # io only to read a path; see test_infer_takes_the_model_protocol_only
     "volumes": CORE | {"io", "models", "infer"},
     "eval": CORE | {"io", "models", "infer"},
-    "train": CORE | {"io", "models", "infer", "eval"},
+    "train": CORE | {"io", "models", "infer", "eval", "volumes"},  # volumes: slices are trained on as they are asked
     "agent": CORE | {"infer"},
     "app": CORE | {"io", "models", "infer", "volumes", "eval", "train", "agent"},
     "__main__": {"app"},

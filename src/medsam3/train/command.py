@@ -56,6 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="seed of weights, views and batches (default: 0)")
     parser.add_argument("--no-bf16", action="store_true", help="compute in float32 (slower)")
     parser.add_argument("--datasets", help="only these data sets of DATA, joined by commas")
+    parser.add_argument(
+        "--slices-every",
+        type=int,
+        default=2,
+        metavar="N",
+        help="of volumes train on every Nth slice (default: 2; 0: none)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="describe the data and the run, and stop")
     add_sam3_arguments(parser)
 
@@ -86,10 +93,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _samples(args: argparse.Namespace) -> tuple[Sample, ...]:
     from medsam3.train.data import samples_from_coco, samples_from_index  # noqa: PLC0415
+    from medsam3.train.volume_samples import SlicePlan, samples_from_volumes  # noqa: PLC0415
 
     samples: list[Sample] = []
     for folder in args.data:
         samples += samples_from_index(folder)
+        if args.slices_every:
+            samples += samples_from_volumes(folder, SlicePlan(every=args.slices_every))
     if args.coco:
         if not args.images:
             raise InputError("--coco was given without --images: name the folder that its file names are relative to")

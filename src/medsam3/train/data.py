@@ -41,7 +41,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with all concepts that its data set annotates."""
+    """One image with all concepts that its data set annotates.
+
+    Attributes:
+        name: Unique among the samples of a run.
+        image: The file that it comes from.
+        dataset, group, split: As in `IndexRow`.
+        targets: The concepts.
+        loader: Gives the picture where it is not the whole file, such as a slice of a volume.
+        is_mirrorable: Left and right may be swapped, as far as the view goes; see `is_sided`.
+    """
 
     name: str
     image: Path
@@ -49,9 +58,13 @@ class Sample:
     group: str
     split: Split
     targets: tuple[Target, ...]
+    loader: Callable[[], RGB] | None = None
+    is_mirrorable: bool = True
 
     def load_rgb(self) -> RGB:
         """The picture as (H, W, 3) uint8."""
+        if self.loader is not None:
+            return self.loader()
         with PIL.Image.open(self.image) as opened:
             return np.asarray(opened.convert("RGB"))
 
@@ -63,7 +76,7 @@ def connected_objects(mask: NDArray[np.bool_]) -> Instances:
 
 
 def samples_from_index(folder: Path) -> tuple[Sample, ...]:
-    """All pictures of a data folder with `index.csv`, in its order; volumes are left out.
+    """All pictures of a data folder with `index.csv`, by name; for its volumes see `volume_samples`.
 
     Raises:
         InputError: See `read_index`.
@@ -189,5 +202,7 @@ def _is_cross_sectional(family: str) -> bool:
 
 
 def is_sided(sample: Sample) -> bool:
-    """The sample has a concept of a left or right side, so that it must not be mirrored."""
-    return any({"left", "right"} & set(target.concept.lower().split()) for target in sample.targets)
+    """The sample must not be mirrored: a concept of it has a side, or its view shows front and back side by side."""
+    return not sample.is_mirrorable or any(
+        {"left", "right"} & set(target.concept.lower().split()) for target in sample.targets
+    )

@@ -50,7 +50,7 @@ class TrunkCache:
     def path(self, sample: Sample, view: int) -> Path:
         """Where the output for a view of a sample is or will be. It reads the image file, to be sure of its bytes."""
         digest = hashlib.sha256(f"{self.encoder}/{view}/{self.seed if view else 0}/".encode())
-        digest.update(sample.name.encode() if view else b"")
+        digest.update(sample.name.encode() if view or sample.loader is not None else b"")
         digest.update(hashlib.sha256(sample.image.read_bytes()).digest())
         return self.folder / self.encoder[:16] / f"{digest.hexdigest()[:40]}.npy"
 
