@@ -50,6 +50,7 @@ class Sample:
         targets: The concepts.
         loader: Gives the picture where it is not the whole file, such as a slice of a volume.
         is_mirrorable: Left and right may be swapped, as far as the view goes; see `is_sided`.
+        weight: How much more often than others of its size its data set is drawn.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Sample:
     targets: tuple[Target, ...]
     loader: Callable[[], RGB] | None = None
     is_mirrorable: bool = True
+    weight: float = 1.0
 
     def load_rgb(self) -> RGB:
         """The picture as (H, W, 3) uint8."""
@@ -157,6 +159,13 @@ def _coco_loader(annotations: Sequence[dict[str, Any]], size: tuple[int, int]) -
         return instances
 
     return load
+
+
+def weighted(chances: NDArray[np.float64], samples: Sequence[Sample]) -> NDArray[np.float64]:
+    """Chances of the samples, each times its weight, with a sum of 1."""
+    products = chances * np.array([sample.weight for sample in samples])
+    shares: NDArray[np.float64] = products / products.sum()
+    return shares
 
 
 def foreign_concepts(samples: Sequence[Sample], weights: Sequence[float] | None = None) -> dict[str, dict[str, float]]:

@@ -27,7 +27,7 @@ from medsam3.models.text_encoder import TextEncoder
 from medsam3.train.batches import BatchMaker
 from medsam3.train.cache import CachedView, load_or_make_view, view_folder
 from medsam3.train.calibrate import Calibration, calibrate, collect
-from medsam3.train.data import Sample
+from medsam3.train.data import Sample, foreign_concepts, weighted
 from medsam3.train.fit import FitConfig, Progress, fit
 
 ENCODER_KEY = f"{LITE_MEDSAM.sha256[:16]}-bf16"
@@ -116,6 +116,8 @@ def train_and_export(
         for number in range(most)
     ]
     maker = BatchMaker(train, views, config.sampling, seed=config.seed)
+    maker.chances = weighted(maker.chances, train)
+    maker.foreign = foreign_concepts(train, maker.chances.tolist())
     on_phase("training", config.steps)
     state = fit(settings.out, maker, texts, config, initial=settings.initial, on_step=on_step)
     val_view = cached(val, 0, "features, val")

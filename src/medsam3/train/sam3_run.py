@@ -27,7 +27,7 @@ from medsam3.models.sam3 import Sam3Options, load_sam3
 from medsam3.models.sam3_lora import LoraSource, merge
 from medsam3.models.sam3_network import Architecture, Sam3Network, at_image_size, blank_network, fill_network
 from medsam3.prompts import Prompt
-from medsam3.train.data import Sample, foreign_concepts
+from medsam3.train.data import Sample, foreign_concepts, weighted
 from medsam3.train.fit import Progress
 from medsam3.train.run import curve_summary, data_summary, describe_data
 from medsam3.train.sam3_batches import CachedTrunks, Sam3BatchMaker, all_phrases, view_pixels
@@ -168,6 +168,7 @@ def train_sam3(
     network = start.network(workers.device)
     trainee, trunks = _prepared(network, train, settings, start, workers, tell)
     maker = Sam3BatchMaker(train, foreign, config, sides_of(network), trunks=trunks)
+    maker.chances = weighted(maker.chances, train)
     tell.phase("training", config.steps)
     weights = fit_sam3(settings.out, trainee, maker, workers, on_step=tell.step)
     if workers.rank > 0:

@@ -1,0 +1,145 @@
+"""The arguments of `medsam3 train` that say what to train on, and the `Sources` that they make."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsam3.errors import InputError
+
+if TYPE_CHECKING:
+    from medsam3.train.data import Sample
+    from medsam3.train.folder_samples import FolderSource
+    from medsam3.train.sources import CocoSource, Sources
+
+
+@dataclass
+class _Folder:
+    """A `--folder` with what was said after it, while the arguments are read."""
+
+    images: Path
+    masks: Path
+    concept: str = ""
+    labels: str = ""
+    group_pattern: str = ""
+
+
+class _AddFolder(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        images, masks = values
+        namespace.folder = [*(namespace.folder or []), _Folder(images, masks)]
+
+
+class _OfLastFolder(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if not namespace.folder:
+            raise InputError(f"{option_string} belongs to a --folder: give it after --folder IMAGES MASKS")
+        setattr(namespace.folder[-1], self.dest, values)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say what to train on."""
+    parser.add_argument("data", nargs="*", type=Path, metavar="DATA", help="folders with an index.csv")
+    parser.add_argument("--coco", type=Path, help="COCO JSON to train on")
+    parser.add_argument("--coco-val", type=Path, help="COCO JSON to choose thresholds on")
+    parser.add_argument("--images", type=Path, help="folder that the COCO file names are relative to")
+    folder = parser.add_argument_group("plain folders")
+    folder.add_argument(
+        "--folder",
+        nargs=2,
+        type=Path,
+        action=_AddFolder,
+        metavar=("IMAGES", "MASKS"),
+        help="pictures and their masks, of the same names; may be given several times, each with the options below",
+    )
+    for name, metavar, text in (
+        ("--concept", "PHRASE", "what the masks of the last --folder show"),
+        ("--labels", "1=PHRASE,2=PHRASE", "what the values of its label maps mean"),
+        ("--group-pattern", "REGEX", "finds in a name what stays in one split"),
+    ):
+        folder.add_argument(name, metavar=metavar, help=text, action=_OfLastFolder, default=argparse.SUPPRESS)
+    chosen = parser.add_argument_group("which of the data")
+    chosen.add_argument("--datasets", help="only these data sets, joined by commas")
+    chosen.add_argument("--leave-out", metavar="SET,SET", default="", help="keep these data sets out of every split")
+    chosen.add_argument("--only-open", action="store_true", help="only data sets with an open licence")
+    chosen.add_argument(
+        "--weight", metavar="SET=W", action="append", default=[], help="draw a data set W times as often as by its size"
+    )
+    chosen.add_argument(
+        "--slices-every",
+        type=int,
+        default=2,
+        metavar="N",
+        help="every Nth slice of volumes (default: 2; 0: no volumes)",
+    )
+
+
+def read_data(args: argparse.Namespace) -> tuple[Sample, ...]:
+    """The samples that the arguments name.
+
+    Raises:
+        InputError: See `sources_from` and `read_samples`.
+    """
+    from medsam3.train.sources import read_samples  # noqa: PLC0415  numpy, not for --help
+
+    return read_samples(sources_from(args))
+
+
+def sources_from(args: argparse.Namespace) -> Sources:
+    """The arguments as one value.
+
+    Raises:
+        InputError: An argument that lacks another, or one of a wrong form.
+    """
+    from medsam3.train.sources import Sources  # noqa: PLC0415
+    from medsam3.train.volume_samples import SlicePlan  # noqa: PLC0415
+
+    if args.slices_every < 0:
+        raise InputError(f"--slices-every is {args.slices_every}, allowed is 0 and above")
+    return Sources(
+        indexes=tuple(args.data),
+        coco=_coco(args),
+        folders=tuple(_folder(one) for one in args.folder or ()),
+        slices=SlicePlan(every=args.slices_every) if args.slices_every else None,
+        only=_names(args.datasets or ""),
+        left_out=_names(args.leave_out),
+        is_only_open=args.only_open,
+        weights=_weights(args.weight),
+    )
+
+
+def _coco(args: argparse.Namespace) -> tuple[CocoSource, ...]:
+    from medsam3.train.sources import CocoSource  # noqa: PLC0415
+
+    if (args.coco or args.coco_val) and not args.images:
+        raise InputError("--coco was given without --images: name the folder that its file names are relative to")
+    found = [CocoSource(args.coco, args.images)] if args.coco else []
+    return (*found, CocoSource(args.coco_val, args.images, "val")) if args.coco_val else tuple(found)
+
+
+def _folder(one: _Folder) -> FolderSource:
+    from medsam3.train.folder_samples import FolderSource, parse_labels  # noqa: PLC0415
+
+    labels = parse_labels(one.labels) if one.labels else ()
+    return FolderSource(one.images, one.masks, one.concept, labels, one.group_pattern)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _weights(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    found = []
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = 0.0
+        if not name or not 0 < weight < float("inf"):
+            raise InputError(f"--weight is {text!r}, allowed is SET=W with W above 0")
+        found.append((name, weight))
+    return tuple(found)
