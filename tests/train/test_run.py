@@ -59,7 +59,7 @@ def test_a_data_folder_gives_weights_with_a_card_that_segment(
     command = ["train", str(data), "--out", str(out), "--steps", "2", "--images-per-step", "1", "--views", "1"]
     assert main(command) == 0
     printed = capsys.readouterr()
-    assert "frozen: LiteMedSAM image encoder" in printed.err
+    assert "trains: the detector behind LiteMedSAM" in printed.err
     assert json.loads(printed.out)["weights"] == str(out / "mini.safetensors")
     card = json.loads((out / "mini.json").read_text())
     assert card["data"]["images"] == {"one": {"train": 2, "val": 1}}

@@ -23,12 +23,14 @@ from medsam3.models.box_decoder import BoxDecoder
 from medsam3.models.encoder_files import LITE_MEDSAM, locate
 from medsam3.models.mini import ImageEncoder, MiniCard, MiniSegmenter, MiniThresholds, read_lite_medsam
 from medsam3.models.mini_detector import MiniDetector
-from medsam3.models.text_encoder import TextEncoder
+from medsam3.models.text_encoder import TextEncoder, blank_text_model
+from medsam3.models.tinyvit import TinyViT
 from medsam3.train.batches import BatchMaker
 from medsam3.train.cache import CachedView, load_or_make_view, view_folder
 from medsam3.train.calibrate import Calibration, calibrate, collect
 from medsam3.train.data import Sample, foreign_concepts, weighted
 from medsam3.train.fit import FitConfig, Progress, fit
+from medsam3.train.parts import mini_sizes, table_of
 
 ENCODER_KEY = f"{LITE_MEDSAM.sha256[:16]}-bf16"
 BYTES_A_VIEW = 2 * 256 * 64 * 64 + 3 * 256 * 256
@@ -57,11 +59,10 @@ def describe(samples: Sequence[Sample], config: FitConfig, out: Path) -> list[st
     """Lines that tell a person what will be trained on what."""
     used = [sample for sample in samples if sample.split in ("train", "val")]
     views = sum(config.views_in(sample.dataset) if sample.split == "train" else 1 for sample in used)
-    trained = sum(parameter.numel() for parameter in MiniDetector(config.detector).parameters())
     return [
         *describe_data(samples),
-        "frozen: LiteMedSAM image encoder (5.7 M parameters), MiniLM text encoder (22.7 M)",
-        f"trained: detector, {trained / 1e6:.2f} M parameters, {config.steps} steps of {config.sampling.images} images",
+        *table_of(mini_sizes(TinyViT(), blank_text_model(), MiniDetector(config.detector))),
+        f"trains: the detector behind LiteMedSAM and MiniLM, {config.steps} steps of {config.sampling.images} images",
         f"features to cache: {views} views, {views * BYTES_A_VIEW / 2**30:.1f} GiB on disk",
         f"run folder: {out}",
     ]
