@@ -113,9 +113,11 @@ def test_options_out_of_range_are_refused_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_describes_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_describes_and_writes_the_report_on_the_data_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = data_folder(tmp_path / "data")
     assert main(["train", str(data), "--out", str(tmp_path / "run"), "--dry-run", "--views-of", "one=4"]) == 0
     shown = capsys.readouterr().err
     assert "features to cache: 9 views" in shown  # 4 of each of 2 train images, 1 of the val image
-    assert not (tmp_path / "run").exists()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"data.html", "data.json"}

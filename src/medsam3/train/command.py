@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from medsam3.errors import InputError
 from medsam3.train.bars import Bars
-from medsam3.train.data_command import add_data_arguments, read_data
+from medsam3.train.data_command import add_data_arguments, read_data, show_report
 from medsam3.train.sam3_command import EXAMPLES, add_sam3_arguments, check_mini, run_sam3
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, help="seed of weights, views and batches (default: 0)")
     parser.add_argument("--no-bf16", action="store_true", help="compute in float32 (slower)")
-    parser.add_argument("--dry-run", action="store_true", help="describe the data and the run, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="report on the data, describe the run, and stop")
     add_sam3_arguments(parser)
 
 
@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     check_mini(args)
     samples = read_data(args)
     config = _config(args, samples)
+    if not args.no_data_report:
+        show_report(samples, args.out)
     _describe(samples, config, args.out)
     if args.dry_run:
         return 0

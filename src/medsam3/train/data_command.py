@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument(
         "--weight", metavar="SET=W", action="append", default=[], help="draw a data set W times as often as by its size"
     )
+    chosen.add_argument("--no-data-report", action="store_true", help="do not look through the data first")
     chosen.add_argument(
         "--slices-every",
         type=int,
@@ -86,6 +88,27 @@ def read_data(args: argparse.Namespace) -> tuple[Sample, ...]:
     from medsam3.train.sources import read_samples  # noqa: PLC0415  numpy, not for --help
 
     return read_samples(sources_from(args))
+
+
+def show_report(samples: tuple[Sample, ...], out: Path) -> None:
+    """Print the report on the data, and leave it in the run's folder; a report on just these data is not made again.
+
+    Raises:
+        InputError: An image or mask cannot be read, or the folder cannot be written.
+    """
+    from medsam3.train.bars import Bars  # noqa: PLC0415
+    from medsam3.train.data_page import report_lines, write_page, written_lines  # noqa: PLC0415
+    from medsam3.train.data_report import digest_of, report_on  # noqa: PLC0415
+
+    lines = written_lines(out, digest_of(samples))
+    if lines is None:
+        with Bars() as bars:
+            bars.phase("data", len(samples))
+            report = report_on(samples, on_image=bars.item)
+        write_page(report, samples, out)
+        lines = report_lines(report)
+    for line in [*lines, f"report on the data: {out / 'data.html'}"]:
+        print(line, file=sys.stderr)
 
 
 def sources_from(args: argparse.Namespace) -> Sources:

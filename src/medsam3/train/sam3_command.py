@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from medsam3.errors import InputError
 from medsam3.train.bars import Bars
+from medsam3.train.data_command import show_report
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +94,8 @@ def run_sam3(args: argparse.Namespace, samples: tuple[Sample, ...]) -> int:
     )
     start = read_start(settings)
     if workers.rank == 0:
+        if not args.no_data_report:
+            show_report(samples, args.out)
         for line in describe_sam3(samples, settings, start, workers.device):
             print(line, file=sys.stderr)
     if args.dry_run:
