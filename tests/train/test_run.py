@@ -119,5 +119,6 @@ def test_a_dry_run_describes_and_writes_the_report_on_the_data_alone(
     data = data_folder(tmp_path / "data")
     assert main(["train", str(data), "--out", str(tmp_path / "run"), "--dry-run", "--views-of", "one=4"]) == 0
     shown = capsys.readouterr().err
+    assert "1600 steps of 2 images" in shown  # there are no more
     assert "features to cache: 9 views" in shown  # 4 of each of 2 train images, 1 of the val image
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"data.html", "data.json"}

@@ -21,6 +21,7 @@ from medsam3.train.sam3_command import EXAMPLES, add_sam3_arguments, check_mini,
 if TYPE_CHECKING:
     from medsam3.train.data import Sample
     from medsam3.train.fit import FitConfig
+    from medsam3.train.run import RunSettings
 
 _EPILOG = f"""examples:
   medsam3 train data/ --out runs/mine
@@ -73,13 +74,14 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_data_report:
         show_report(samples, args.out)
     _describe(samples, config, args.out)
-    if args.dry_run:
-        return 0
     from medsam3.train.run import RunSettings, train_and_export  # noqa: PLC0415  torch only when it is needed
 
     cache = args.cache or args.out / "cache"
+    settings = RunSettings(out=args.out, cache=cache, config=config, initial=args.init)
+    if args.dry_run:
+        _estimate(samples, settings)
+        return 0
     with Bars() as bars:
-        settings = RunSettings(out=args.out, cache=cache, config=config, initial=args.init)
         result = train_and_export(samples, settings, on_phase=bars.phase, on_item=bars.item, on_step=bars.step)
     print(json.dumps({"weights": str(result.weights), "card": str(result.card), "val": result.summary}, indent=2))
     return 0
@@ -106,7 +108,7 @@ def _config(args: argparse.Namespace, samples: tuple[Sample, ...]) -> FitConfig:
     train_images = sum(sample.split == "train" for sample in samples)
     if args.images_per_step is not None and args.images_per_step > train_images:
         raise InputError(f"--images-per-step is {args.images_per_step}, there are only {train_images} train images")
-    return config
+    return replace(config, sampling=replace(config.sampling, images=min(config.sampling.images, train_images)))
 
 
 def _views_of(text: str) -> tuple[tuple[str, int], ...]:
@@ -124,4 +126,16 @@ def _describe(samples: tuple[Sample, ...], config: FitConfig, out: Path) -> None
     from medsam3.train.run import describe  # noqa: PLC0415
 
     for line in describe(samples, config, out):
+        print(line, file=sys.stderr)
+
+
+def _estimate(samples: tuple[Sample, ...], settings: RunSettings) -> None:
+    """Time and memory of the run, where the encoders are there to measure them."""
+    from medsam3.train.run import estimate_run  # noqa: PLC0415
+
+    try:
+        lines = estimate_run(samples, settings)
+    except InputError as error:
+        lines = [f"time and memory are not known: {error}"]
+    for line in lines:
         print(line, file=sys.stderr)

@@ -11,7 +11,7 @@ Parts = Sequence[tuple[str, tuple[str, ...]]]
 """Names of parts, each with the beginnings of its parameters' names."""
 _ADAPTER = ".lora."
 MINI_PARTS: Parts = (
-    ("image encoder", ("image.",)),
+    ("image encoder", ("image.", "detector.levels.trunk.")),
     ("text encoder", ("text.",)),
     ("level adapter", ("detector.levels.",)),
     ("text projection", ("detector.text_projection.",)),

@@ -25,11 +25,12 @@ from medsam3.models.mini import ImageEncoder, MiniCard, MiniSegmenter, MiniThres
 from medsam3.models.mini_detector import MiniDetector
 from medsam3.models.text_encoder import TextEncoder, blank_text_model
 from medsam3.models.tinyvit import TinyViT
-from medsam3.train.batches import BatchMaker
+from medsam3.train.batches import Batch, BatchMaker
 from medsam3.train.cache import CachedView, load_or_make_view, view_folder
 from medsam3.train.calibrate import Calibration, calibrate, collect
 from medsam3.train.data import Sample, foreign_concepts, weighted
-from medsam3.train.fit import FitConfig, Progress, fit
+from medsam3.train.fit import FitConfig, Progress, fit, new_state, train_step
+from medsam3.train.mini_estimate import cost_lines, measure, planned
 from medsam3.train.parts import mini_sizes, table_of
 
 ENCODER_KEY = f"{LITE_MEDSAM.sha256[:16]}-bf16"
@@ -76,6 +77,33 @@ def describe_data(samples: Sequence[Sample]) -> list[str]:
         lines.append(f"{dataset:24}" + "".join(f"{sizes[dataset, split]:6}" for split in ("train", "val", "test")))
     concepts = {target.concept for sample in samples for target in sample.targets}
     return [*lines, f"{len(concepts)} concepts: {', '.join(sorted(concepts))}"]
+
+
+def estimate_run(samples: Sequence[Sample], settings: RunSettings) -> list[str]:
+    """Lines on the time and memory that the run will take, from a few real steps that are thrown away.
+
+    Raises:
+        InputError: The encoders are not there.
+    """
+    encoders, config = locate(), settings.config
+    train = [sample for sample in samples if sample.split == "train"]
+    chosen = [
+        [sample for sample in train if config.views_in(sample.dataset) > number]
+        for number in range(max(config.views_in(sample.dataset) for sample in train))
+    ]
+    numbered = [*enumerate(chosen), (0, [sample for sample in samples if sample.split == "val"])]
+    plans = [
+        planned(own, number, view_folder(settings.cache, own, number, seed=config.seed, encoder=ENCODER_KEY))
+        for number, own in numbered
+    ]
+    texts = TextEncoder.from_files(encoders.text_model, encoders.tokenizer)
+    images = ImageEncoder(read_lite_medsam(encoders.lite_medsam), dtype=torch.bfloat16)
+    state = new_state(config)
+
+    def step(batch: Batch) -> dict[str, float]:
+        return train_step(state, texts, batch, config)
+
+    return cost_lines(measure(plans, _half_precision_encoder(images), config, step))
 
 
 def train_and_export(
