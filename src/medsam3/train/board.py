@@ -31,18 +31,18 @@ class Board:
         require("tensorboard", extra="tensorboard")
         from torch.utils.tensorboard.writer import SummaryWriter  # noqa: PLC0415  it fails without tensorboard
 
-        self._writer = SummaryWriter(str(out / FOLDER))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(out / FOLDER))
 
     def __enter__(self) -> Board:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Add one value to each named curve."""
         for name, value in values.items():
-            self._writer.add_scalar(f"loss/{name}", value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(f"loss/{name}", value, step)
 
     def on_step(self, progress: Progress) -> None:
         """Add what the loop tells after an update."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from medsam3.errors import InputError
 from medsam3.train.bars import Bars
-from medsam3.train.data_command import add_data_arguments, read_data, show_report
+from medsam3.train.data_command import add_data_arguments, read_data, show_report, steps_shown
 from medsam3.train.sam3_command import EXAMPLES, add_sam3_arguments, check_mini, run_sam3
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, help="seed of weights, views and batches (default: 0)")
     parser.add_argument("--no-bf16", action="store_true", help="compute in float32 (slower)")
+    parser.add_argument(
+        "--board",
+        action="store_true",
+        help="write TensorBoard curves to OUT/board; without DATA, of a run that is there",
+    )
     parser.add_argument("--dry-run", action="store_true", help="report on the data, describe the run, and stop")
     add_sam3_arguments(parser)
 
@@ -66,6 +71,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: No data, an option out of range, or a folder that holds another run.
     """
+    if args.board and not (args.data or args.coco or args.folder):
+        from medsam3.train.board import write_board  # noqa: PLC0415
+
+        print(f"{write_board(args.out)} steps; look at them with: tensorboard --logdir {args.out}", file=sys.stderr)
+        return 0
     if args.base == "sam3":
         return run_sam3(args, read_data(args))
     check_mini(args)
@@ -81,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         _estimate(samples, settings)
         return 0
-    with Bars() as bars:
-        result = train_and_export(samples, settings, on_phase=bars.phase, on_item=bars.item, on_step=bars.step)
+    with Bars() as bars, steps_shown(bars, args.out, has_board=args.board) as on_step:
+        result = train_and_export(samples, settings, on_phase=bars.phase, on_item=bars.item, on_step=on_step)
     print(json.dumps({"weights": str(result.weights), "card": str(result.card), "val": result.summary}, indent=2))
     return 0
 

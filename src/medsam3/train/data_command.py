@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsam3.errors import InputError
+from medsam3.train.bars import Bars
 
 if TYPE_CHECKING:
     from medsam3.train.data import Sample
+    from medsam3.train.fit import Progress
     from medsam3.train.folder_samples import FolderSource
     from medsam3.train.sources import CocoSource, Sources
 
@@ -90,13 +93,37 @@ def read_data(args: argparse.Namespace) -> tuple[Sample, ...]:
     return read_samples(sources_from(args))
 
 
+@contextmanager
+def steps_shown(bars: Bars, out: Path, *, has_board: bool) -> Iterator[Callable[[Progress], None]]:
+    """What to call after each step: the bar, and TensorBoard's curves where they are wanted.
+
+    Curves of a run that is resumed are made anew first, without the steps that were lost.
+
+    Raises:
+        InputError: tensorboard is not installed.
+    """
+    if not has_board:
+        yield bars.step
+        return
+    from medsam3.train.board import Board, write_board  # noqa: PLC0415
+
+    if (out / "curves.jsonl").exists():
+        write_board(out)
+    with Board(out) as board:
+
+        def show(progress: Progress) -> None:
+            bars.step(progress)
+            board.on_step(progress)
+
+        yield show
+
+
 def show_report(samples: tuple[Sample, ...], out: Path) -> None:
     """Print the report on the data, and leave it in the run's folder; a report on just these data is not made again.
 
     Raises:
         InputError: An image or mask cannot be read, or the folder cannot be written.
     """
-    from medsam3.train.bars import Bars  # noqa: PLC0415
     from medsam3.train.data_page import report_lines, write_page, written_lines  # noqa: PLC0415
     from medsam3.train.data_report import digest_of, report_on  # noqa: PLC0415
 
