@@ -48,6 +48,7 @@ OWNERS = {
     "av": ("io.video",),
     "accelerate": ("train",),
     "peft": ("train", "models"),
+    "tensorboard": ("train.board",),
     "ray": ("app.jobs",),
     "fastapi": ("app.server",),
     "rich": ("app", "train", "eval"),

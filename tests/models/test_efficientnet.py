@@ -63,4 +63,4 @@ def test_the_published_weights_give_the_published_code_s_features() -> None:
 
 
 KNOWN = [1.87145, 4.09565, -0.8155]
-"""Of the published package's model: the last block's output at (channel, row, column) (0, 0, 0), (100, 3, 5), (319, 6, 2)."""
+"""Of the published package's model: its last block at (channel, row, column) (0, 0, 0), (100, 3, 5), (319, 6, 2)."""

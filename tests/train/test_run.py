@@ -59,7 +59,7 @@ def test_a_data_folder_gives_weights_with_a_card_that_segment(
     command = ["train", str(data), "--out", str(out), "--steps", "2", "--images-per-step", "1", "--views", "1"]
     assert main(command) == 0
     printed = capsys.readouterr()
-    assert "frozen: LiteMedSAM image encoder" in printed.err
+    assert "trains: the detector behind LiteMedSAM" in printed.err
     assert json.loads(printed.out)["weights"] == str(out / "mini.safetensors")
     card = json.loads((out / "mini.json").read_text())
     assert card["data"]["images"] == {"one": {"train": 2, "val": 1}}
@@ -113,9 +113,12 @@ def test_options_out_of_range_are_refused_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_describes_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_describes_and_writes_the_report_on_the_data_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = data_folder(tmp_path / "data")
     assert main(["train", str(data), "--out", str(tmp_path / "run"), "--dry-run", "--views-of", "one=4"]) == 0
     shown = capsys.readouterr().err
+    assert "1600 steps of 2 images" in shown  # there are no more
     assert "features to cache: 9 views" in shown  # 4 of each of 2 train images, 1 of the val image
-    assert not (tmp_path / "run").exists()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"data.html", "data.json"}

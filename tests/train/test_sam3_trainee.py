@@ -14,10 +14,10 @@ from medsam3.models.detector import decode_masks
 from medsam3.models.sam3_network import Sam3Network
 from medsam3.train.batches import Exemplar, Question
 from medsam3.train.losses import PromptTarget
+from medsam3.train.parts import PartSize
 from medsam3.train.sam3_batches import Sam3Batch
 from medsam3.train.sam3_config import Sam3FitConfig, Trains
 from medsam3.train.sam3_trainee import (
-    PartSize,
     Sam3Trainee,
     drop_text_encoder,
     drop_trunk,

@@ -71,7 +71,7 @@ class MiniCard:
 
 @dataclass(frozen=True)
 class MiniFeatures:
-    """One encoded frame. The neck, which only boxes, clicks and following need, is computed when it is first asked for."""
+    """One encoded frame. The neck, which boxes, clicks and following need, is computed when it is first asked for."""
 
     place: Letterbox
     levels: VisionLevels
@@ -131,7 +131,7 @@ class MiniSegmenter:
     def encode(self, rgb: RGB) -> MiniFeatures:
         """Features of one frame (H, W, 3) uint8."""
         square, place = letterbox(rgb)
-        return self.features(square, place, self.images.neck(square) if self.detector.needs_neck else None)
+        return self.features(square, place, self.images.neck(square) if self.detector.config.is_frozen else None)
 
     def features(self, square: RGB, place: Letterbox, neck: Tensor | None = None) -> MiniFeatures:
         """The same from a square, with its neck (1, 256, 64, 64) where that is already there."""

@@ -26,8 +26,8 @@ ImageEncoderName = Literal["lite-medsam", "lite0", "lite2"]
 class MiniDetectorConfig:
     """Sizes of the small detector; saved as JSON beside its weights.
 
-    `image_encoder` says what the detector sees: LiteMedSAM's frozen neck (the pure recipe), or an EfficientNet-Lite that
-    is trained along with it from its coarser stages on.
+    `image_encoder` says what the detector sees: LiteMedSAM's frozen neck (the pure recipe), or an EfficientNet-Lite
+    whose coarser stages are trained along with it.
     """
 
     width: int = 96
@@ -42,6 +42,11 @@ class MiniDetectorConfig:
     text_channels: int = 384
     detail_channels: int = 32
     image_encoder: ImageEncoderName = "lite-medsam"
+
+    @property
+    def is_frozen(self) -> bool:
+        """The image encoder is LiteMedSAM's, and nothing of it trains."""
+        return self.image_encoder == "lite-medsam"
 
 
 class LevelAdapter(nn.Module):
@@ -67,7 +72,7 @@ class LevelAdapter(nn.Module):
 
     def forward(self, pixels: Tensor, neck: Tensor | None) -> VisionLevels:
         """Levels of `pixels` (B, 3, 256, 256) in 0..1 and their `neck` (B, 256, 64, 64)."""
-        assert neck is not None  # the caller has read `needs_neck`
+        assert neck is not None  # the caller has read `is_frozen`
         fine = self.detail(pixels * 2 - 1)
         coarse = self.coarse(neck)
         position = self.position(coarse.shape, coarse.device, torch.float32)[:1]
@@ -148,11 +153,6 @@ class MiniDetector(nn.Module):
         self.mask_decoder = sam3.Sam3MaskDecoder(parts.mask_decoder_config)
         self.dot_product_scoring = sam3.Sam3DotProductScoring(parts)
         self._spread_start()
-
-    @property
-    def needs_neck(self) -> bool:
-        """Whether the levels are made from LiteMedSAM's neck."""
-        return isinstance(self.levels, LevelAdapter)
 
     def _spread_start(self) -> None:
         """Start from unit-gain weights and queries that differ: the parts' own start (0.02 all over) learns slowly."""

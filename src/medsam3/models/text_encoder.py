@@ -136,6 +136,12 @@ def minilm_config() -> BertConfig:
     )
 
 
+def blank_text_model() -> BertModel:
+    """The encoder without values: no time is spent on random numbers that weights replace."""
+    with torch.device("meta"):
+        return BertModel(minilm_config(), add_pooling_layer=False)
+
+
 def _fill_up(rows: Sequence[Tensor]) -> TextTokens:
     length = max((len(row) for row in rows), default=0)
     features = torch.zeros(len(rows), length, FEATURE_DIM)
@@ -157,8 +163,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_model(state: dict[str, Tensor], path: Path) -> BertModel:
-    with torch.device("meta"):  # no time is spent on random numbers that the weights replace
-        model = BertModel(minilm_config(), add_pooling_layer=False)
+    model = blank_text_model()
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state.items() if name not in _UNUSED}
     wrong = sorted(name for name, shape in expected.items() if given.get(name, shape) != shape)

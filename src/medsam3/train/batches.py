@@ -123,9 +123,9 @@ class BatchMaker:
 
 
 def dataset_chances(samples: Sequence[Sample], rows: Sequence[str], power: float) -> NDArray[np.float64]:
-    """Chance of each sample, so that a data set is drawn by its count in `rows` to a power, and its images alike."""
+    """Chance of each sample, so that a data set is drawn by its weight and its count in `rows` to a power."""
     images, counts = Counter(sample.dataset for sample in samples), Counter(rows)
-    weights = np.array([counts[sample.dataset] ** power / images[sample.dataset] for sample in samples])
+    weights = np.array([sample.weight * counts[sample.dataset] ** power / images[sample.dataset] for sample in samples])
     chances: NDArray[np.float64] = weights / weights.sum()
     return chances
 

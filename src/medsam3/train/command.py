@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING
 
 from medsam3.errors import InputError
 from medsam3.train.bars import Bars
+from medsam3.train.data_command import add_data_arguments, read_data, show_report, steps_shown
 from medsam3.train.sam3_command import EXAMPLES, add_sam3_arguments, check_mini, run_sam3
 
 if TYPE_CHECKING:
     from medsam3.train.data import Sample
     from medsam3.train.fit import FitConfig
+    from medsam3.train.run import RunSettings
 
 _EPILOG = f"""examples:
   medsam3 train data/ --out runs/mine
-  medsam3 train --coco train.json --coco-val val.json --images images/ --out runs/mine --steps 800{EXAMPLES}
+  medsam3 train --coco train.json --coco-val val.json --images images/ --out runs/mine --steps 800
+  medsam3 train --folder images/ masks/ --labels "1|2=optic disc,2=optic cup" --out runs/eyes
+  medsam3 train data/ --leave-out cvc_clinicdb --weight busi=2 --out runs/unseen{EXAMPLES}
 
 DATA is a folder with an index.csv (dataset, image, mask, concept, label_value, split, group, present). A COCO file's
 categories are the phrases. The run resumes when the same command is given again. The result is OUT/mini.safetensors
@@ -34,10 +38,7 @@ With --base sam3 it is OUT/model with OUT/model/card.json: medsam3 segment FILE 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `medsam3 train`."""
     parser.epilog = _EPILOG
-    parser.add_argument("data", nargs="*", type=Path, metavar="DATA", help="folders with an index.csv")
-    parser.add_argument("--coco", type=Path, help="COCO JSON to train on")
-    parser.add_argument("--coco-val", type=Path, help="COCO JSON to choose thresholds on")
-    parser.add_argument("--images", type=Path, help="folder that the COCO file names are relative to")
+    add_data_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--cache", type=Path, help="folder of the cached features (default: OUT/cache)")
     parser.add_argument("--init", type=Path, help="weights of medsam3 train to start from (default: a fresh start)")
@@ -55,14 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, help="seed of weights, views and batches (default: 0)")
     parser.add_argument("--no-bf16", action="store_true", help="compute in float32 (slower)")
-    parser.add_argument("--datasets", help="only these data sets of DATA, joined by commas")
-    parser.add_argument(
-        "--slices-every",
-        type=int,
-        default=2,
-        metavar="N",
-        help="of volumes train on every Nth slice (default: 2; 0: none)",
-    )
     parser.add_argument(
         "--image-encoder",
         choices=("lite0", "lite-medsam"),
@@ -71,7 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompts", type=int, help="prompts an image (default: 2; sam3: 4)")
     parser.add_argument("--negative", type=float, help="share of the further prompts that are absent (default: 0.5)")
-    parser.add_argument("--dry-run", action="store_true", help="describe the data and the run, and stop")
+    parser.add_argument(
+        "--board",
+        action="store_true",
+        help="write TensorBoard curves to OUT/board; without DATA, of a run that is there",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="report on the data, describe the run, and stop")
     add_sam3_arguments(parser)
 
 
@@ -81,51 +79,33 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: No data, an option out of range, or a folder that holds another run.
     """
-    if args.base == "sam3":
-        return run_sam3(args, _samples(args))
-    check_mini(args)
-    samples = _samples(args)
-    config = _config(args)
-    _describe(samples, config, args.out)
-    if args.dry_run:
+    if args.board and not (args.data or args.coco or args.folder):
+        from medsam3.train.board import write_board  # noqa: PLC0415
+
+        print(f"{write_board(args.out)} steps; look at them with: tensorboard --logdir {args.out}", file=sys.stderr)
         return 0
+    if args.base == "sam3":
+        return run_sam3(args, read_data(args))
+    check_mini(args)
+    samples = read_data(args)
+    config = _config(args, samples)
+    if not args.no_data_report:
+        show_report(samples, args.out)
+    _describe(samples, config, args.out)
     from medsam3.train.run import RunSettings, train_and_export  # noqa: PLC0415  torch only when it is needed
 
     cache = args.cache or args.out / "cache"
-    with Bars() as bars:
-        settings = RunSettings(out=args.out, cache=cache, config=config, initial=args.init)
-        result = train_and_export(samples, settings, on_phase=bars.phase, on_item=bars.item, on_step=bars.step)
+    settings = RunSettings(out=args.out, cache=cache, config=config, initial=args.init)
+    if args.dry_run:
+        _estimate(samples, settings)
+        return 0
+    with Bars() as bars, steps_shown(bars, args.out, has_board=args.board) as on_step:
+        result = train_and_export(samples, settings, on_phase=bars.phase, on_item=bars.item, on_step=on_step)
     print(json.dumps({"weights": str(result.weights), "card": str(result.card), "val": result.summary}, indent=2))
     return 0
 
 
-def _samples(args: argparse.Namespace) -> tuple[Sample, ...]:
-    from medsam3.train.data import samples_from_coco, samples_from_index  # noqa: PLC0415
-    from medsam3.train.volume_samples import SlicePlan, samples_from_volumes  # noqa: PLC0415
-
-    samples: list[Sample] = []
-    for folder in args.data:
-        samples += samples_from_index(folder)
-        if args.slices_every:
-            samples += samples_from_volumes(folder, SlicePlan(every=args.slices_every))
-    if args.coco:
-        if not args.images:
-            raise InputError("--coco was given without --images: name the folder that its file names are relative to")
-        samples += samples_from_coco(args.coco, args.images, "train")
-        samples += samples_from_coco(args.coco_val, args.images, "val") if args.coco_val else ()
-    if args.datasets:
-        wanted = set(args.datasets.split(","))
-        unknown = wanted - {sample.dataset for sample in samples}
-        if unknown:
-            raise InputError(f"there is no data set {', '.join(sorted(unknown))}: see the column dataset of index.csv")
-        samples = [sample for sample in samples if sample.dataset in wanted]
-    for split in ("train", "val"):
-        if not any(sample.split == split for sample in samples):
-            raise InputError(f"no image has the split {split}: give data with a train and a val split")
-    return tuple(samples)
-
-
-def _config(args: argparse.Namespace) -> FitConfig:
+def _config(args: argparse.Namespace, samples: tuple[Sample, ...]) -> FitConfig:
     from medsam3.models.registry import check_safetensors  # noqa: PLC0415
     from medsam3.train.fit import FitConfig  # noqa: PLC0415
 
@@ -147,10 +127,10 @@ def _config(args: argparse.Namespace) -> FitConfig:
         config = replace(config, sampling=replace(config.sampling, dataset_power=args.dataset_power))
     if args.images_per_step is not None:
         config = replace(config, sampling=replace(config.sampling, images=args.images_per_step))
-    train_images = sum(sample.split == "train" for sample in _samples(args)) if args.images_per_step else None
-    if train_images is not None and args.images_per_step > train_images:
+    train_images = sum(sample.split == "train" for sample in samples)
+    if args.images_per_step is not None and args.images_per_step > train_images:
         raise InputError(f"--images-per-step is {args.images_per_step}, there are only {train_images} train images")
-    return config
+    return replace(config, sampling=replace(config.sampling, images=min(config.sampling.images, train_images)))
 
 
 def _views_of(text: str) -> tuple[tuple[str, int], ...]:
@@ -168,4 +148,16 @@ def _describe(samples: tuple[Sample, ...], config: FitConfig, out: Path) -> None
     from medsam3.train.run import describe  # noqa: PLC0415
 
     for line in describe(samples, config, out):
+        print(line, file=sys.stderr)
+
+
+def _estimate(samples: tuple[Sample, ...], settings: RunSettings) -> None:
+    """Time and memory of the run, where the encoders are there to measure them."""
+    from medsam3.train.run import estimate_run  # noqa: PLC0415
+
+    try:
+        lines = estimate_run(samples, settings)
+    except InputError as error:
+        lines = [f"time and memory are not known: {error}"]
+    for line in lines:
         print(line, file=sys.stderr)

@@ -50,6 +50,7 @@ class Sample:
         targets: The concepts.
         loader: Gives the picture where it is not the whole file, such as a slice of a volume.
         is_mirrorable: Left and right may be swapped, as far as the view goes; see `is_sided`.
+        weight: How much more often than others of its size its data set is drawn.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Sample:
     targets: tuple[Target, ...]
     loader: Callable[[], RGB] | None = None
     is_mirrorable: bool = True
+    weight: float = 1.0
 
     def load_rgb(self) -> RGB:
         """The picture as (H, W, 3) uint8."""

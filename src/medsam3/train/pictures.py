@@ -1,7 +1,7 @@
 """What a batch shows of a sample: its square, drawn anew under a random warp and random tones, or from cached features.
 
-`LiveViews` is for an image encoder that trains along: every draw is another view. `CachedViews` is for a frozen one, whose
-features of a few views lie on disk.
+`LiveViews` is for an image encoder that trains along: every draw is another view. `CachedViews` is for a frozen one,
+whose features of a few views lie on disk.
 """
 
 from __future__ import annotations

@@ -23,12 +23,15 @@ from medsam3.models.box_decoder import BoxDecoder
 from medsam3.models.encoder_files import LITE_MEDSAM, locate, locate_trunk
 from medsam3.models.mini import ImageEncoder, MiniCard, MiniSegmenter, MiniThresholds, read_lite_medsam
 from medsam3.models.mini_detector import MiniDetector
-from medsam3.models.text_encoder import TextEncoder
-from medsam3.train.batches import BatchMaker
+from medsam3.models.text_encoder import TextEncoder, blank_text_model
+from medsam3.models.tinyvit import TinyViT
+from medsam3.train.batches import Batch, BatchMaker
 from medsam3.train.cache import CachedView, load_or_make_view, view_folder
 from medsam3.train.calibrate import Calibration, calibrate, collect
 from medsam3.train.data import Sample
-from medsam3.train.fit import FitConfig, Progress, Start, fit
+from medsam3.train.fit import FitConfig, Progress, Start, fit, new_state, train_step
+from medsam3.train.mini_estimate import cost_lines, measure, planned
+from medsam3.train.parts import mini_sizes, table_of
 from medsam3.train.pictures import CachedViews, LiveViews, Views
 
 ENCODER_KEY = f"{LITE_MEDSAM.sha256[:16]}-bf16"
@@ -56,13 +59,11 @@ class RunResult:
 
 def describe(samples: Sequence[Sample], config: FitConfig, out: Path) -> list[str]:
     """Lines that tell a person what will be trained on what."""
-    used = [sample for sample in samples if sample.split in ("train", "val")]
-    views = sum(config.views_in(sample.dataset) if sample.split == "train" else 1 for sample in used)
-    trained = sum(parameter.numel() for parameter in MiniDetector(config.detector).parameters())
+    views = sum(len(own) for _, own in cached_parts(samples, config))
     return [
         *describe_data(samples),
-        "frozen: LiteMedSAM image encoder (5.7 M parameters), MiniLM text encoder (22.7 M)",
-        f"trained: detector, {trained / 1e6:.2f} M parameters, {config.steps} steps of {config.sampling.images} images",
+        *table_of(mini_sizes(TinyViT(), blank_text_model(), MiniDetector(config.detector))),
+        f"trains: {config.steps} steps of {config.sampling.images} images, encoder {config.detector.image_encoder}",
         f"features to cache: {views} views, {views * BYTES_A_VIEW / 2**30:.1f} GiB on disk",
         f"run folder: {out}",
     ]
@@ -76,6 +77,39 @@ def describe_data(samples: Sequence[Sample]) -> list[str]:
         lines.append(f"{dataset:24}" + "".join(f"{sizes[dataset, split]:6}" for split in ("train", "val", "test")))
     concepts = {target.concept for sample in samples for target in sample.targets}
     return [*lines, f"{len(concepts)} concepts: {', '.join(sorted(concepts))}"]
+
+
+def cached_parts(samples: Sequence[Sample], config: FitConfig) -> list[tuple[int, list[Sample]]]:
+    """What the run keeps frozen features of: (view, samples), those of train first, and the plain view of val last.
+
+    An image encoder that trains along needs none of train; val needs LiteMedSAM's for its box decoder.
+    """
+    train = [sample for sample in samples if sample.split == "train"]
+    most = max(config.views_in(sample.dataset) for sample in train) if config.detector.is_frozen else 0
+    parts = [(number, [s for s in train if config.views_in(s.dataset) > number]) for number in range(most)]
+    return [*parts, (0, [sample for sample in samples if sample.split == "val"])]
+
+
+def estimate_run(samples: Sequence[Sample], settings: RunSettings) -> list[str]:
+    """Lines on the time and memory that the run will take, from a few real steps that are thrown away.
+
+    Raises:
+        InputError: The encoders are not there.
+    """
+    encoders, config = locate(), settings.config
+    plans = [
+        planned(own, number, view_folder(settings.cache, own, number, seed=config.seed, encoder=ENCODER_KEY))
+        for number, own in cached_parts(samples, config)
+    ]
+    texts = TextEncoder.from_files(encoders.text_model, encoders.tokenizer)
+    images = ImageEncoder(read_lite_medsam(encoders.lite_medsam), dtype=torch.bfloat16)
+    state = new_state(config)
+
+    def step(batch: Batch) -> dict[str, float]:
+        return train_step(state, texts, batch, config)
+
+    train = [sample for sample in samples if sample.split == "train"]
+    return cost_lines(measure(train, plans, _half_precision_encoder(images), config, step))
 
 
 def train_and_export(
@@ -104,32 +138,26 @@ def train_and_export(
     texts = TextEncoder.from_files(encoders.text_model, encoders.tokenizer)
     encode = _half_precision_encoder(ImageEncoder(lite_medsam, dtype=torch.bfloat16))
     train = [sample for sample in samples if sample.split == "train"]
-    val = [sample for sample in samples if sample.split == "val"]
 
-    def cached(chosen: Sequence[Sample], number: int, name: str) -> CachedView:
+    def cached(part: tuple[int, list[Sample]], name: str) -> CachedView:
+        number, chosen = part
         on_phase(name, len(chosen))
         folder = view_folder(settings.cache, chosen, number, seed=config.seed, encoder=ENCODER_KEY)
         return load_or_make_view(folder, chosen, number, encode, seed=config.seed, on_image=on_item)
 
-    def cached_views() -> Views:
-        return CachedViews(
-            [
-                cached([s for s in train if config.views_in(s.dataset) > number], number, f"features, view {number}")
-                for number in range(max(config.views_in(sample.dataset) for sample in train))
-            ]
-        )
-
-    is_frozen = config.detector.image_encoder == "lite-medsam"
-    maker = BatchMaker(train, cached_views() if is_frozen else LiveViews(), config.sampling, seed=config.seed)
+    *of_train, of_val = cached_parts(samples, config)
+    kept = [cached(part, f"features, view {part[0]}") for part in of_train]
+    views: Views = CachedViews(kept) if config.detector.is_frozen else LiveViews()
+    maker = BatchMaker(train, views, config.sampling, seed=config.seed)
     on_phase("training", config.steps)
-    trunk = None if is_frozen else locate_trunk()
+    trunk = None if config.detector.is_frozen else locate_trunk()
     state = fit(settings.out, maker, texts, config, start=Start(settings.initial, trunk), on_step=on_step)
-    val_view = cached(val, 0, "features, val")
+    val_view = cached(of_val, "features, val")
     boxes = BoxDecoder.from_lite_medsam(lite_medsam)
     card = MiniCard(config.detector, MiniThresholds())
     segmenter = MiniSegmenter(ImageEncoder(lite_medsam), texts, boxes, state.average, card)
-    on_phase("thresholds, val", len(val))
-    calibration = calibrate(collect(segmenter, val, val_view, on_image=on_item))
+    on_phase("thresholds, val", len(of_val[1]))
+    calibration = calibrate(collect(segmenter, of_val[1], val_view, on_image=on_item))
     return export(state.average, settings, calibration, samples)
 
 

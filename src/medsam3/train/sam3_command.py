@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from medsam3.errors import InputError
 from medsam3.train.bars import Bars
+from medsam3.train.data_command import show_report, steps_shown
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,8 @@ def run_sam3(args: argparse.Namespace, samples: tuple[Sample, ...]) -> int:
     )
     start = read_start(settings)
     if workers.rank == 0:
+        if not args.no_data_report:
+            show_report(samples, args.out)
         for line in describe_sam3(samples, settings, start, workers.device):
             print(line, file=sys.stderr)
     if args.dry_run:
@@ -99,8 +102,8 @@ def run_sam3(args: argparse.Namespace, samples: tuple[Sample, ...]) -> int:
     if workers.rank > 0:
         train_sam3(samples, settings, start, workers)
         return 0
-    with Bars() as bars:
-        report = Reporter(bars.phase, bars.item, bars.step)
+    with Bars() as bars, steps_shown(bars, args.out, has_board=args.board) as on_step:
+        report = Reporter(bars.phase, bars.item, on_step)
         result = train_sam3(samples, settings, start, workers, report=report)
     assert result is not None, "the first process has a result"
     told: dict[str, Any] = {"model": str(result.model), "card": str(result.card), "val": result.val}

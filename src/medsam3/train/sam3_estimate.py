@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from medsam3.models.sam3_network import Sam3Network
+from medsam3.train.parts import PartSize
 from medsam3.train.sam3_config import Sam3FitConfig
-from medsam3.train.sam3_trainee import PartSize, sides_of
+from medsam3.train.sam3_trainee import sides_of
 
 REACHED = 0.4
 """Share of a single matrix product's speed that a whole step reaches; an assumption."""

@@ -29,6 +29,7 @@ from medsam3.models.sam3_network import Architecture, Sam3Network, at_image_size
 from medsam3.prompts import Prompt
 from medsam3.train.data import Sample, foreign_concepts
 from medsam3.train.fit import Progress
+from medsam3.train.parts import table_of
 from medsam3.train.run import curve_summary, data_summary, describe_data
 from medsam3.train.sam3_batches import CachedTrunks, Sam3BatchMaker, all_phrases, view_pixels
 from medsam3.train.sam3_cache import TrunkCache, fingerprint
@@ -36,7 +37,6 @@ from medsam3.train.sam3_config import Sam3FitConfig
 from medsam3.train.sam3_estimate import described, estimate, measured_tera
 from medsam3.train.sam3_fit import check_folder, fit_sam3
 from medsam3.train.sam3_trainee import (
-    PartSize,
     Sam3Trainee,
     drop_text_encoder,
     drop_trunk,
@@ -135,15 +135,6 @@ def describe_sam3(samples: Sequence[Sample], settings: Sam3Settings, start: Star
         *described(estimate(blank, parts, start.config, images=images, tera=tera), tera),
         f"run folder: {settings.out}",
     ]
-
-
-def table_of(parts: Sequence[PartSize]) -> list[str]:
-    """What is frozen, and how many parameters train."""
-    lines = [f"{'part':24}{'parameters':>14}{'trained':>14}"]
-    for part in parts:
-        lines.append(f"{part.name:24}{part.total:14,}" + (f"{part.trained:14,}" if part.trained else f"{'frozen':>14}"))
-    total, trained = sum(part.total for part in parts), sum(part.trained for part in parts)
-    return [*lines, f"{'all':24}{total:14,}{trained:14,}"]
 
 
 def train_sam3(

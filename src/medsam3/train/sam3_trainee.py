@@ -7,7 +7,7 @@ no file and no loop.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,11 +29,12 @@ from medsam3.models.sam3_network import Sam3Network, fill_constants
 from medsam3.models.sam3_objects import padded
 from medsam3.train.fit import exemplar_boxes
 from medsam3.train.losses import PromptTarget, mask_losses, query_losses, weigh
+from medsam3.train.parts import Parts, PartSize, sizes_by_part
 from medsam3.train.sam3_adapter import TrainedAdapter, add_adapter
 from medsam3.train.sam3_batches import Sam3Batch, Sides
 from medsam3.train.sam3_config import Sam3FitConfig
 
-_PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+_PARTS: Parts = (
     ("image encoder", ("vision_encoder.",)),
     ("text encoder", ("text_encoder.", "text_projection.")),
     ("exemplar encoder", ("geometry_encoder.",)),
@@ -42,15 +43,6 @@ _PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mask head", ("mask_decoder.",)),
     ("scoring", ("dot_product_scoring.",)),
 )
-
-
-@dataclass(frozen=True)
-class PartSize:
-    """How large a part of the model is, and how much of it trains, in parameters; an adapter's are extra."""
-
-    name: str
-    total: int
-    trained: int
 
 
 class Sam3Trainee(nn.Module):
@@ -181,13 +173,9 @@ class Sam3Trainee(nn.Module):
 
     def parts(self) -> list[PartSize]:
         """How many parameters each part has and how many of them train."""
-        named = [(n, p.numel(), p.requires_grad) for n, p in self.network.detector_model.named_parameters()]
-        sizes = []
-        for part, starts in _PARTS:
-            own = [(name, count, trains) for name, count, trains in named if name.startswith(starts)]
-            total = sum(count for name, count, _ in own if ".lora." not in name)
-            sizes.append(PartSize(part, total, sum(count for _, count, trains in own if trains)))
-        return sizes
+        model = self.network.detector_model
+        is_trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        return sizes_by_part(model, is_trained, _PARTS)
 
 
 def _is_trained(name: str, config: Sam3FitConfig) -> bool:

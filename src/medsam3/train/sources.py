@@ -1,0 +1,95 @@
+"""Where training data comes from, in one value: folders with an index.csv, COCO JSON and plain folders, all together.
+
+It also says which data sets are left out and how often the others are drawn. It knows no model and no arguments.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from medsam3.errors import InputError
+from medsam3.io.index import Split
+from medsam3.train.data import Sample, samples_from_coco, samples_from_index
+from medsam3.train.folder_samples import FolderSource, samples_from_folder
+from medsam3.train.licences import is_open
+from medsam3.train.volume_samples import SlicePlan, samples_from_volumes
+
+
+@dataclass(frozen=True)
+class CocoSource:
+    """A COCO JSON, the folder of its images, and its split."""
+
+    annotations: Path
+    images: Path
+    split: Split = "train"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All data of a run.
+
+    Attributes:
+        indexes: Folders with an `index.csv`.
+        coco: COCO files.
+        folders: Plain folders.
+        slices: How volumes of the indexes are cut; None leaves volumes out.
+        only: Data sets to take; () takes all.
+        left_out: Data sets that go to no split, so that `medsam3 eval --datasets NAME` measures what was never seen.
+        is_only_open: Take only data sets with an open licence; see `licences`.
+        weights: How much more often than by its size a data set is drawn, by name; 1 where it is not named.
+    """
+
+    indexes: tuple[Path, ...] = ()
+    coco: tuple[CocoSource, ...] = ()
+    folders: tuple[FolderSource, ...] = ()
+    slices: SlicePlan | None = None
+    only: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    is_only_open: bool = False
+    weights: tuple[tuple[str, float], ...] = ()
+
+
+def read_samples(sources: Sources) -> tuple[Sample, ...]:
+    """The samples that are trained and validated on, `test` ones among them.
+
+    Raises:
+        InputError: A source that cannot be read, a data set that is not there, two samples of one name, or no sample
+            left for train or val.
+    """
+    samples: list[Sample] = []
+    for folder in sources.indexes:
+        samples += samples_from_index(folder)
+        samples += samples_from_volumes(folder, sources.slices) if sources.slices else ()
+    for coco in sources.coco:
+        samples += samples_from_coco(coco.annotations, coco.images, coco.split)
+    for plain in sources.folders:
+        samples += samples_from_folder(plain)
+    _check_names(samples)
+    known = {sample.dataset for sample in samples}
+    weights = dict(sources.weights)
+    for option, names in (("--datasets", sources.only), ("--leave-out", sources.left_out), ("--weight", weights)):
+        unknown = sorted(set(names) - known)
+        if unknown:
+            raise InputError(
+                f"{option}: there is no data set {', '.join(unknown)}, allowed are {', '.join(sorted(known))}"
+            )
+    taken = known & set(sources.only or known) - set(sources.left_out)
+    if sources.is_only_open:
+        taken = {name for name in taken if is_open(name)}
+    kept = [replace(s, weight=weights.get(s.dataset, 1.0)) for s in samples if s.dataset in taken]
+    for split in ("train", "val"):
+        if not any(sample.split == split for sample in kept):
+            why = ", none of it under an open licence" if sources.is_only_open and not taken else ""
+            raise InputError(f"no image has the split {split}{why}: give data with a train and a val split")
+    return tuple(kept)
+
+
+def _check_names(samples: Sequence[Sample]) -> None:
+    twice = [name for name, count in Counter(sample.name for sample in samples).items() if count > 1]
+    if twice:
+        raise InputError(
+            f"{len(twice)} images are given twice ({twice[0]}, ...): give each source once, under one name"
+        )
