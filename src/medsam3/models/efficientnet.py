@@ -1,10 +1,10 @@
 """EfficientNet-Lite, the small model's second image encoder, which is trained along with the detector.
 
-One job: pixels to feature maps at strides 2 to 32. It knows nothing of prompts, files or training. Batch norms keep the
-statistics of ImageNet and are folded into their convolutions at each call, so that a batch of different kinds of pictures
-does not mix them; their scale and shift are learnt.
+One job: pixels to feature maps at strides 2 to 32. It knows nothing of prompts, files or training. Batch norms keep
+the statistics of ImageNet and are folded into their convolutions at each call, so that a batch of different kinds of
+pictures does not mix them; their scale and shift are learnt.
 
-Source: Tan and Le, EfficientNet, ICML 2019; the Lite variants (no squeeze-and-excitation, ReLU6) are TensorFlow's, 2020.
+Source: Tan and Le, EfficientNet, ICML 2019; the Lite variants (ReLU6, no squeeze-and-excitation) are TensorFlow's.
 """
 
 from __future__ import annotations
