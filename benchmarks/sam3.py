@@ -6,7 +6,8 @@
     python benchmarks/sam3.py train            a training step from cached features and from pixels, and its peak memory
     python benchmarks/sam3.py speed --tiny     the same on a model of a second, to try the script
 
-Each case runs in its own process, so that one case's memory is not another's. CPU-seconds are those of all threads.
+Each case runs in its own process, so that one case's memory is not another's, on one thread unless `--threads` says
+otherwise: CPU-seconds of several threads count their waiting for each other, which grows on a busy machine.
 Random weights find objects anywhere: all whose boxes are apart are kept, so that a prompt always has masks to decode.
 """
 
@@ -327,21 +328,23 @@ def main() -> None:
     parser.add_argument("part", choices=CASES)
     parser.add_argument("--tiny", action="store_true", help="a small model, to try the script")
     parser.add_argument("--json", type=Path, help="write the results there as well")
+    parser.add_argument("--threads", type=int, default=1, help="threads of a CPU (default: %(default)s)")
     parser.add_argument("--case", choices=CASES_OF["speed"], help="one case alone, in this process; prints JSON")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     if args.case:
         print(json.dumps(CASES[args.part](args.case, args.tiny)))
         return
     results = {}
     for case in CASES_OF[args.part]:
-        command = [sys.executable, __file__, args.part, "--case", case, *(["--tiny"] if args.tiny else [])]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        command = [sys.executable, __file__, args.part, "--case", case, "--threads", str(args.threads)]
+        command += ["--tiny"] if args.tiny else []
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         results[case] = json.loads(done.stdout.splitlines()[-1])
+        print(case, *(f"{name} {value:.3g}" for name, value in results[case].items()), sep="  ", flush=True)
     device = f"{platform.machine()}, {torch.get_num_threads()} threads"
     if args.part == "gpu":
         device = torch.cuda.get_device_name()
-    for case, figures in results.items():
-        print(case, *(f"{name} {value:.3g}" for name, value in figures.items()), sep="  ")
     for name, value in report(args.part, results).items():
         print(f"{name}: {value:.3g} (bar {BARS[name]:.3g})")
     print(f"on {device}, torch {torch.__version__}, {'tiny' if args.tiny else 'full size'}, random weights")

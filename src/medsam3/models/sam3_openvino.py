@@ -82,7 +82,8 @@ class _Compiled:
             shapes[number][1] = -1
         with torch.no_grad():
             converted = openvino.convert_model(part, example_input=tuple(examples), input=shapes)
-        self._model = openvino.Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+        settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        self._model = openvino.Core().compile_model(converted, "CPU", settings)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         given = [np.ascontiguousarray(one.detach().float().numpy()) for one in inputs]
