@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -14,18 +15,16 @@ from medsam3.models.sam3_network import Architecture, Sam3Network, architecture_
 
 ROOT = Path(__file__).parents[2]
 KEYS = ROOT / "tests" / "data" / "parity" / "meta_sam3_keys.json"
-PARITY = next(
-    (place for place in (ROOT.parent / "shared" / "parity", ROOT / "shared" / "parity") if place.is_dir()), None
-)
+PARITY = os.environ.get("MEDSAM3_PARITY", "")
 needs_parity = pytest.mark.skipif(
-    PARITY is None, reason="needs the parity fixtures, which are too large for the repository"
+    not PARITY, reason="needs the parity fixtures, too large to be kept here: set MEDSAM3_PARITY"
 )
 
 
 def parity(name: str) -> Path:
     """A folder of the fixtures; only in tests marked `needs_parity`."""
-    assert PARITY is not None
-    return PARITY / name
+    assert PARITY
+    return Path(PARITY) / name
 
 
 def small_architecture() -> Architecture:

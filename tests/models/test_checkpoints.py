@@ -153,6 +153,17 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         read_checkpoint(made)
 
 
+def test_tensors_of_metas_layout_that_no_sam3_has_are_counted_and_named(tmp_path: Path) -> None:
+    names = (
+        "detector.added.weight",
+        "optimizer.step",
+        "detector.backbone.vision_backbone.trunk.blocks.0.attn.freqs_cis",
+    )
+    torch.save({name: torch.zeros(1) for name in names}, tmp_path / "sam3.pt")
+    with pytest.raises(InputError, match=r"2 tensors are too many \(detector\.added\.weight, optimizer\.step\)"):
+        read_checkpoint(tmp_path / "sam3.pt")
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.9])
 def test_a_file_that_is_cut_short_is_refused(tmp_path: Path, suffix: str, share: float) -> None:

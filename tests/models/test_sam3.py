@@ -14,7 +14,7 @@ from sam3_small import random_tensors, small_architecture, small_network
 from medsam3.errors import InputError
 from medsam3.image import Masks
 from medsam3.models.clip_phrases import VISUAL_TOKENS, PhraseTokenizer
-from medsam3.models.sam3 import Sam3Options, Sam3Segmenter, load_sam3
+from medsam3.models.sam3 import Sam3Options, Sam3Segmenter, checked_device, load_sam3
 from medsam3.models.sam3_network import at_image_size, blank_network, fill_network
 from medsam3.models.segmenter import RGB
 from medsam3.prompts import Box, Point, Prompt
@@ -134,6 +134,16 @@ def test_many_frames_of_any_size_are_one_by_one() -> None:
     for together, rgb in zip(model.encode_many(frames), frames, strict=True):
         alone = model.encode(rgb)
         assert together.shape == rgb.shape[:2]
+        for first, second in zip(together.levels.detector.maps, alone.levels.detector.maps, strict=True):
+            assert torch.allclose(first, second, atol=1e-4)
+
+
+def test_a_batch_of_frames_in_one_pass_is_one_by_one() -> None:
+    model = segmenter(Sam3Options(threshold=0.0, image_cache_bytes=0))
+    frames = [frame(60, 90, 1), frame(112, 112, 2), frame(31, 200, 3)]
+    for together, rgb in zip(model._encode_batch(frames), frames, strict=True):
+        alone = model.encode(rgb)
+        assert together.nbytes == alone.nbytes
         for first, second in zip(together.levels.detector.maps, alone.levels.detector.maps, strict=True):
             assert torch.allclose(first, second, atol=1e-4)
 
@@ -282,6 +292,15 @@ def test_a_folder_is_loaded_and_a_device_that_is_not_here_refused(tmp_path: Path
     assert_same(model.decode(model.encode(frame()), prompt), segmenter().decode(segmenter().encode(frame()), prompt))
     with pytest.raises(InputError, match="device 'tpu' is not here"):
         load_sam3(tmp_path, options=Sam3Options(device="tpu"))
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:99", "mps", "meta"])
+def test_a_device_that_cannot_be_used_is_one_line(device: str) -> None:
+    if (device == "cuda" and torch.cuda.is_available()) or (device == "mps" and torch.backends.mps.is_available()):
+        assert checked_device(device).type == device
+        return
+    with pytest.raises(InputError, match=f"device .*{device}.* allowed are cpu, cuda and mps"):
+        checked_device(device)
 
 
 def test_a_phrase_of_more_than_32_tokens_is_cut_before_its_end_mark_with_a_warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,7 @@ from medsam3.models.sam3_network import Sam3Network, blank_network, fill_network
 from medsam3.train.sam3_adapter import add_adapter, v1_modules
 from medsam3.train.sam3_config import LoraConfig, Sam3FitConfig
 
-ROOT = Path(__file__).parents[2]
-PARITY = next((p for p in (ROOT.parent / "shared" / "parity", ROOT / "shared" / "parity") if p.is_dir()), None)
+PARITY = os.environ.get("MEDSAM3_PARITY", "")
 CONFIG = LoraConfig(rank=3, alpha=6.0, dropout=0.0)
 
 
@@ -49,11 +49,11 @@ def test_v1_adapts_458_modules_of_the_published_size_with_18_5_million_parameter
     assert (placed + homeless) / 1e6 == pytest.approx(18.5, abs=0.05)
 
 
-@pytest.mark.skipif(PARITY is None, reason="needs the parity fixtures, which are too large for the repository")
+@pytest.mark.skipif(not PARITY, reason="needs the parity fixtures: set MEDSAM3_PARITY to their folder")
 def test_keys_and_shapes_are_those_of_a_file_that_medsam3s_own_code_saved() -> None:
-    assert PARITY is not None
-    saved = torch.load(PARITY / "tiny_lora" / "best_lora_weights.pt", weights_only=True)
-    checkpoint = read_checkpoint(PARITY / "tiny" / "sam3.pt")
+    fixtures = Path(PARITY)
+    saved = torch.load(fixtures / "tiny_lora" / "best_lora_weights.pt", weights_only=True)
+    checkpoint = read_checkpoint(fixtures / "tiny" / "sam3.pt")
     own = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("detector_model.")}
     blank = blank_network(checkpoint.architecture.without_tracker())
     network = fill_network(blank, own, dtype=torch.float32, device=torch.device("cpu"))

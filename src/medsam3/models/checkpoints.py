@@ -26,7 +26,7 @@ from torch import Tensor
 
 from medsam3.errors import InputError
 from medsam3.models.clip_phrases import vocabulary_files
-from medsam3.models.sam3_keys import Renamed, is_meta_name, rename
+from medsam3.models.sam3_keys import Renamed, is_homeless, is_meta_name, rename
 from medsam3.models.sam3_lora import Adapter, LoraSource, adapter_from, merge
 from medsam3.models.sam3_network import Architecture, Sam3Network, architecture_from_json, blank_network, full_size
 
@@ -98,6 +98,7 @@ def read_checkpoint(source: str | Path, *, download: Callable[..., str] = snapsh
     renamed = _in_transformers_names(found, path)
     if not any(name.startswith("tracker_model.") for name in renamed.tensors):
         architecture = architecture.without_tracker()
+    _refuse_unknown(renamed.left_over, path)
     unused = () if architecture.tracker is not None else ("tracker_model.", "tracker_neck.")
     tensors = {name: tensor for name, tensor in renamed.tensors.items() if not name.startswith(unused)}
     left_over = (*renamed.left_over, *sorted(set(renamed.tensors) - set(tensors)))
@@ -233,6 +234,20 @@ def check_fit(network: Sam3Network, tensors: Mapping[str, Tensor], path: Path) -
         raise InputError(
             f"weights {path} do not fit: {'; '.join(complaints)}: give complete SAM 3 weights, with their config.json "
             "beside them if they are not of the published size"
+        )
+
+
+def _refuse_unknown(left_over: Iterable[str], path: Path) -> None:
+    """Refuse names of Meta's layout that are neither placed nor known to have no home.
+
+    Raises:
+        InputError: The names, counted, the first few named.
+    """
+    unknown = sorted(name for name in left_over if not is_homeless(name))
+    if unknown:
+        raise InputError(
+            f"weights {path} do not fit: {len(unknown)} tensors are too many ({_few(unknown)}): give Meta's sam3.pt as "
+            "it was published"
         )
 
 

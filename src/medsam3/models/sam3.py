@@ -104,7 +104,8 @@ class Sam3Features:
     @property
     def nbytes(self) -> int:
         """What the features take in memory."""
-        tensors = (*self.levels.detector.maps, *(self.levels.tracker or ()))
+        detector = self.levels.detector
+        tensors = (*detector.maps, detector.position, *(self.levels.tracker or ()))
         return sum(tensor.nbytes for tensor in tensors)
 
 
@@ -147,12 +148,12 @@ class Sam3Segmenter:
         return self.encode_many([rgb])[0]
 
     def encode_many(self, frames: Sequence[RGB]) -> list[Sam3Features]:
-        """Features of frames of any sizes, in one batch of those that are not in the cache."""
+        """Features of frames of any sizes; those not in the cache in batches of eight, on a CPU one by one."""
         keys = [(hashlib.blake2b(rgb.tobytes()).digest(), rgb.shape, self._adapter_state) for rgb in frames]
         found = {key: self._images.get(key) for key in keys}
         fresh = {key: rgb for key, rgb in zip(keys, frames, strict=True) if found[key] is None}
         if fresh:
-            for key, features in zip(fresh, self._encode_batch(list(fresh.values())), strict=True):
+            for key, features in zip(fresh, self._encode_all(list(fresh.values())), strict=True):
                 found[key] = features
                 self._images.put(key, features)
         return [features for features in (found[key] for key in keys) if features is not None]
@@ -179,9 +180,8 @@ class Sam3Segmenter:
                 if self._is_for_tracker(prompt):
                     answers[number] = self._point_at(features, prompt, threshold)
             waiting = [number for number, answer in enumerate(answers) if answer is None]
-            batch = 1 if self.network.device.type == "cpu" else _ACCELERATOR_BATCH
-            for start in range(0, len(waiting), batch):
-                chosen = waiting[start : start + batch]
+            for start in range(0, len(waiting), self._batch):
+                chosen = waiting[start : start + self._batch]
                 detection = self._detect(features, [prompts[number] for number in chosen])
                 for item, number in enumerate(chosen):
                     answers[number] = self._objects(features, detection, item, prompts[number], threshold)
@@ -190,6 +190,15 @@ class Sam3Segmenter:
     @property
     def _adapter_state(self) -> bool:
         return self.adapter is not None and self.adapter.is_on
+
+    @property
+    def _batch(self) -> int:
+        """How many images or prompts go through the network at once: a CPU gains nothing by more than one."""
+        return 1 if self.network.device.type == "cpu" else _ACCELERATOR_BATCH
+
+    def _encode_all(self, frames: Sequence[RGB]) -> list[Sam3Features]:
+        starts = range(0, len(frames), self._batch)
+        return [one for start in starts for one in self._encode_batch(frames[start : start + self._batch])]
 
     def _encode_batch(self, frames: Sequence[RGB]) -> list[Sam3Features]:
         size = self.network.image_size

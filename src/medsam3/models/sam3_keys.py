@@ -202,12 +202,17 @@ def is_meta_name(name: str) -> bool:
     return name.startswith(("detector.", "tracker."))
 
 
+def is_homeless(name: str) -> bool:
+    """Whether a tensor of Meta's is known to have no home: rotary tables, point projections."""
+    return _HOMELESS.search(name) is not None
+
+
 def places(name: str) -> tuple[Place, ...]:
     """Where a tensor of Meta's goes; empty where transformers has no place for it.
 
     Point embeddings are not answered here, since four of Meta's tensors make one: see `rename`.
     """
-    if _HOMELESS.search(name):
+    if is_homeless(name):
         return ()
     if name == _POSITION_MATRIX:
         return tuple(Place(target) for target in _POSITION_PLACES)

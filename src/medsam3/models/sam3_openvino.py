@@ -78,11 +78,15 @@ class _Compiled:
         """
         openvino: Any = require("openvino", extra="openvino")
         shapes = [list(example.shape) for example in examples]
+        lengths: list[dict[int, Any]] = [{} for _ in examples]
         for number in free:
             shapes[number][1] = -1
-        with torch.no_grad():
-            converted = openvino.convert_model(part, example_input=tuple(examples), input=shapes)
-        self._model = openvino.Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+            lengths[number] = {1: torch.export.Dim.DYNAMIC}
+        with torch.no_grad():  # exported without computing: a trace of the trunk would keep 12 GiB of its activations
+            exported = torch.export.export(part, tuple(examples), dynamic_shapes=lengths, strict=False)
+            converted = openvino.convert_model(exported, input=shapes)
+        settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        self._model = openvino.Core().compile_model(converted, "CPU", settings)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         given = [np.ascontiguousarray(one.detach().float().numpy()) for one in inputs]
