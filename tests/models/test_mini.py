@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from medsam3.errors import InputError
+from medsam3.models import registry
 from medsam3.models.box_decoder import BoxDecoder, BoxMasks, Geometry
 from medsam3.models.encoder_files import EncoderFiles
 from medsam3.models.letterbox import Letterbox, letterbox, letterbox_labels
@@ -258,3 +259,36 @@ def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
     weights = written_card(tmp_path, detector=asdict(replace(TINY, width=32)))
     with pytest.raises(InputError, match="model mini"):
         load_mini(weights, EncoderFiles(tmp_path, tmp_path, tmp_path))
+
+
+def test_a_trunk_of_its_own_leaves_the_neck_until_a_box_asks_for_it() -> None:
+    config = replace(TINY, image_encoder="lite0")
+    asked: list[int] = []
+
+    class CountedImages(FixedImages):
+        def neck(self, square: NDArray[np.uint8]) -> Tensor:
+            asked.append(1)
+            return super().neck(square)
+
+    model = MiniSegmenter(
+        cast(ImageEncoder, CountedImages()),
+        cast(TextEncoder, FixedTexts()),
+        cast(BoxDecoder, FillingBoxes()),
+        MiniDetector(config),
+        MiniCard(config, MiniThresholds(presence=0.0)),
+    )
+    features = model.encode(frame())
+    model.decode(features, Prompt(text="polyp"))
+    assert asked == []
+    for _ in range(2):
+        model.decode(features, Prompt(boxes=(Box(20, 30, 80, 90),)))
+    assert asked == [1]
+
+
+@pytest.mark.weights
+def test_the_weights_by_the_pure_recipe_are_a_model_of_their_own() -> None:
+    model = registry.load("mini-frozen")
+    assert isinstance(model, MiniSegmenter)
+    assert model.detector.config.is_frozen
+    with pytest.raises(InputError, match="mini-frozen has its own weights"):
+        registry.load("mini-frozen", weights="other.safetensors")

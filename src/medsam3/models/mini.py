@@ -35,6 +35,7 @@ from medsam3.models.tinyvit import TinyViT, convert_lite_medsam
 from medsam3.prompts import Box, Prompt
 
 SHIPPED_WEIGHTS = Path(__file__).parent.parent / "weights" / "mini.safetensors"
+FROZEN_WEIGHTS = SHIPPED_WEIGHTS.with_name("mini-frozen.safetensors")
 VISUAL_PHRASE = "visual"
 MOST_REFINED = 4
 CLICK_HALF_SIDES_PX = (8, 16, 28, 44, 64, 96)

@@ -112,6 +112,14 @@ def check_safetensors(path: Path) -> Path:
     return path
 
 
+def _load_mini_frozen(weights: Path | None, device: str) -> Segmenter:
+    if weights is not None:
+        raise InputError(f"model mini-frozen has its own weights, {weights} were given too: give them to model mini")
+    from medsam3.models.mini import FROZEN_WEIGHTS  # noqa: PLC0415
+
+    return _load_mini(FROZEN_WEIGHTS, device)
+
+
 def _load_mini(weights: Path | None, device: str) -> Segmenter:
     if device != "cpu":
         raise InputError(f"model mini was asked for on {device!r}, it runs on cpu: leave the device out")
@@ -138,4 +146,5 @@ def _load_sam3(
     return load_sam3(weights or SAM3_NAME, options=Sam3Options(device=device), lora=adapter, vocabulary=vocabulary)
 
 
-LOADERS: dict[str, Loader] = {"mini": _load_mini, SAM3_NAME: _load_sam3}
+LOADERS: dict[str, Loader] = {"mini": _load_mini, "mini-frozen": _load_mini_frozen, SAM3_NAME: _load_sam3}
+"""`mini-frozen` is the small model by the paper's recipe alone, with both encoders frozen."""
