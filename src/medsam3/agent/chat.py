@@ -1,7 +1,7 @@
 """A conversation with a vision LLM, as the agent's loop sees it: texts and pictures out, words and tool calls back.
 
-Knows no provider, no library and no wire format (see `providers`), and runs no tool: names and arguments come back as the
-model wrote them, so that an unknown tool or bad JSON is the loop's to answer.
+Knows no provider, no library and no wire format (see `providers`), and runs no tool: names and arguments come back
+as the model wrote them, so that an unknown tool or bad JSON is the loop's to answer.
 """
 
 from __future__ import annotations
