@@ -52,6 +52,9 @@ OWNERS = {
     "fastapi": ("app.server",),
     "rich": ("app", "train", "eval"),
     "matplotlib": ("eval.report",),
+    "pydantic_ai": ("agent.providers",),
+    "httpx2": ("agent.providers",),
+    "genai_prices": ("agent.pricing", "agent.providers"),
 }
 """Where each heavy library may be imported, as dotted prefixes below `medsam3`."""
 

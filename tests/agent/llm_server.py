@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -134,7 +135,9 @@ def _own_picture(node: dict[str, Any]) -> bytes | None:
     """The picture that a part of a message is, in any of the three formats."""
     inline = node.get("inlineData") or node.get("inline_data")
     if isinstance(inline, dict):
-        return base64.b64decode(inline["data"])
+        return base64.urlsafe_b64decode(
+            inline["data"].replace("+", "-").replace("/", "_")
+        )  # Gemini's client has either
     if node.get("type") == "image_url":
         return base64.b64decode(node["image_url"]["url"].partition(",")[2])
     if node.get("type") == "image":
@@ -216,7 +219,7 @@ class LlmServer:
         key, base, path, default = {
             "openai": ("OPENAI_API_KEY", "OPENAI_BASE_URL", "/v1", "gpt-4o"),
             "google": ("GOOGLE_API_KEY", "GOOGLE_GEMINI_BASE_URL", "", "gemini-2.5-pro"),
-            "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "", "claude-sonnet-4-5"),
+            "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "", "claude-sonnet-4-6"),
         }[format]
         monkeypatch.setenv(key, KEY)
         monkeypatch.setenv(base, self.origin + path)
@@ -244,6 +247,11 @@ class _Listener(ThreadingHTTPServer):
     def __init__(self, owner: LlmServer) -> None:
         self.owner = owner
         super().__init__(("127.0.0.1", 0), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that go away in the middle of an answer."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -367,7 +375,7 @@ def _anthropic(answer: Answer) -> dict[str, Any]:
         "id": "msg_1",
         "type": "message",
         "role": "assistant",
-        "model": "claude-sonnet-4-5",
+        "model": "claude-sonnet-4-6",
         "content": content,
         "stop_reason": "tool_use" if answer.calls else "end_turn",
         "stop_sequence": None,

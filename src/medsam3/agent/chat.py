@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, require
 
 Vendor = Literal["google", "openai", "anthropic"]
 
@@ -191,6 +191,8 @@ def open_chat(
     Raises:
         InputError: An unknown model, no key, or the extra `agent` is not installed.
     """
-    from medsam3.agent.providers import ProviderChat, Terms  # brings the providers' libraries  # noqa: PLC0415
+    address = parse_address(model)
+    require("pydantic_ai", extra="agent")
+    from medsam3.agent.providers import ProviderChat, Terms  # noqa: PLC0415
 
-    return ProviderChat.open(parse_address(model), Terms(system, tuple(tools), send_images, max_output_tokens))
+    return ProviderChat.open(address, Terms(system, tuple(tools), send_images, max_output_tokens))
