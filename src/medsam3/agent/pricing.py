@@ -79,4 +79,5 @@ def _warn_once(provider: str, model: str) -> None:
 def _like(provider: str, model: str) -> list[str]:
     data: Any = require("genai_prices.data", extra="agent")
     names = [each.id for owner in data.providers if owner.id == provider for each in owner.models]
-    return difflib.get_close_matches(model, names, n=3, cutoff=0.5)
+    longer = [name for name in names if name.startswith(model)]
+    return [*longer, *difflib.get_close_matches(model, names, n=3, cutoff=0.5)][:3]
