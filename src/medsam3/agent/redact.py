@@ -34,6 +34,15 @@ SMALLEST = 32
 FEWEST_LETTERS = 3
 """So many in a line are text, where they stand over the picture."""
 
+LEVELS = (0.45, 0.6, 0.78)
+"""Of the picture's brightest: letters part from the tissue around them at one of these."""
+
+FAINTEST = 100
+"""Letters over the picture are brighter than this."""
+
+WORD_GAP = 1.5
+"""Between words of a line, in heights of the line."""
+
 MOST_LETTERS = 3000
 """More things like letters than this are a texture."""
 
@@ -172,29 +181,37 @@ def _over(gray: Gray) -> BoolArray:
     """Boxes (H, W) around lines of bright letters that stand over the picture, with their centres in the border."""
     lines = np.zeros(gray.shape, dtype=bool)
     border = _border(gray.shape)
-    things, is_letter = _bright_things(gray)
-    if not FEWEST_LETTERS <= is_letter.sum() <= MOST_LETTERS:
-        return lines
-    for line in _in_lines(things[is_letter]):
-        top, bottom, left, right = line.top.min(), line.bottom.max(), line.left.min(), line.right.max()
-        if border[(top + bottom) // 2, (left + right) // 2]:
-            near = (  # letters that touch each other, or stops and dashes
-                (things.top >= top - 0.3 * (bottom - top))
-                & (things.bottom <= bottom + 0.3 * (bottom - top))
-                & (things.right >= left - 1.5 * (bottom - top))
-                & (things.left <= right + 1.5 * (bottom - top))
-            )
-            left, right = things.left[near].min(), things.right[near].max()
-            lines[top:bottom, left:right] = True
+    for level in LEVELS:
+        things, is_letter = _bright_things(gray, level)
+        if not FEWEST_LETTERS <= is_letter.sum() <= MOST_LETTERS:
+            continue
+        for line in _in_lines(things[is_letter]):
+            if border[(line.top.min() + line.bottom.max()) // 2, (line.left.min() + line.right.max()) // 2]:
+                top, bottom, left, right = _whole_line(line, things)
+                lines[top:bottom, left:right] = True
     return lines
 
 
-def _bright_things(gray: Gray) -> tuple[Things, BoolArray]:
-    """All thin bright things, and which of them have the size and shape of a letter."""
+def _whole_line(line: Things, things: Things) -> tuple[int, int, int, int]:
+    """From top to bottom and left to right of a line, with what stands in it but is no letter alone: stops, pairs."""
+    top, bottom, left, right = line.top.min(), line.bottom.max(), line.left.min(), line.right.max()
+    height = bottom - top
+    is_level = (things.top >= top - 0.3 * height) & (things.bottom <= bottom + 0.3 * height)
+    for _ in range(MOST_LETTERS):
+        near = is_level & (things.right >= left - WORD_GAP * height) & (things.left <= right + WORD_GAP * height)
+        wider = things.left[near].min(), things.right[near].max()
+        if wider == (left, right):
+            break
+        left, right = wider
+    return int(top), int(bottom), int(left), int(right)
+
+
+def _bright_things(gray: Gray, level: float) -> tuple[Things, BoolArray]:
+    """All thin things brighter than `level` of the picture's brightest, and which are of a letter's size and shape."""
     short = min(gray.shape)
     side = max(7, round(0.03 * short) | 1)
     ground = ndimage.grey_opening(gray, (side, side))
-    bright = (gray > max(0.78 * float(np.percentile(gray, 99.9)), 120)) & (gray - ground > 60)
+    bright = (gray > max(level * float(np.percentile(gray, 99.9)), FAINTEST)) & (gray - ground > 60)
     labels, count = ndimage.label(bright, np.ones((3, 3)))
     things = _things(labels)
     fill = np.bincount(labels.ravel(), minlength=count + 1)[1:] / np.maximum(things.height * things.width, 1)
