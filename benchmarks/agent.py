@@ -27,7 +27,7 @@ import medsam3
 from medsam3.agent.bench import Bench
 from medsam3.agent.loop import Options, run_on
 from medsam3.agent.policies import offline
-from medsam3.agent.policies.offline import FEATURES, KINDS, Candidate, Gain, OfflinePolicy, Selection, candidates
+from medsam3.agent.policies.offline import FEATURES, KINDS, Candidate, Gain, Kind, OfflinePolicy, Selection, candidates
 from medsam3.agent.values import Budget, Situation, Step
 from medsam3.eval.cases import EvalConfig, load_truth, select
 from medsam3.eval.intervals import mean_interval
@@ -87,13 +87,16 @@ def collect(args: argparse.Namespace) -> None:
             bench = Bench(medsam3.read(image), segmenter)
             with path.open("a", encoding="utf-8") as stream:
                 for row in open_rows:
-                    stream.write(json.dumps({"weights": weights, **_collected(bench, row, args.data)}) + "\n")
+                    stream.write(
+                        json.dumps({"weights": weights, **_collected(bench, row, args.data, args.tries or KINDS)})
+                        + "\n"
+                    )
         print(f"{count}/{len(grouped)} {rows[0].dataset} {time.perf_counter() - started:.0f} s", flush=True)
 
 
-def _collected(bench: Bench, row: IndexRow, data: Path) -> Row:
+def _collected(bench: Bench, row: IndexRow, data: Path, tries: Sequence[Kind]) -> Row:
     steps: list[Step] = []
-    policy = OfflinePolicy(Selection(votes_to_affirm=1.0, votes_to_keep=0.01), tries=KINDS, is_shown_pictures=False)
+    policy = OfflinePolicy(Selection(votes_to_affirm=1.0, votes_to_keep=0.01), tries=tries, is_shown_pictures=False)
     run_on(bench, row.concept, policy, Options(Budget(rounds=3), on_step=steps.append))
     truth = load_truth(row).mask
     every = candidates(_situation(bench, row.concept, steps))
@@ -247,6 +250,7 @@ def main() -> None:
     one.add_argument("--out", type=Path, required=True)
     one.add_argument("--split", default="val", choices=("train", "val", "test"))
     one.add_argument("--datasets", nargs="*", default=())
+    one.add_argument("--tries", nargs="*", choices=KINDS, help="default: all ways to answer")
     one.add_argument("--limit", type=int)
     one.add_argument("--cache", type=Path)
     one.add_argument("--weights", type=Path)

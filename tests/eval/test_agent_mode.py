@@ -56,26 +56,16 @@ def test_the_offline_agent_shares_an_images_features(
 
 def test_a_run_goes_on_only_with_the_same_settings(data: DataFolder, capsys: pytest.CaptureFixture[str]) -> None:
     _, first = evaluated(data, "--agent", "offline")
-    assert (
-        main(
-            ["eval", str(data.path), "--model", "colour", "--out", str(data.path.parent / "out"), "--agent", "offline"]
-        )
-        == 2
-    )
+    out = str(data.path.parent / "out")
+    options = ["eval", str(data.path), "--model", "colour", "--out", out]
+    assert main([*options, "--agent", "offline"]) == 2
     assert "--resume" in capsys.readouterr().err
     journal = data.path.parent / "out" / "agent-cases.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(lines[:3]) + lines[3][:10])
     _, again = evaluated(data, "--agent", "offline", "--resume")
     assert again.keys() == first.keys()
-    code = main(
-        [
-            *["eval", "--model", "colour", "--agent", "oracle", "--resume", "--out"],
-            str(data.path.parent / "out"),
-            str(data.path),
-        ]
-    )
-    assert code == 2
+    assert main([*options, "--agent", "oracle", "--resume"]) == 2
 
 
 def _case(dataset: str, plain: float | None, agent: float | None, says: tuple[bool, bool]) -> AgentCase:
