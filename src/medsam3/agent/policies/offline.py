@@ -192,6 +192,7 @@ class OfflinePolicy:
             if cut:
                 return Decision(f"taking away {wish.excluded!r}", self._calls(situation, cut))
             numbers = _after_cuts(situation, numbers)
+            which += f"; without {wish.excluded!r}"
         call = ("accept", {"masks": numbers, "reason": why + which})
         return Decision(why + which, self._calls(situation, [call]))
 
