@@ -27,9 +27,9 @@ MAY_IMPORT = {
     "models": CORE,
     "infer": CORE | {"models", "io"},  # io only to read a path; see test_infer_takes_the_model_protocol_only
     "volumes": CORE | {"io", "models", "infer"},
-    "eval": CORE | {"io", "models", "infer"},
+    "agent": CORE | {"io", "models", "volumes"},  # models: the protocol; io: whole files; volumes: names of windows
+    "eval": CORE | {"io", "models", "infer", "agent"},  # agent: it is measured beside the plain phrase
     "train": CORE | {"io", "models", "infer", "eval", "volumes"},  # volumes: slices are trained on as they are asked
-    "agent": CORE | {"infer"},
     "app": CORE | {"io", "models", "infer", "volumes", "eval", "train", "agent"},
     "__main__": {"app"},
 }
@@ -53,6 +53,9 @@ OWNERS = {
     "fastapi": ("app.server",),
     "rich": ("app", "train", "eval"),
     "matplotlib": ("eval.report",),
+    "pydantic_ai": ("agent.providers",),
+    "httpx2": ("agent.providers",),
+    "genai_prices": ("agent.pricing", "agent.providers"),
 }
 """Where each heavy library may be imported, as dotted prefixes below `medsam3`."""
 
@@ -109,6 +112,16 @@ def test_infer_takes_the_model_protocol_only() -> None:
         found.target for found in IMPORTS if found.module == "infer" and found.target.startswith("medsam3.models")
     ]
     assert wanted == ["medsam3.models.segmenter.Segmenter"]
+
+
+def test_the_agent_takes_the_model_protocol_only() -> None:
+    wanted = {
+        found.target
+        for found in IMPORTS
+        if found.module.startswith("agent") and found.target.startswith(("medsam3.models", "medsam3.volumes"))
+    }
+    presets = {f"medsam3.volumes.presentation.{name}" for name in ("WINDOWS", "window_named")}
+    assert wanted == {"medsam3.models.segmenter.Segmenter", *presets}
 
 
 @pytest.mark.parametrize("library", sorted(OWNERS))

@@ -36,6 +36,8 @@ __all__ = ["Box", "Image", "InputError", "Masks", "Point", "Prompt", "load", "re
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import medsam3` stays fast and free of torch."""
+    if name == "agent":
+        return importlib.import_module("medsam3.agent")
     if name not in _HOMES:
         raise AttributeError(f"module 'medsam3' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

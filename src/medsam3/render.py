@@ -101,17 +101,18 @@ def overlay(rgb: RGB, masks: Sequence[Masks], n: int = 0) -> RGB:
     return _with_legend(shown, _legend_lines(masks, entries), _union(entries, rgb.shape))
 
 
-def number_marks(rgb: RGB, masks: Sequence[Masks], n: int = 0) -> RGB:
+def number_marks(rgb: RGB, masks: Sequence[Masks], n: int = 0, numbers: Sequence[int] | None = None) -> RGB:
     """The picture with 1, 2, ... written on the objects, through all masks in the order given; same size.
 
-    Numbers stand where the object is widest, in its colour on a dark disc.
+    Numbers stand where the object is widest, in its colour on a dark disc. `numbers` (one an object) are written in
+    place of 1, 2, ...
     """
     entries = _entries(masks, n, rgb.shape)
     picture = PIL.Image.fromarray(rgb)
     draw = PIL.ImageDraw.Draw(picture)
     size = _font_size(rgb.shape)
     font = PIL.ImageFont.load_default(size)
-    for number, entry in enumerate(entries, start=1):
+    for number, entry in zip(numbers or range(1, len(entries) + 1), entries, strict=True):
         if not entry.mask.any():
             continue
         x, y = _widest_place(entry.mask)

@@ -33,6 +33,9 @@ class Command:
 
 COMMANDS = (
     Command("segment", "medsam3.app.segment", "segment images, volumes and folders by phrases, boxes and points"),
+    Command(
+        "agent", "medsam3.app.agent", "follow an instruction over an image: segment, look, refine, or find nothing"
+    ),
     Command("convert", "medsam3.app.convert_masks", "convert masks between NIfTI, NRRD, MHA, DICOM, COCO, PNG"),
     Command("info", "medsam3.app.info", "say what a file holds: size, spacing, type"),
     Command("concepts", "medsam3.app.concepts", "list the concepts and synonyms that the models know"),

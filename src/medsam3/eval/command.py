@@ -50,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run that is in --out")
     parser.add_argument("--duplicates", action="store_true", help="list pictures that stand in two splits, and stop")
     parser.add_argument("--json", action="store_true", help="print JSON to stdout in place of tables")
+    parser.add_argument(
+        "--agent", metavar="POLICY", help="measure the agent beside the plain phrase: offline, oracle, or an LLM's name"
+    )
+    parser.add_argument("--rounds", type=int, default=3, metavar="R", help="of the agent, default: 3")
+    parser.add_argument("--send-images", metavar="PROVIDER", help="of the agent: let pictures go to this provider")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("A.json", "B.json"), help="two results.json")
 
 
@@ -64,6 +69,20 @@ def run(args: argparse.Namespace) -> int:
     if args.duplicates:
         return _duplicates(args)
     config = _config(args)
+    return _agent(args, config) if args.agent is not None else _plain(args, config)
+
+
+def _agent(args: argparse.Namespace, config: EvalConfig) -> int:
+    from medsam3.eval.agent_mode import evaluate_agent  # noqa: PLC0415
+
+    with _progress_bar() as progress:
+        tables, code = evaluate_agent(args, config, progress)
+    for table in tables:
+        _print_table(table)
+    return code
+
+
+def _plain(args: argparse.Namespace, config: EvalConfig) -> int:
     results, written = evaluate(args, config)
     if args.json:
         print(json.dumps(results.to_json(with_cases=False), indent=2))

@@ -156,6 +156,13 @@ class MiniSegmenter:
         logits = torch.nn.functional.interpolate(masks.semantic, size=(SIDE, SIDE), mode="bilinear")
         return ConceptMap(float(detection.presence[-1, 0, 0].sigmoid()), logits[0, 0])
 
+    def probability_map(self, features: MiniFeatures, prompt: Prompt) -> NDArray[np.float32]:
+        """Probability (H, W) in 0..1 that a pixel belongs to the phrase's concept, given that it is there."""
+        with torch.inference_mode():
+            logits = self._settled(features, prompt, self.concept_map(features, prompt.text, prompt.exemplars).logits)
+            probability: NDArray[np.float32] = features.place.logits_to_frame(logits[None])[0].sigmoid().numpy()
+            return probability
+
     def refined(self, features: MiniFeatures, logits: Tensor) -> Tensor:
         """LiteMedSAM's logits (256, 256) for boxes around the parts of a concept's logits (256, 256).
 
