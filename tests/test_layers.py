@@ -52,6 +52,7 @@ OWNERS = {
     "fastapi": ("app.server",),
     "rich": ("app", "train", "eval"),
     "matplotlib": ("eval.report",),
+    "monai": ("eval.baselines",),
 }
 """Where each heavy library may be imported, as dotted prefixes below `medsam3`."""
 
