@@ -56,6 +56,7 @@ OWNERS = {
     "pydantic_ai": ("agent.providers",),
     "httpx2": ("agent.providers",),
     "genai_prices": ("agent.pricing", "agent.providers"),
+    "monai": ("eval.baselines",),
 }
 """Where each heavy library may be imported, as dotted prefixes below `medsam3`."""
 

@@ -179,3 +179,33 @@ def test_progress_counts_pictures(data: DataFolder, segmenter: ColourSegmenter, 
     with Journal(tmp_path / "c.jsonl", {}, resume=False) as journal:
         run_benchmark(bench, select(read_index(data.path), config).rows, journal, lambda *at: seen.append(at))
     assert seen == [(0, 4, "gut"), (1, 4, "gut"), (2, 4, "gut"), (3, 4, "gut"), (4, 4, "")]
+
+
+def test_a_text_answer_is_decoded_once_for_the_modes_that_start_from_it(
+    data: DataFolder, segmenter: ColourSegmenter
+) -> None:
+    run(data, segmenter, EvalConfig(modes=("T", "TB")))
+    asked = [prompt.text for prompt in segmenter.asked if not prompt.boxes]
+    assert asked == ["optic disc", "polyp", "polyp", "polyp", "polyp"]  # the pictures a, b, c, d
+
+
+def test_foreign_concepts_are_asked_by_name_where_they_cannot_be(data: DataFolder, segmenter: ColourSegmenter) -> None:
+    data.lines = [line for line in data.lines if "optic disc" not in line]
+    data.write()
+    cases, failures = run(data, segmenter, EvalConfig(absent=2))
+    foreign = [case for case in cases if case.is_foreign]
+    assert failures == [] and len(foreign) == 8
+    assert all(
+        (case.mode, case.dice, case.reference_px, case.says_present) == ("T", None, 0, False) for case in foreign
+    )
+    assert "polyp" not in {case.concept for case in foreign}
+
+
+def test_an_answer_is_held_against_what_it_may_be_taken_for(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    labels = np.zeros((20, 30), dtype=np.uint8)
+    labels[4:8, 6:14], labels[10:14, 6:14] = 1, 2  # 32 pixels each
+    # what is shown as red, the answer to "polyp", is the other concept
+    folder.add("gut", "a", block((10, 14), (6, 14)), labels, "polyp=1=p1", "suspicious lesion=2=p1")
+    found = by_name(run(folder, ColourSegmenter(), EvalConfig())[0])["a", "polyp", "T"]
+    assert (found.dice, found.rivals, found.rival_dices) == (0, ("suspicious lesion",), (1.0,))

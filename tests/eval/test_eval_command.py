@@ -18,7 +18,7 @@ from medsam3.eval.intervals import Estimate
 from medsam3.eval.plots import box_plots_svg, calibration_svg
 from medsam3.eval.presence import calibration
 from medsam3.eval.provenance import data_hash, weights_hash
-from medsam3.eval.results import SavedResults, read_results
+from medsam3.eval.saved import SavedResults, read_results
 from medsam3.eval.tables import interval, markdown, number, signed
 from medsam3.io.index import read_index
 from medsam3.models import registry
@@ -69,10 +69,12 @@ class PageCheck(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.links: list[str] = []
+        self.places: list[str] = []
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.places += [f"#{value}" for name, value in attrs if name == "id"]
         if tag not in ("meta", "img"):
             self.open.append(tag)
 
@@ -89,7 +91,10 @@ def test_the_page_stands_alone_with_tables_plots_and_pictures(data: DataFolder, 
     check = PageCheck()
     check.feed(page)
     assert check.open == []
-    assert len(check.links) == 3 and all(link.startswith("data:image/png;base64,") for link in check.links)
+    within = [link for link in check.links if link.startswith("#")]
+    assert within == check.places != []
+    pictures = [link for link in check.links if link not in within]
+    assert len(pictures) == 3 and all(link.startswith("data:image/png;base64,") for link in pictures)
     assert page.count("<svg") == 2
     assert "polyp, c.png: Dice 0.000" in page
 
@@ -174,6 +179,13 @@ def test_comparison_leaves_out_and_counts_what_only_one_run_has(data: DataFolder
         (("DATA", "--jitter", "5,x"), "--jitter is '5,x'"),
         (("DATA", "--datasets", "eye"), "there is no data set eye, allowed are gut"),
         (("DATA", "--model", "none"), "there is no model 'none'"),
+        (("DATA", "--fold", "6/5"), "fold is 6/5, allowed are 1/n to n/n"),
+        (("DATA", "--fold", "x"), "fold is 'x', allowed are 1/n to n/n"),
+        (("DATA", "--absent", "-1"), "absent is -1"),
+        (("DATA", "--baseline", "unet", "--modes", "TI"), "unet answers mode T alone"),
+        (("DATA", "--baseline", "litemedsam", "--synonyms"), "litemedsam answers mode I alone"),
+        (("DATA", "--baseline", "unet", "--baseline-minutes", "0"), "baseline minutes are 0"),
+        (("DATA", "--baseline", "unet", "--weights", "w.safetensors"), "unet takes no --weights"),
         (("DATA", "--compare", "a", "b"), "--compare takes two results.json and no data folder"),
         (("nowhere",), "holds no index.csv"),
         (("--compare", "a", "b"), "a cannot be read"),
@@ -228,6 +240,62 @@ def test_numbers_are_printed_without_a_leading_0() -> None:
 def test_plots_escape_names_and_place_values() -> None:
     plot = box_plots_svg({"a<b": [0.0, 0.5, 1.0], "none": []}, "Dice")
     assert "a&lt;b (3)" in plot and "none" not in plot
-    assert 'x1="510.0"' in plot  # the median .5 of a scale from 300 to 720
+    assert 'x1="620.0"' in plot  # the median .5 of a scale from 340 to 900
     dots = calibration_svg(calibration([1, 0], [0.95, 0.15]))
     assert dots.count("<circle") == 2
+
+
+def test_foreign_concepts_are_asked_counted_and_joined_into_one_mcc(data: DataFolder, tmp_path: Path) -> None:
+    data.lines = [line for line in data.lines if "optic disc" not in line]  # two families at once leave less foreign
+    data.write()
+    command(data.path, "--model", "colour", "--absent", "2", "--out", tmp_path / "out", "--json")
+    entry = json.loads((tmp_path / "out" / "results.json").read_text())
+    foreign = [case for case in entry["cases"] if case["is_foreign"]]
+    assert len(foreign) == 4 * 2 and not any(case["is_present"] for case in foreign)
+    joined = entry["summary"]["everything"]
+    assert (joined["positives"], joined["negatives"]) == (3, 1 + 8)
+    assert "False alarms on foreign concepts" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_other_runs_stand_beside_this_one(data: DataFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command(data.path, "--model", "colour", "--modes", "I", "--out", tmp_path / "boxes", "--json")
+    other = tmp_path / "boxes" / "results.json"
+    capsys.readouterr()
+    command(data.path, "--model", "colour", "--out", tmp_path / "out", "--beside", other)
+    # text has Dice 1 .5 0, oracle boxes 1 1 1
+    assert re.search(r"gut +polyp +3 +text +\.500 +colour, box \(oracle\) +1\.000 +-\.500", capsys.readouterr().out)
+    entry = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert entry["extras"]["beside"][0]["difference"]["value"] == -0.5
+
+
+def test_a_fold_splits_anew_and_says_what_it_needs(data: DataFolder, tmp_path: Path) -> None:
+    for n in (1, 2, 3):
+        command(data.path, "--model", "colour", "--fold", f"{n}/3", "--out", tmp_path / str(n), "--json")
+    entries = [json.loads((tmp_path / str(n) / "results.json").read_text()) for n in (1, 2, 3)]
+    images = [case["image"] for entry in entries for case in entry["cases"] if case["concept"] == "polyp"]
+    assert sorted(images) == [f"gut/images/{name}.png" for name in "abcd"]
+    assert "trained without this fold" in entries[0]["extras"]["notes"][0]
+
+
+def test_near_duplicates_of_evaluated_pictures_are_in_the_report(data: DataFolder, tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        (data.path / "gut" / kind / "e.png").write_bytes((data.path / "gut" / kind / "a.png").read_bytes())
+    data.lines.append("gut,gut/images/e.png,gut/masks/e.png,polyp,1,train,p9,1")
+    data.write()
+    command(data.path, "--model", "colour", "--out", tmp_path / "out", "--json")
+    entry = json.loads((tmp_path / "out" / "results.json").read_text())
+    pairs = {(pair["first"], pair["second"]) for pair in entry["extras"]["duplicates"]}
+    assert ("gut/images/a.png", "gut/images/e.png") in pairs
+    assert "near-duplicates of evaluated pictures" in entry["extras"]["notes"][0]
+
+
+def test_a_comparison_of_several_concepts_ends_with_all_of_them_joined(data: DataFolder, tmp_path: Path) -> None:
+    command(data.path, "--model", "colour", "--out", tmp_path / "a", "--json")
+    whole = read_results(tmp_path / "a" / "results.json")
+    more = replace(whole, cases=(*whole.cases, *(replace(case, concept="liver") for case in whole.cases)))
+    rows = compare(more, more).rows
+    assert [(row.dataset, row.concept, row.difference.cases) for row in rows] == [
+        ("gut", "liver", 3),
+        ("gut", "polyp", 3),
+        ("all", "all", 6),
+    ]

@@ -1,4 +1,4 @@
-"""Our boundary metrics beside those of MeshMetrics, an independent implementation; skipped where that is absent."""
+"""Our metrics beside independent ones, MeshMetrics for boundaries and panoptica for objects, where installed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medsam3.eval.instances import match_objects
 from medsam3.eval.metrics import boundary_distances
 from medsam3.geometry import BoolArray
-
-meshmetrics: Any = pytest.importorskip("meshmetrics", reason="needs pymeshmetrics and vtk")
 
 
 def blob(shape: tuple[int, ...], centre: tuple[float, ...], radii: tuple[float, ...]) -> BoolArray:
@@ -28,6 +27,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_distances_agree_within_half_a_step(name: str) -> None:
+    meshmetrics: Any = pytest.importorskip("meshmetrics", reason="needs pymeshmetrics and vtk")
     reference, predicted, spacing = CASES[name]
     ours = boundary_distances(reference, predicted, spacing)
     peer = meshmetrics.DistanceMetrics()
@@ -36,3 +36,31 @@ def test_distances_agree_within_half_a_step(name: str) -> None:
     assert ours.hausdorff(95) == pytest.approx(peer.hd(95), abs=step / 2)
     assert ours.assd() == pytest.approx(peer.assd(), abs=step / 4)
     assert ours.nsd(2 * step) == pytest.approx(peer.nsd(2 * step), abs=0.05)
+
+
+def test_objects_agree_with_panoptica() -> None:
+    panoptica: Any = pytest.importorskip("panoptica", reason="needs panoptica")
+    reference, predicted = np.zeros((60, 80), dtype=np.uint8), np.zeros((60, 80), dtype=np.uint8)
+    reference[5:15, 5:25], reference[30:50, 10:20], reference[10:20, 50:70] = 1, 2, 3
+    predicted[5:15, 7:27], predicted[30:48, 10:20], predicted[40:50, 60:70] = 1, 2, 3  # the third is elsewhere
+    ours = match_objects(reference, [predicted == n for n in (1, 2, 3)])
+    evaluator = panoptica.Panoptica_Evaluator(
+        expected_input=panoptica.InputType.UNMATCHED_INSTANCE,
+        instance_matcher=panoptica.NaiveThresholdMatching(matching_threshold=0.5),
+    )
+    theirs = evaluator.evaluate(predicted, reference)["ungrouped"]
+    assert ours.true_positives(0.5) == theirs.tp == 2
+    assert ours.panoptic_quality() == pytest.approx(theirs.pq)
+    assert ours.f1() == pytest.approx(theirs.rq)
+
+
+def test_faces_are_judged_by_their_centres_alone() -> None:
+    reference = np.zeros((20, 19, 18), dtype=np.bool_)
+    reference[4:16, 4:16, 3:15] = True
+    moved = np.roll(reference, 1, axis=0)  # 24 x 12 x 12 mm, moved by one slice of 2 mm
+    ours = boundary_distances(reference, moved, (2.0, 1.0, 1.0))
+    # exact: (144 - 10 x 10) of the covered end and 4 x 12 x 23 of the sides, of 2 x 144 + 4 x 12 x 24 mm2
+    exact = (44 + 1104) / 1440
+    assert ours.nsd(1.0) == pytest.approx(0.8306, abs=1e-4)  # the last face of a side is judged by its centre
+    assert exact == pytest.approx(0.7972, abs=1e-4)
+    assert ours.hausdorff(95) == 2

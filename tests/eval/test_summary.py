@@ -16,8 +16,10 @@ PRESENT = CaseResult(
     mode="T",
     phrase="polyp",
     phrasing="name",
+    kind="",
     jitter_percent=0.0,
     is_present=True,
+    is_foreign=False,
     says_present=True,
     presence=0.9,
     dice=0.8,
@@ -31,6 +33,8 @@ PRESENT = CaseResult(
     references=1,
     predictions=1,
     overlaps=(0.7,),
+    rivals=(),
+    rival_dices=(),
     seconds=0.1,
 )
 ABSENT = replace(
@@ -150,3 +154,40 @@ def test_no_cases_give_empty_tables() -> None:
 def test_a_case_is_read_back_from_json_as_it_was() -> None:
     assert CaseResult.from_json(PRESENT.to_json()) == PRESENT
     assert CaseResult.from_json(ABSENT.to_json()) == ABSENT
+
+
+def test_foreign_absences_stay_out_of_the_annotated_rows_and_are_joined_once() -> None:
+    alarm = replace(ABSENT, concept="liver", phrase="liver", is_foreign=True, says_present=True, presence=0.8)
+    quiet = replace(ABSENT, concept="glioma", phrase="glioma", is_foreign=True)
+    summary = summarise([PRESENT, MISSED, ABSENT, alarm, quiet])
+    assert [row.negatives for row in summary.presence] == [1]
+    rows = {(row.scope.dataset, row.scope.concept): row for row in summary.foreign}
+    assert rows["all", "all"].alarms.value == 0.5 and rows["gut", "all"].alarms.cases == 2
+    assert (rows["all", "liver"].alarms.value, rows["all", "glioma"].alarms.value) == (1, 0)
+    assert summary.everything is not None
+    # TP 1, FN 1, FP 1, TN 2: (1 * 2 - 1 * 1) / sqrt(2 * 3 * 2 * 3)
+    assert summary.everything.mcc == pytest.approx(1 / 6)
+    assert summarise([PRESENT, ABSENT]).everything is None
+
+
+def test_confusions_are_counted_apart_for_both_there_and_the_other_alone() -> None:
+    cup = replace(PRESENT, concept="optic cup", rivals=("optic disc",))
+    cases = [
+        replace(cup, dice=0.8, rival_dices=(0.6,)),
+        replace(cup, image="b", group="p2", dice=0.3, rival_dices=(0.9,)),
+        replace(ABSENT, concept="optic cup", says_present=True, rivals=("optic disc",), rival_dices=(0.7,)),
+        replace(ABSENT, image="c", concept="optic cup", rivals=("optic disc",), rival_dices=(0.0,)),
+    ]
+    (row,) = summarise(cases).confusions
+    assert (row.concept, row.rival) == ("optic cup", "optic disc")
+    assert (row.both, row.taken, row.without, row.alarms) == (2, 1, 2, 1)
+    assert (row.dice.value, row.rival_dice.value) == pytest.approx((0.55, 0.75))
+
+
+def test_phrasings_are_joined_by_kind() -> None:
+    misspelt = replace(PRESENT, phrase="polypp", phrasing="unseen synonym", kind="misspelt", dice=0.6)
+    plural = replace(PRESENT, phrase="intestinal polyps", phrasing="unseen synonym", kind="plural", dice=0.8)
+    rows = {row.phrase: row for row in summarise([PRESENT, misspelt, plural]).synonyms if row.concept == "all"}
+    assert rows["every other phrasing"].difference.value == pytest.approx(-0.1)
+    assert rows["every unseen synonym, misspelt"].difference.value == pytest.approx(-0.2)
+    assert rows["every unseen synonym, plural"].difference.value == 0

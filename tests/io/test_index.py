@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import PIL.Image
 import pytest
 
 from medsam3.errors import InputError
-from medsam3.io.index import concept_mask, load_label_map, read_index
+from medsam3.io.index import Fold, IndexRow, concept_mask, in_fold, load_label_map, read_index
 
 HEADER = "dataset,image,mask,concept,label_value,split,group,present"
 ROW = "eyes,eyes/images/a.png,eyes/masks/a.png,optic disc,1|2,test,p1,1"
@@ -122,3 +123,49 @@ def test_what_is_no_label_map_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             load_label_map(tmp_path / name)
+
+
+def fold_rows() -> list[IndexRow]:
+    """Two data sets; in `a`, 12 groups of one to three images each, every second one with the concept."""
+    rows = []
+    for group in range(12):
+        for image in range(group % 3 + 1):
+            path = Path(f"a/{group}_{image}.png")
+            rows.append(IndexRow("a", path, path, "polyp", (1,), "train", f"g{group}", group % 2 == 0))
+    rows += [IndexRow("b", Path(f"b/{n}.png"), Path("m.png"), "liver", (1,), "test", str(n), True) for n in range(5)]
+    return rows
+
+
+def test_every_group_is_tested_in_exactly_one_fold_and_never_cut() -> None:
+    rows = fold_rows()
+    tested: list[tuple[str, str]] = []
+    for number in range(1, 6):
+        split = in_fold(rows, Fold(number, 5))
+        assert [row.image for row in split] == [row.image for row in rows]
+        by_group: dict[tuple[str, str], set[str]] = {}
+        for row in split:
+            by_group.setdefault((row.dataset, row.group), set()).add(row.split)
+        assert all(len(splits) == 1 for splits in by_group.values())
+        tested += [group for group, splits in by_group.items() if splits == {"test"}]
+        assert {row.split for row in split if row.dataset == "a"} == {"train", "val", "test"}
+    assert sorted(tested) == sorted({(row.dataset, row.group) for row in rows})
+
+
+def test_folds_are_alike_in_size_and_in_what_they_show_and_do_not_follow_the_old_split() -> None:
+    rows = fold_rows()
+    sizes = [sum(row.split == "test" for row in in_fold(rows, Fold(n, 3)) if row.dataset == "a") for n in (1, 2, 3)]
+    assert sum(sizes) == 24 and max(sizes) - min(sizes) <= 3  # a group has at most three images
+    present = [
+        sum(row.split == "test" and row.is_present for row in in_fold(rows, Fold(n, 3)) if row.dataset == "a")
+        for n in (1, 2, 3)
+    ]
+    assert min(present) >= 3  # of 12
+    moved = [replace(row, split="val") for row in rows]
+    assert in_fold(moved, Fold(1, 3)) == in_fold(rows, Fold(1, 3))
+
+
+@pytest.mark.parametrize("text", ["0/5", "6/5", "1/1", "1/21", "a/b", "1", "1/2/3", "-1/5", "\u00b2/5"])
+def test_a_fold_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="allowed are 1/n to n/n"):
+        Fold.from_text(text)
+    assert str(Fold.from_text("2/5")) == "2/5"

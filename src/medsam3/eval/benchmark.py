@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,21 @@ import numpy as np
 import PIL.Image
 
 from medsam3.errors import InputError
-from medsam3.eval.cases import EvalConfig, Question, Truth, jitter_rng, jittered, load_truth, oracle_boxes, questions
+from medsam3.eval.cases import (
+    EvalConfig,
+    Question,
+    Truth,
+    foreign_questions,
+    jitter_rng,
+    jittered,
+    load_truth,
+    oracle_boxes,
+    questions,
+    shown_mode,
+)
 from medsam3.eval.instances import match_objects
 from medsam3.eval.metrics import boundary_distances, dice, iou
+from medsam3.eval.phrasings import rivals
 from medsam3.eval.records import CaseResult, Journal
 from medsam3.geometry import BoolArray
 from medsam3.image import Image, Masks
@@ -50,7 +62,7 @@ class Bench:
         folder: The data folder.
         segmenter: The model.
         config: What to measure.
-        masks_folder: Where the unions of text answers are kept as 1-bit PNG for the report; None keeps none.
+        masks_folder: Where the unions of answers are kept as 1-bit PNG for the report; None keeps none.
     """
 
     folder: Path
@@ -69,14 +81,15 @@ def run_benchmark(
     """
     failures: list[Failure] = []
     done = {case.key for case in journal.cases}
-    images = [(image, list(own)) for image, own in groupby(rows, key=lambda row: row.image)]
+    images = [list(own) for _, own in groupby(rows, key=lambda row: row.image)]
     report = progress or (lambda done, count, name: None)
-    for count, (image, own) in enumerate(images):
+    for count, own in enumerate(images):
         report(count, len(images), own[0].dataset)
         asked = [(row, question) for row in own for question in questions(row, bench.config)]
+        asked += foreign_questions(own, bench.config)
         asked = [(row, question) for row, question in asked if _key(bench, row, question) not in done]
         if asked:
-            for answer in _ask_about_image(bench, image, asked):
+            for answer in _ask_about_image(bench, own, asked):
                 if isinstance(answer, Failure):
                     failures.append(answer)
                 else:
@@ -132,11 +145,11 @@ def _relative(bench: Bench, path: Path) -> str:
 
 
 def _ask_about_image(
-    bench: Bench, path: Path, asked: Sequence[tuple[IndexRow, Question]]
+    bench: Bench, rows: Sequence[IndexRow], asked: Sequence[tuple[IndexRow, Question]]
 ) -> Iterator[CaseResult | Failure]:
-    name = _relative(bench, path)
+    name = _relative(bench, rows[0].image)
     try:
-        image = read(path)
+        image = read(rows[0].image)
         if image.shape[0] != 1:
             raise InputError(f"{name} has {image.shape[0]} frames, pictures are evaluated: split it")
         features = bench.segmenter.encode(to_rgb(image))
@@ -146,6 +159,7 @@ def _ask_about_image(
     for row, own in groupby(asked, key=lambda pair: pair[0]):
         try:
             truth = load_truth(row)
+            others = rival_masks(row, rows)
             if truth.mask.shape != image.shape[1:]:
                 raise InputError(
                     f"{row.mask.name} is {truth.mask.shape}, the image is {image.shape[1:]} (rows, columns)"
@@ -153,8 +167,19 @@ def _ask_about_image(
         except InputError as error:
             yield Failure(name, row.concept, str(error))
             continue
+        case = _Case(row, image, features, truth, others)
         for _, question in own:
-            yield _answer(bench, _Case(row, image, features, truth), question)
+            yield _answer(bench, case, question)
+
+
+def rival_masks(row: IndexRow, rows: Sequence[IndexRow]) -> dict[str, BoolArray]:
+    """Truth (H, W) of the concepts in the same image that this row's is easily taken for.
+
+    Raises:
+        InputError: See `load_truth`.
+    """
+    names = rivals(row.concept)
+    return {other.concept: load_truth(other).mask for other in rows if other.concept in names and other.is_present}
 
 
 @dataclass(frozen=True)
@@ -163,6 +188,8 @@ class _Case:
     image: Image
     features: Any
     truth: Truth
+    rivals: dict[str, BoolArray]
+    text_answers: dict[str, Masks] = field(default_factory=dict)  # by phrase, for the modes that start from one
 
 
 def _answer(bench: Bench, case: _Case, question: Question) -> CaseResult:
@@ -175,7 +202,10 @@ def _answer(bench: Bench, case: _Case, question: Question) -> CaseResult:
         presence = max(found.scores, default=0.0)
     spacing = None if case.image.spacing_mm is None else case.image.spacing_mm[1:]
     numbers = measure(case.truth, found, spacing, bench.config.tolerance)
-    if bench.masks_folder is not None and question.mode == "T" and question.phrasing == "name":
+    is_kept = (
+        question.phrasing == "name" and question.mode == shown_mode(bench.config.modes) and not question.jitter_percent
+    )
+    if bench.masks_folder is not None and is_kept and not (question.is_foreign and not numbers["predicted_px"]):
         union = found.union()[0] & numbers["says_present"]
         name = _relative(bench, case.row.image)
         _write_mask(mask_file(bench.masks_folder, case.row.dataset, name, case.row.concept), union)
@@ -187,9 +217,13 @@ def _answer(bench: Bench, case: _Case, question: Question) -> CaseResult:
         mode=question.mode,
         phrase=question.phrase,
         phrasing=question.phrasing,
+        kind=question.kind,
         jitter_percent=question.jitter_percent,
         is_present=case.row.is_present,
+        is_foreign=question.is_foreign,
         presence=presence if has_phrase else None,
+        rivals=tuple(case.rivals),
+        rival_dices=tuple(_dice_of(mask, found, says_present=numbers["says_present"]) for mask in case.rivals.values()),
         seconds=seconds,
         **numbers,
     )
@@ -197,7 +231,9 @@ def _answer(bench: Bench, case: _Case, question: Question) -> CaseResult:
 
 def _decode(bench: Bench, case: _Case, question: Question) -> Masks:
     if question.mode in ("T", "TB"):
-        found = bench.segmenter.decode(case.features, Prompt(text=question.phrase))
+        if question.phrase not in case.text_answers:
+            case.text_answers[question.phrase] = bench.segmenter.decode(case.features, Prompt(text=question.phrase))
+        found = case.text_answers[question.phrase]
         if question.mode == "T" or not len(found) or found.is_present is False:
             return found
         boxes = tuple(Box(*part.box) for part in found.objects)
@@ -207,6 +243,10 @@ def _decode(bench: Bench, case: _Case, question: Question) -> Masks:
     boxes = jittered(drawn, question.jitter_percent, case.image.shape[1:], rng)
     text = question.phrase if question.mode == "TI" else None
     return bench.segmenter.decode(case.features, Prompt(text=text, boxes=boxes))
+
+
+def _dice_of(reference: BoolArray, found: Masks, *, says_present: bool) -> float:
+    return dice(reference, found.union()[0]) if says_present else 0.0
 
 
 def _write_mask(path: Path, mask: BoolArray) -> None:

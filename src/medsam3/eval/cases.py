@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsam3.concepts import find
 from medsam3.errors import InputError
+from medsam3.eval.absent import absent_concepts, drawn_absent
+from medsam3.eval.phrasings import PhraseKind, panel
 from medsam3.geometry import BoolArray, box_of_mask
-from medsam3.io.index import IndexRow, Split, concept_mask, load_label_map
+from medsam3.io.index import Fold, IndexRow, Split, concept_mask, load_label_map
 from medsam3.prompts import Box
 
 EvalMode = Literal["T", "TB", "I", "TI"]
@@ -40,12 +41,14 @@ class EvalConfig:
         split: Rows of this split.
         datasets: Names; () takes all.
         modes: Which prompts.
-        with_synonyms: Ask text for every phrasing of a concept too, where it is present.
+        with_synonyms: Ask text for the panel of phrasings of a concept too, where it is present.
         jitters_percent: Oracle boxes are shifted at random by up to this part of their side, each edge by itself.
         limit: At most so many images of each data set, chosen by a hash of their path; None takes all.
         tolerance: Of NSD, in mm where the image has a spacing, else in pixels.
         box_rule: `parts` draws one oracle box around each part (instances where the data has them), `whole` just one.
         seed: Of the jitter and the intervals.
+        absent: So many concepts of other image families are asked about in each picture, where they surely are not.
+        fold: Evaluate fold k of n in place of the split that the data came with; None keeps that.
 
     Raises:
         InputError: No mode, a jitter, limit or tolerance out of range.
@@ -60,6 +63,8 @@ class EvalConfig:
     tolerance: float = 2.0
     box_rule: BoxRule = "parts"
     seed: int = 0
+    absent: int = 0
+    fold: Fold | None = None
 
     def __post_init__(self) -> None:
         if not self.modes:
@@ -70,16 +75,20 @@ class EvalConfig:
             raise InputError(f"limit is {self.limit}, allowed is 1 or more images of each data set")
         if not (np.isfinite(self.tolerance) and self.tolerance >= 0):
             raise InputError(f"tolerance is {self.tolerance}, allowed is 0 or more")
+        if self.absent < 0:
+            raise InputError(f"absent is {self.absent}, allowed is 0 or more foreign concepts a picture")
 
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt about one row: mode, phrase ("" in mode I), which kind of phrasing it is, jitter of oracle boxes."""
+    """One prompt about one row: mode, phrase ("" in mode I), what kind of phrasing it is, jitter of oracle boxes."""
 
     mode: EvalMode
     phrase: str
     phrasing: Phrasing = "name"
+    kind: PhraseKind = ""
     jitter_percent: float = 0.0
+    is_foreign: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,11 +151,34 @@ def questions(row: IndexRow, config: EvalConfig) -> list[Question]:
         if mode in ORACLE_MODES
         for jitter in config.jitters_percent
     ]
-    concept = find(row.concept)
-    if config.with_synonyms and concept is not None:
-        asked += [Question("T", phrase, "synonym") for phrase in concept.synonyms]
-        asked += [Question("T", phrase, "unseen synonym") for phrase in concept.unseen_synonyms]
+    if config.with_synonyms:
+        asked += [
+            Question("T", phrase.text, "unseen synonym" if phrase.is_held_out else "synonym", phrase.kind)
+            for phrase in panel(row.concept)
+        ]
     return asked
+
+
+def foreign_questions(rows: Sequence[IndexRow], config: EvalConfig) -> list[tuple[IndexRow, Question]]:
+    """Concepts of other image families, asked about one image of which these are all rows, each with a row of its own.
+
+    Such a row has no label values: the concept's mask is empty.
+    """
+    if not config.absent or "T" not in config.modes:
+        return []
+    names = drawn_absent(rows[0], absent_concepts(row.concept for row in rows), config.absent, seed=config.seed)
+    return [
+        (
+            replace(rows[0], concept=name, label_values=(), is_present=False, instances=None),
+            Question("T", name, is_foreign=True),
+        )
+        for name in names
+    ]
+
+
+def shown_mode(modes: Sequence[EvalMode]) -> EvalMode:
+    """The mode that pictures and box plots show: text alone where it was asked, else the first."""
+    return "T" if "T" in modes else modes[0]
 
 
 def load_truth(row: IndexRow) -> Truth:

@@ -1,4 +1,4 @@
-"""`medsam3 eval`: measure a model on a data folder, or compare two such measurements."""
+"""`medsam3 eval`: measure a model or a comparator on a data folder, or compare two such measurements."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ _EXAMPLES = """modes: T text alone; TB text, then its own boxes as prompts; I an
 
 examples:
   medsam3 eval DATA_DIR
-  medsam3 eval DATA_DIR --datasets kvasir_seg,busi --modes T,I,TI --out runs/mini
-  medsam3 eval DATA_DIR --synonyms --limit 20
+  medsam3 eval DATA_DIR --modes T,TB,I,TI --jitter 0,5,10,20 --synonyms --absent 3 --out runs/mini
+  medsam3 eval DATA_DIR --baseline unet --baseline-minutes 20 --out runs/unet
+  medsam3 eval DATA_DIR --baseline litemedsam --out runs/litemedsam
+  medsam3 eval DATA_DIR --out runs/mini --resume --beside runs/unet/results.json runs/litemedsam/results.json
+  medsam3 eval DATA_DIR --datasets busi --fold 2/5 --weights runs/fold2/mini.safetensors
   medsam3 eval DATA_DIR --duplicates
   medsam3 eval --compare runs/a/results.json runs/b/results.json"""
 _WIDTH_OF_A_FILE = 200  # columns, where stdout is not a terminal
@@ -39,8 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights in place of the model's own")
     parser.add_argument("--datasets", default="", metavar="A,B", help="only these data sets")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: test")
-    parser.add_argument("--modes", default="T", metavar="T,TB,I,TI", help="how to ask, default: T")
-    parser.add_argument("--synonyms", action="store_true", help="ask every phrasing of each concept too")
+    parser.add_argument("--fold", metavar="K/N", help="split each data set anew by group, and take fold K of N as test")
+    parser.add_argument("--modes", metavar="T,TB,I,TI", help="how to ask, default: T")
+    parser.add_argument("--synonyms", action="store_true", help="ask a panel of other phrasings of each concept too")
+    parser.add_argument(
+        "--absent", type=int, default=0, metavar="N", help="ask N concepts of other kinds of image in each picture"
+    )
     parser.add_argument("--jitter", default="0", metavar="P,P", help="shift oracle boxes by up to P %% of their side")
     parser.add_argument("--boxes", default="parts", choices=("parts", "whole"), help="oracle boxes, default: parts")
     parser.add_argument("--tolerance", type=float, default=2.0, metavar="T", help="of NSD, px or mm, default: 2")
@@ -48,6 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the jitter and the intervals, default: 0")
     parser.add_argument("--out", type=Path, default=Path("eval-results"), metavar="DIR", help="default: eval-results")
     parser.add_argument("--resume", action="store_true", help="go on with the run that is in --out")
+    parser.add_argument(
+        "--baseline", choices=("unet", "litemedsam"), help="in place of the model: U-Nets trained here, or LiteMedSAM"
+    )
+    parser.add_argument(
+        "--baseline-minutes", type=float, default=20.0, metavar="M", help="to train each U-Net, default: 20"
+    )
+    parser.add_argument(
+        "--beside", nargs="+", type=Path, default=[], metavar="FILE", help="results.json to set this run against"
+    )
     parser.add_argument("--duplicates", action="store_true", help="list pictures that stand in two splits, and stop")
     parser.add_argument("--json", action="store_true", help="print JSON to stdout in place of tables")
     parser.add_argument(
@@ -68,8 +84,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("no data folder was given: name a folder with an index.csv (see: medsam3 eval --help)")
     if args.duplicates:
         return _duplicates(args)
-    config = _config(args)
-    return _agent(args, config) if args.agent is not None else _plain(args, config)
+    config = config_from(args)
+    if args.agent is not None:
+        return _agent(args, config)
+    results, written = evaluate(args, config)
+    return report_run(args, results, written)
 
 
 def _agent(args: argparse.Namespace, config: EvalConfig) -> int:
@@ -82,15 +101,17 @@ def _agent(args: argparse.Namespace, config: EvalConfig) -> int:
     return code
 
 
-def _plain(args: argparse.Namespace, config: EvalConfig) -> int:
-    results, written = evaluate(args, config)
+def report_run(args: argparse.Namespace, results: Results, written: Sequence[Path]) -> int:
+    """Print what was found and written; the exit code is 2 where something could not be evaluated."""
     if args.json:
         print(json.dumps(results.to_json(with_cases=False), indent=2))
     else:
-        from medsam3.eval.tables import result_tables  # noqa: PLC0415
+        from medsam3.eval.overview import result_tables  # noqa: PLC0415
 
         for table in result_tables(results):
             _print_table(table)
+        for note in results.extras.notes:
+            print(note)
         if results.skipped_volumes:
             print(f"left out: {results.skipped_volumes} rows of volumes, only pictures are evaluated yet")
         print("written: " + ", ".join(str(path) for path in written))
@@ -105,44 +126,42 @@ def evaluate(args: argparse.Namespace, config: EvalConfig) -> tuple[Results, lis
     Returns:
         The results and the files that were written.
     """
-    from medsam3.eval.benchmark import Bench, run_benchmark  # noqa: PLC0415  scipy and the readers, not for --help
-    from medsam3.eval.cases import select  # noqa: PLC0415
-    from medsam3.eval.provenance import provenance  # noqa: PLC0415
-    from medsam3.eval.records import Journal  # noqa: PLC0415
+    from medsam3.eval.cases import select  # noqa: PLC0415  scipy and the readers, not for --help
+    from medsam3.eval.job import EvalJob, run_job  # noqa: PLC0415
     from medsam3.eval.report import write_report  # noqa: PLC0415
-    from medsam3.eval.results import Results  # noqa: PLC0415
-    from medsam3.eval.summary import summarise  # noqa: PLC0415
-    from medsam3.io.index import read_index  # noqa: PLC0415
-    from medsam3.models.registry import load  # noqa: PLC0415
+    from medsam3.eval.saved import read_results  # noqa: PLC0415
+    from medsam3.io.index import in_fold, read_index  # noqa: PLC0415
 
-    chosen = select(read_index(args.data), config)
-    command = shlex.join(["medsam3", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "medsam3" else "from Python"
-    about = provenance(args.model, args.weights, args.data, chosen.rows, command)
-    header = {
-        "model": about.model,
-        "weights": about.weights_sha256,
-        "data": about.data_sha256,
-        "config": json.loads(json.dumps(asdict(config))),
-    }
-    segmenter = load(args.model, weights=args.weights)  # before the journal, which a model that fails must not begin
-    with Journal(args.out / "cases.jsonl", header, resume=args.resume) as journal, _progress_bar() as progress:
-        bench = Bench(args.data, segmenter, config, args.out / "masks")
-        failures = run_benchmark(bench, chosen.rows, journal, progress)
-    results = Results(
-        about=about,
+    rows = read_index(args.data)
+    rows = rows if config.fold is None else in_fold(rows, config.fold)
+    job = EvalJob(
+        folder=args.data,
+        rows=rows,
+        chosen=select(rows, config),
         config=config,
-        skipped_volumes=chosen.skipped_volumes,
-        failures=tuple(failures),
-        summary=summarise(journal.cases, seed=config.seed),
-        cases=tuple(journal.cases),
+        model=args.baseline or args.model,
+        weights=args.weights,
+        out=args.out,
+        is_resumed=args.resume,
+        unet_minutes=args.baseline_minutes,
+        beside=tuple(read_results(path) for path in args.beside),
+        command=shlex.join(["medsam3", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "medsam3" else "from Python",
     )
-    return results, write_report(results, chosen.rows, args.data, args.out)
+    with _progress_bar() as progress:
+        results = run_job(job, progress)
+    return results, write_report(results, job.chosen.rows, args.data, args.out)
 
 
-def _config(args: argparse.Namespace) -> EvalConfig:
+def config_from(args: argparse.Namespace) -> EvalConfig:
+    """The settings that the arguments say.
+
+    Raises:
+        InputError: An unknown mode, or a number that cannot be read or is out of range.
+    """
     from medsam3.eval.cases import MODES, EvalConfig  # noqa: PLC0415
+    from medsam3.io.index import Fold  # noqa: PLC0415
 
-    asked = _names(args.modes)
+    asked = _names(_default_modes(args.baseline) if args.modes is None else args.modes)
     unknown = [mode for mode in asked if mode not in MODES]
     if unknown:
         raise InputError(f"mode {', '.join(unknown)} is not known, allowed are {', '.join(MODES)}")
@@ -163,7 +182,13 @@ def _config(args: argparse.Namespace) -> EvalConfig:
         tolerance=args.tolerance,
         box_rule=args.boxes,
         seed=args.seed,
+        absent=args.absent,
+        fold=None if args.fold is None else Fold.from_text(args.fold),
     )
+
+
+def _default_modes(baseline: str | None) -> str:
+    return "I" if baseline == "litemedsam" else "T"
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -172,7 +197,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _compare(args: argparse.Namespace) -> int:
     from medsam3.eval.compare import compare  # noqa: PLC0415
-    from medsam3.eval.results import read_results, without_nan  # noqa: PLC0415
+    from medsam3.eval.results import without_nan  # noqa: PLC0415
+    from medsam3.eval.saved import read_results  # noqa: PLC0415
     from medsam3.eval.tables import comparison_table  # noqa: PLC0415
 
     first, second = (read_results(path) for path in args.compare)

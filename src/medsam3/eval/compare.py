@@ -8,7 +8,8 @@ from medsam3.errors import InputError
 from medsam3.eval.cases import EvalMode
 from medsam3.eval.intervals import Estimate, paired_interval
 from medsam3.eval.records import CaseResult
-from medsam3.eval.results import SavedResults
+from medsam3.eval.saved import SavedResults
+from medsam3.eval.summary import ALL
 
 Key = tuple[str, str, EvalMode, float]
 
@@ -46,7 +47,7 @@ class Comparison:
     """Paired differences of two runs.
 
     Attributes:
-        rows: One for each data set, concept and mode.
+        rows: One for each data set, concept and mode; last those that join all, where there is more than one.
         unpaired: Positives that only one of the runs has.
         is_same_data: Both runs saw the very same files.
     """
@@ -71,9 +72,13 @@ def compare(first: SavedResults, second: SavedResults, *, seed: int = 0) -> Comp
     rows: dict[Key, list[tuple[CaseResult, CaseResult]]] = {}
     for key in shared:
         case = before[key]
-        rows.setdefault((case.dataset, case.concept, case.mode, case.jitter_percent), []).append((case, after[key]))
+        for dataset, concept in ((case.dataset, case.concept), (ALL, ALL)):
+            rows.setdefault((dataset, concept, case.mode, case.jitter_percent), []).append((case, after[key]))
+    single = {key[:2] for key in rows} - {(ALL, ALL)}
+    if len(single) == 1:
+        rows = {key: pairs for key, pairs in rows.items() if key[0] != ALL}
     return Comparison(
-        rows=tuple(_row(key, pairs, seed) for key, pairs in rows.items()),
+        rows=tuple(_row(key, rows[key], seed) for key in sorted(rows, key=lambda key: (key[0] == ALL, key))),
         unpaired=len(before.keys() ^ after.keys()),
         is_same_data=first.data_sha256 == second.data_sha256,
     )

@@ -71,9 +71,19 @@ class NearDuplicate:
 
 
 def thumbnails(
-    rows: Iterable[IndexRow], folder: Path, *, on_image: Callable[[int, int], None] = lambda done, count: None
+    rows: Iterable[IndexRow],
+    folder: Path,
+    *,
+    on_image: Callable[[int, int], None] = lambda done, count: None,
+    is_lenient: bool = False,
 ) -> list[Thumbnail]:
     """Thumbnails of all pictures of the rows, each once; volumes are left out.
+
+    Args:
+        rows: Of any splits.
+        folder: The data folder.
+        on_image: Called with pictures done and pictures in all.
+        is_lenient: Leave out what cannot be read, where the caller tells of it elsewhere.
 
     Raises:
         InputError: A picture cannot be read.
@@ -85,6 +95,8 @@ def thumbnails(
             with PIL.Image.open(path) as opened:
                 grey = np.asarray(opened.convert("L").resize((SIDE, SIDE), PIL.Image.Resampling.BOX), np.float64)
         except OSError as error:
+            if is_lenient:
+                continue
             raise InputError(f"{path.name} cannot be read as a picture ({error}): replace the file") from error
         found.append(thumbnail(path.relative_to(folder).as_posix(), row.dataset, row.split, grey))
         on_image(done, len(pictures))

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from medsam3.errors import InputError
 from medsam3.eval.benchmark import mask_file
+from medsam3.eval.cases import EvalMode
 from medsam3.eval.records import CaseResult
 from medsam3.geometry import BoolArray
 from medsam3.io import read
@@ -25,7 +26,7 @@ RGB = NDArray[np.uint8]
 
 REFERENCE_COLOUR = (0, 200, 120)
 PREDICTED_COLOUR = (240, 130, 0)
-LONGEST_SIDE = 288
+LONGEST_SIDE = 260
 WORST, BEST = 3, 1
 
 
@@ -37,9 +38,9 @@ class Picture:
     png_base64: str
 
 
-def chosen_cases(cases: Sequence[CaseResult]) -> dict[str, list[CaseResult]]:
-    """For each data set the text cases of worst and best Dice, and the false alarm of highest presence."""
-    text = [case for case in cases if case.mode == "T" and case.phrasing == "name"]
+def chosen_cases(cases: Sequence[CaseResult], mode: EvalMode = "T") -> dict[str, list[CaseResult]]:
+    """For each data set the cases of worst and best Dice, and the false alarm of highest presence."""
+    text = [case for case in cases if case.mode == mode and case.phrasing == "name" and not case.jitter_percent]
     chosen = {}
     for dataset in sorted({case.dataset for case in text}):
         own = [case for case in text if case.dataset == dataset]
@@ -62,12 +63,14 @@ def draw_case(
     """
     row = rows.get((case.image, case.concept))
     kept = mask_file(masks_folder, case.dataset, case.image, case.concept)
-    if row is None or not kept.is_file():
+    if (row is None and not case.is_foreign) or not kept.is_file():
         return None
     try:
         rgb = to_rgb(read(folder / case.image))
-        reference = concept_mask(load_label_map(row.mask), row.label_values)
         predicted = load_label_map(kept) > 0
+        reference = np.zeros_like(predicted)
+        if row is not None:
+            reference = concept_mask(load_label_map(row.mask), row.label_values)
     except InputError:
         return None
     drawn = outlined(rgb, reference, predicted)

@@ -11,7 +11,7 @@ from medsam3.eval.presence import Calibration
 
 _INK, _FAINT, _FILL = "#222", "#bbb", "#56b4e9"
 _SIDE, _MARGIN = 260, 44
-_ROW, _LABEL, _SPAN = 22, 300, 420
+_ROW, _LABEL, _SPAN = 20, 340, 560
 
 
 def calibration_svg(calibration: Calibration) -> str:
@@ -62,7 +62,10 @@ def _box(name: str, values: np.ndarray[tuple[int], np.dtype[np.float64]], y: flo
     marks = np.percentile(values, (5, 25, 50, 75, 95))
     x = [_LABEL + float(mark) * _SPAN for mark in marks]
     title = f"{name}: n {len(values)}, median {marks[2]:.3f}, quartiles {marks[1]:.3f} and {marks[3]:.3f}"
+    beyond = values[(values < marks[0]) | (values > marks[4])]
+    dots = [f'<circle cx="{_LABEL + float(v) * _SPAN:.1f}" cy="{y}" r="1.8" fill="{_INK}"/>' for v in beyond]
     return [
+        *dots,
         _text(_LABEL - 8, y + 4, f"{name} ({len(values)})", "end"),
         _line(x[0], y, x[4], y, _INK),
         f'<rect x="{x[1]:.1f}" y="{y - 6:.1f}" width="{max(x[3] - x[1], 1):.1f}" height="12" fill="{_FILL}" '

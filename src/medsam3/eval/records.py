@@ -14,6 +14,7 @@ from typing import Any, Self
 from medsam3.errors import InputError
 from medsam3.eval.cases import EvalMode, Phrasing
 from medsam3.eval.instances import ObjectMatch
+from medsam3.eval.phrasings import PhraseKind
 
 CaseKey = tuple[str, str, str, str, str, float]
 
@@ -30,8 +31,10 @@ class CaseResult:
         mode: How it was asked.
         phrase: The phrase that was used.
         phrasing: The concept's name, a synonym, or one kept out of training.
+        kind: Clinical, lay, plural or misspelt, of a phrasing kept out of training; else "".
         jitter_percent: Of the oracle boxes.
         is_present: The truth.
+        is_foreign: The concept belongs to another kind of image and is absent for that reason alone.
         says_present: The model's verdict; in modes without a phrase, whether it returned anything.
         presence: Its probability in 0..1; None in modes without a phrase.
         dice: In [0, 1]; this and the distances are None where the concept is absent.
@@ -45,6 +48,8 @@ class CaseResult:
         references: Objects in the truth.
         predictions: Objects returned.
         overlaps: IoU of matched objects, best first.
+        rivals: Confusable concepts that are in the image too.
+        rival_dices: Dice of this answer with each of theirs.
         seconds: Time of decoding.
     """
 
@@ -55,8 +60,10 @@ class CaseResult:
     mode: EvalMode
     phrase: str
     phrasing: Phrasing
+    kind: PhraseKind
     jitter_percent: float
     is_present: bool
+    is_foreign: bool
     says_present: bool
     presence: float | None
     dice: float | None
@@ -70,6 +77,8 @@ class CaseResult:
     references: int
     predictions: int
     overlaps: tuple[float, ...]
+    rivals: tuple[str, ...]
+    rival_dices: tuple[float, ...]
     seconds: float
 
     @property
@@ -107,7 +116,8 @@ class CaseResult:
         if set(entry) != names:
             odd = ", ".join(sorted(set(entry) ^ names))
             raise InputError(f"a case has other fields than this version writes ({odd}): run the evaluation again")
-        return cls(**{**entry, "overlaps": tuple(entry["overlaps"])})
+        tuples = {name: tuple(entry[name]) for name in ("overlaps", "rivals", "rival_dices")}
+        return cls(**{**entry, **tuples})
 
 
 class Journal:

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from medsam3.eval.pictures import Picture, chosen_cases, draw_case
+from medsam3.eval.cases import shown_mode
+from medsam3.eval.overview import result_tables
+from medsam3.eval.pictures import PREDICTED_COLOUR, REFERENCE_COLOUR, Picture, chosen_cases, draw_case
 from medsam3.eval.plots import box_plots_svg, calibration_svg
 from medsam3.eval.results import Results, write_results
-from medsam3.eval.tables import Table, cases_csv, markdown, number, result_tables, rows_csv
+from medsam3.eval.tables import MODE_NAMES, Table, cases_csv, markdown, number, rows_csv
 from medsam3.io.files import replacing
 from medsam3.io.index import IndexRow
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .2em .7em .2em 0; border-bottom: 1px solid #ddd; white-space: nowrap; }
-figure { display: inline-block; margin: 0 .8em 1em 0; width: 288px; vertical-align: top; }
-figcaption, .note { color: #555; font-size: 13px; }
-section { overflow-x: auto; }
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733; background: #fff; max-width: 1240px; margin: 2em auto;
+  padding: 0 1.2em; }
+h1 { font-size: 1.7em; margin-bottom: .1em; }
+h2 { font-size: 1.2em; margin: 2.2em 0 .3em; padding-top: .5em; border-top: 2px solid #dfe5ec; }
+nav { display: flex; flex-wrap: wrap; gap: .3em 1.1em; margin: 1em 0; font-size: 14px; }
+a { color: #0b5fa5; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; }
+th { position: sticky; top: 0; background: #eef2f6; text-align: left; font-weight: 600; }
+th, td { padding: .28em .9em .28em .45em; border-bottom: 1px solid #e3e8ee; white-space: nowrap; text-align: left; }
+tr:hover td { background: #f6f9fc; }
+tr.joined td { font-weight: 600; background: #f3f6f9; }
+table.facts td:first-child { color: #56616d; }
+table.facts td { white-space: normal; overflow-wrap: anywhere; }
+figure { display: inline-block; margin: 0 .8em 1em 0; width: 260px; vertical-align: top; }
+figcaption, .note { color: #56616d; font-size: 13px; max-width: 75em; }
+summary { cursor: pointer; color: #0b5fa5; margin: .5em 0; }
+.scroll { overflow-x: auto; }
+.key { display: inline-block; width: 1.6em; height: .25em; vertical-align: middle; margin-right: .3em; }
 """
 
 
 def write_report(results: Results, rows: Iterable[IndexRow], folder: Path, out: Path) -> list[Path]:
-    """Write results.json, report.html, report.md, cases.csv, outline.csv and presence.csv into `out`.
+    """Write results.json, report.html, report.md, and a CSV for the cases and for each kind of row into `out`.
 
     Args:
         results: What was found.
@@ -38,7 +54,7 @@ def write_report(results: Results, rows: Iterable[IndexRow], folder: Path, out: 
     index = {(row.image.relative_to(folder).as_posix(), row.concept): row for row in rows}
     pictures = {
         dataset: [picture for case in cases if (picture := draw_case(case, index, folder, out / "masks")) is not None]
-        for dataset, cases in chosen_cases(results.cases).items()
+        for dataset, cases in chosen_cases(results.cases, shown_mode(results.config.modes)).items()
     }
     texts = {
         "report.html": html_page(results, pictures),
@@ -47,6 +63,10 @@ def write_report(results: Results, rows: Iterable[IndexRow], folder: Path, out: 
         "cases.csv": cases_csv(results.cases),
         "outline.csv": rows_csv(results.summary.overlap),
         "presence.csv": rows_csv(results.summary.presence),
+        "foreign.csv": rows_csv(results.summary.foreign),
+        "confusions.csv": rows_csv(results.summary.confusions),
+        "phrasings.csv": rows_csv(results.summary.synonyms),
+        "beside.csv": rows_csv(results.extras.beside),
     }
     write_results(results, out / "results.json")
     for name, text in texts.items():
@@ -57,21 +77,54 @@ def write_report(results: Results, rows: Iterable[IndexRow], folder: Path, out: 
 
 def html_page(results: Results, pictures: dict[str, list[Picture]]) -> str:
     """The page: facts, tables, plots, pictures by data set, failures."""
+    name = html.escape(results.about.model)
+    sections = [
+        *(_html_table(table) for table in result_tables(results)),
+        *_plots(results),
+        *_pictures(pictures),
+        _failures(results),
+        _section("How it was made", "", _html_rows(("", ""), facts(results), kind="facts")),
+    ]
+    shown = [section for section in sections if section is not None]
+    links = "".join(f'<a href="#{section.anchor}">{html.escape(section.title)}</a>' for section in shown)
+    notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in results.extras.notes)
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>medsam3: evaluation of {html.escape(results.about.model)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>Evaluation of {html.escape(results.about.model)}</h1>",
-        "<p class=note>For research only; not a medical device.</p>",
-        _html_rows(("", ""), facts(results)),
-        *(_html_table(table) for table in result_tables(results)),
-        _plots(results),
-        *_pictures(pictures),
-        _failures(results),
+        f"<title>medsam3: evaluation of {name}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>Evaluation of {name}</h1>",
+        f"<p class=note>{html.escape(_subtitle(results))}</p>",
+        f"<nav>{links}</nav>",
+        notes,
+        *(section.body for section in shown),
         "</body></html>",
     ]
     return "\n".join(part for part in parts if part) + "\n"
+
+
+@dataclass(frozen=True)
+class _Section:
+    title: str
+    anchor: str
+    body: str
+
+
+def _section(title: str, note: str, content: str) -> _Section:
+    anchor = "".join(letter if letter.isalnum() else "-" for letter in title.lower())
+    said = f"<p class=note>{html.escape(note)}</p>" if note else ""
+    body = f'<section id="{anchor}"><h2>{html.escape(title)}</h2>{said}<div class=scroll>{content}</div></section>'
+    return _Section(title, anchor, body)
+
+
+def _subtitle(results: Results) -> str:
+    split = f"fold {results.config.fold}" if results.config.fold else f"split {results.config.split}"
+    sets = len({case.dataset for case in results.cases})
+    images = len({case.image for case in results.cases})
+    return (
+        f"{split}, {sets} data sets, {images} images, {len(results.cases)} answers; {results.about.date}. "
+        "For research only; not a medical device."
+    )
 
 
 def facts(results: Results) -> list[tuple[str, str]]:
@@ -81,7 +134,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         ("model", about.model),
         ("weights", about.weights_sha256 or "no file of its own"),
         ("data", about.data_sha256),
-        ("split", config.split),
+        ("split", config.split if config.fold is None else f"fold {config.fold}, split anew by group"),
         ("commit", about.commit or "not in a repository"),
         ("command", about.command),
         ("date", about.date),
@@ -93,6 +146,9 @@ def facts(results: Results) -> list[tuple[str, str]]:
     if any(mode in ("I", "TI") for mode in config.modes):
         rule = "each part or instance" if config.box_rule == "parts" else "the whole concept"
         found.append(("oracle boxes", f"drawn from the truth around {rule}"))
+    if config.absent:
+        found.append(("foreign concepts", f"{config.absent} a picture, drawn by seed {config.seed}"))
+    found += [("note", note) for note in results.extras.notes]
     return found
 
 
@@ -100,35 +156,54 @@ def _facts_markdown(results: Results) -> str:
     return "".join(f"- {name}: {value}\n" for name, value in facts(results))
 
 
-def _html_table(table: Table) -> str:
-    head = f"<section><h2>{html.escape(table.title)}</h2><p class=note>{html.escape(table.note)}</p>"
-    return head + _html_rows(table.headings, table.rows) + "</section>"
+def _html_table(table: Table) -> _Section:
+    content = _html_rows(table.headings, table.rows)
+    if table.is_detail:
+        content = f"<details><summary>{len(table.rows)} rows</summary>{content}</details>"
+    return _section(table.title, table.note, content)
 
 
-def _html_rows(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def _html_rows(headings: Iterable[str], rows: Iterable[Sequence[str]], *, kind: str = "") -> str:
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
-    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>\n{body}</table>"
+    body = "\n".join(
+        f"<tr{_row_class(row)}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    named = f' class="{kind}"' if kind else ""
+    return f"<table{named}><tr>{head}</tr>\n{body}</table>"
 
 
-def _plots(results: Results) -> str:
-    text = [case for case in results.cases if case.mode == "T" and case.phrasing == "name"]
-    if not text:
-        return ""
+def _row_class(row: Sequence[str]) -> str:
+    return ' class="joined"' if "all" in row[:2] else ""
+
+
+def _plots(results: Results) -> list[_Section]:
+    mode = shown_mode(results.config.modes)
+    named = [case for case in results.cases if case.phrasing == "name" and not case.is_foreign]
+    shown = [case for case in named if case.mode == mode and not case.jitter_percent]
+    if not shown:
+        return []
     samples: dict[str, list[float]] = {}
-    for case in sorted(text, key=lambda case: case.key):
+    for case in sorted(shown, key=lambda case: case.key):
         if case.dice is not None:
             samples.setdefault(f"{case.dataset}: {case.concept}", []).append(case.dice)
+    sections = [
+        _section(
+            "Dice by case",
+            f"{MODE_NAMES[mode]}. Box: quartiles and median; line: 5th to 95th percentile; dots: cases beyond it.",
+            box_plots_svg(samples, "Dice"),
+        )
+    ]
     found = results.summary.calibration
-    note = f"Expected calibration error {number(found.error)}, Brier score {number(found.brier)}, text alone."
-    return (
-        "<section><h2>Dice by case, text alone</h2><p class=note>Box: quartiles and median; line: 5th to 95th "
-        f"percentile.</p>{box_plots_svg(samples, 'Dice')}</section>\n"
-        f"<section><h2>Calibration of presence</h2><p class=note>{note}</p>{calibration_svg(found)}</section>"
-    )
+    if mode == "T":
+        note = (
+            f"Expected calibration error {number(found.error)}, Brier score {number(found.brier)}; text alone, "
+            "annotated cases. A dot a bin, its area by cases."
+        )
+        sections.append(_section("Calibration of presence", note, calibration_svg(found)))
+    return sections
 
 
-def _pictures(pictures: dict[str, list[Picture]]) -> list[str]:
+def _pictures(pictures: dict[str, list[Picture]]) -> list[_Section]:
     parts = []
     for dataset, own in pictures.items():
         figures = "".join(
@@ -137,14 +212,19 @@ def _pictures(pictures: dict[str, list[Picture]]) -> list[str]:
             for picture in own
         )
         if figures:
-            parts.append(f"<section><h2>{html.escape(dataset)}: worst and best</h2>{figures}</section>")
-    if parts:
-        parts.insert(0, "<p class=note>Outlines: green the reference, orange the answer to text alone.</p>")
-    return parts
+            parts.append(f"<h3>{html.escape(dataset)}</h3>{figures}")
+    if not parts:
+        return []
+    key = "".join(
+        f'<span class=key style="background: rgb{colour}"></span>{name} &nbsp; '
+        for name, colour in (("reference", REFERENCE_COLOUR), ("answer", PREDICTED_COLOUR))
+    )
+    note = "Of each data set the cases of worst Dice, the best, and the false alarm of highest presence."
+    return [_section("Worst and best cases", note, f"<p class=note>{key}</p>" + "\n".join(parts))]
 
 
-def _failures(results: Results) -> str:
+def _failures(results: Results) -> _Section | None:
     if not results.failures:
-        return ""
-    rows = [(failure.image, failure.concept or "all", failure.error) for failure in results.failures]
-    return "<section><h2>Not evaluated</h2>" + _html_rows(("image", "concept", "reason"), rows) + "</section>"
+        return None
+    rows = [(failure.image, failure.concept or "every concept", failure.error) for failure in results.failures]
+    return _section("Not evaluated", "", _html_rows(("image", "concept", "reason"), rows))

@@ -8,16 +8,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medsam3.errors import InputError
 from medsam3.eval.benchmark import Failure
+from medsam3.eval.beside import BesideRow
 from medsam3.eval.cases import EvalConfig
+from medsam3.eval.duplicates import NearDuplicate
 from medsam3.eval.provenance import Provenance
 from medsam3.eval.records import CaseResult
+from medsam3.eval.saved import FORM
 from medsam3.eval.summary import Summary
 from medsam3.io.files import replacing
 
-FORM = 1
-"""Raised when the JSON changes so that older readers would misread it."""
+
+@dataclass(frozen=True)
+class Extras:
+    """What a report tells beside the run's own numbers.
+
+    Attributes:
+        notes: Lines on how the run was made, such as how a comparator was trained.
+        beside: This run against others, paired by case.
+        duplicates: Near-copies of the evaluated data sets across splits; None where nobody looked.
+    """
+
+    notes: tuple[str, ...] = ()
+    beside: tuple[BesideRow, ...] = ()
+    duplicates: tuple[NearDuplicate, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,7 @@ class Results:
         failures: What could not be read.
         summary: The tables.
         cases: Every case.
+        extras: What else the report tells.
     """
 
     about: Provenance
@@ -39,6 +54,7 @@ class Results:
     failures: tuple[Failure, ...]
     summary: Summary
     cases: tuple[CaseResult, ...]
+    extras: Extras = Extras()
 
     def to_json(self, *, with_cases: bool = True) -> dict[str, Any]:
         """As JSON takes it: NaN becomes null."""
@@ -49,21 +65,12 @@ class Results:
             "skipped_volumes": self.skipped_volumes,
             "failures": [asdict(failure) for failure in self.failures],
             "summary": asdict(self.summary),
+            "extras": asdict(self.extras),
         }
         if with_cases:
             entry["cases"] = [case.to_json() for case in self.cases]
         cleaned: dict[str, Any] = without_nan(entry)
         return cleaned
-
-
-@dataclass(frozen=True)
-class SavedResults:
-    """What a comparison needs of a results file."""
-
-    name: str
-    model: str
-    data_sha256: str
-    cases: tuple[CaseResult, ...]
 
 
 def write_results(results: Results, path: Path) -> None:
@@ -74,25 +81,6 @@ def write_results(results: Results, path: Path) -> None:
     """
     with replacing(path, ".json") as temporary:
         temporary.write_text(json.dumps(results.to_json(), indent=1) + "\n", encoding="utf-8")
-
-
-def read_results(path: Path) -> SavedResults:
-    """Read what `write_results` wrote.
-
-    Raises:
-        InputError: Missing, or of another form.
-    """
-    try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-        if entry["form"] != FORM:
-            raise InputError(f"{path} is of form {entry['form']}, this version reads {FORM}: run the evaluation again")
-        cases = tuple(CaseResult.from_json(case) for case in entry["cases"])
-        about = entry["about"]
-        return SavedResults(path.name, about["model"], about["data_sha256"], cases)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): name a results.json of medsam3 eval") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no results.json of medsam3 eval ({type(error).__name__}: {error})") from error
 
 
 def without_nan(value: Any) -> Any:

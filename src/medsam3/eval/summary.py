@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -72,6 +73,7 @@ class PresenceRow:
         sensitivity: At the model's own threshold.
         specificity: Likewise.
         mcc: Likewise.
+        mcc_interval: The same with its interval.
         pmf1: Mean over IoU thresholds .5 to .95 of the objects' micro F1 on positives.
         cgf1: pmf1 x mcc.
     """
@@ -83,8 +85,49 @@ class PresenceRow:
     sensitivity: float
     specificity: float
     mcc: float
+    mcc_interval: Estimate
     pmf1: float
     cgf1: float
+
+
+@dataclass(frozen=True)
+class ForeignRow:
+    """Concepts of other kinds of image, asked where they cannot be.
+
+    Attributes:
+        scope: The data set whose images were asked, or the concept that was asked for, or both `all`.
+        alarms: Share of these questions that were answered with "present".
+        presence: Mean stated probability.
+    """
+
+    scope: Scope
+    alarms: Estimate
+    presence: Estimate
+
+
+@dataclass(frozen=True)
+class ConfusionRow:
+    """Whether a concept is taken for another that looks or sounds like it, by the concept's own name.
+
+    Attributes:
+        concept: What was asked for.
+        rival: What it may be taken for; in all these images it is present.
+        both: Images that show both.
+        dice: There, with the concept.
+        rival_dice: There, of the same answers with the rival.
+        taken: There, images in which the answer fits the rival better.
+        without: Images that show the rival and not the concept.
+        alarms: There, images in which the concept was said to be present.
+    """
+
+    concept: str
+    rival: str
+    both: int
+    dice: Estimate
+    rival_dice: Estimate
+    taken: int
+    without: int
+    alarms: int
 
 
 @dataclass(frozen=True)
@@ -93,25 +136,28 @@ class SynonymRow:
 
     Attributes:
         concept: Name of the concept; `all` for the mean over concepts' phrasings.
-        phrase: The phrasing.
-        phrasing: Whether it was used in training.
+        phrase: The phrasing, or which of them are joined.
+        phrasing: Whether it was used in training; "" where both kinds are joined.
         dice: With this phrasing.
         difference: This phrasing's Dice minus the name's, paired.
     """
 
     concept: str
     phrase: str
-    phrasing: Phrasing
+    phrasing: Phrasing | Literal[""]
     dice: Estimate
     difference: Estimate
 
 
 @dataclass(frozen=True)
 class Summary:
-    """All tables of one run."""
+    """All tables of one run; `everything` joins annotated and foreign absences, None where none are foreign."""
 
     overlap: tuple[OverlapRow, ...]
     presence: tuple[PresenceRow, ...]
+    foreign: tuple[ForeignRow, ...]
+    everything: PresenceRow | None
+    confusions: tuple[ConfusionRow, ...]
     synonyms: tuple[SynonymRow, ...]
     calibration: Calibration
 
@@ -119,11 +165,16 @@ class Summary:
 def summarise(cases: Sequence[CaseResult], *, seed: int = 0) -> Summary:
     """All tables of the cases; the order of the cases does not matter."""
     ordered = sorted(cases, key=lambda case: case.key)
-    named = [case for case in ordered if case.phrasing == "name"]
+    asked_by_name = [case for case in ordered if case.phrasing == "name"]
+    named = [case for case in asked_by_name if not case.is_foreign]
     text = [case for case in named if case.mode == "T"]
+    foreign = [case for case in asked_by_name if case.is_foreign]
     return Summary(
         overlap=tuple(_overlap_rows(named, seed)),
         presence=tuple(_presence_row(scope, own, seed) for scope, own in _scopes(text)),
+        foreign=tuple(_foreign_rows(foreign, seed)),
+        everything=_presence_row(Scope(ALL, ALL), [*text, *foreign], seed) if foreign else None,
+        confusions=tuple(_confusion_rows(text, seed)),
         synonyms=tuple(_synonym_rows(ordered, seed)),
         calibration=calibration([case.is_present for case in text], [case.presence or 0.0 for case in text]),
     )
@@ -182,7 +233,8 @@ def _overlap_row(scope: Scope, cases: Sequence[CaseResult], seed: int) -> Overla
 def _presence_row(scope: Scope, cases: Sequence[CaseResult], seed: int) -> PresenceRow:
     truth = np.array([case.is_present for case in cases])
     probabilities = np.array([case.presence or 0.0 for case in cases])
-    counted = verdicts(truth, [case.says_present for case in cases])
+    said = np.array([case.says_present for case in cases])
+    counted = verdicts(truth, said)
     matches = [case.match for case in cases]
     return PresenceRow(
         scope=scope,
@@ -194,6 +246,9 @@ def _presence_row(scope: Scope, cases: Sequence[CaseResult], seed: int) -> Prese
         sensitivity=counted.sensitivity,
         specificity=counted.specificity,
         mcc=counted.mcc,
+        mcc_interval=statistic_interval(
+            lambda index: verdicts(truth[index], said[index]).mcc, [case.draw_group for case in cases], seed=seed
+        ),
         pmf1=float(positive_micro_f1(matches).mean()),
         cgf1=cgf1(matches, counted.mcc),
     )
@@ -202,12 +257,13 @@ def _presence_row(scope: Scope, cases: Sequence[CaseResult], seed: int) -> Prese
 def _synonym_rows(cases: Sequence[CaseResult], seed: int) -> Iterator[SynonymRow]:
     asked = [case for case in cases if case.mode == "T" and case.is_present]
     named = {(case.dataset, case.image, case.concept): case for case in asked if case.phrasing == "name"}
-    pairs: dict[tuple[str, str, Phrasing], list[tuple[CaseResult, CaseResult]]] = {}
+    pairs: dict[tuple[str, str, Phrasing | Literal[""]], list[tuple[CaseResult, CaseResult]]] = {}
     for case in asked:
         name = named.get((case.dataset, case.image, case.concept))
         if case.phrasing != "name" and name is not None:
             pairs.setdefault((case.concept, case.phrase, case.phrasing), []).append((name, case))
-            pairs.setdefault((ALL, f"every {case.phrasing}", case.phrasing), []).append((name, case))
+            for joined, kind in _joined(case):
+                pairs.setdefault((ALL, joined, kind), []).append((name, case))
     for (concept, phrase, phrasing), own in sorted(
         pairs.items(), key=lambda item: (item[0][0], item[0][2], item[0][1])
     ):
@@ -219,6 +275,48 @@ def _synonym_rows(cases: Sequence[CaseResult], seed: int) -> Iterator[SynonymRow
             phrasing,
             mean_interval(after, groups, seed=seed),
             paired_interval(before, after, groups, seed=seed),
+        )
+
+
+def _joined(case: CaseResult) -> Iterator[tuple[str, Phrasing | Literal[""]]]:
+    yield "every other phrasing", ""
+    yield f"every {case.phrasing}", case.phrasing
+    if case.kind:
+        yield f"every {case.phrasing}, {case.kind}", case.phrasing
+
+
+def _foreign_rows(cases: Sequence[CaseResult], seed: int) -> Iterator[ForeignRow]:
+    scopes: dict[Scope, list[CaseResult]] = {}
+    for case in cases:
+        for scope in (Scope(ALL, ALL), Scope(case.dataset, ALL), Scope(ALL, case.concept)):
+            scopes.setdefault(scope, []).append(case)
+    for scope, own in sorted(scopes.items(), key=lambda item: (item[0].dataset, item[0].concept)):
+        groups = [case.draw_group for case in own]
+        yield ForeignRow(
+            scope,
+            mean_interval([float(case.says_present) for case in own], groups, seed=seed),
+            mean_interval([case.presence or 0.0 for case in own], groups, seed=seed),
+        )
+
+
+def _confusion_rows(text: Sequence[CaseResult], seed: int) -> Iterator[ConfusionRow]:
+    pairs: dict[tuple[str, str], list[tuple[CaseResult, float]]] = {}
+    for case in text:
+        for rival, value in zip(case.rivals, case.rival_dices, strict=True):
+            pairs.setdefault((case.concept, rival), []).append((case, value))
+    for (concept, rival), own in sorted(pairs.items()):
+        both = [(case, value) for case, value in own if case.is_present]
+        without = [case for case, _ in own if not case.is_present]
+        groups = [case.draw_group for case, _ in both]
+        yield ConfusionRow(
+            concept=concept,
+            rival=rival,
+            both=len(both),
+            dice=mean_interval([case.dice or 0.0 for case, _ in both], groups, seed=seed),
+            rival_dice=mean_interval([value for _, value in both], groups, seed=seed),
+            taken=sum(value > (case.dice or 0.0) for case, value in both),
+            without=len(without),
+            alarms=sum(case.says_present for case in without),
         )
 
 

@@ -14,8 +14,7 @@ from medsam3.eval.compare import Comparison
 from medsam3.eval.duplicates import NearDuplicate
 from medsam3.eval.intervals import Estimate
 from medsam3.eval.records import CaseResult
-from medsam3.eval.results import Results
-from medsam3.eval.summary import Scope, Summary
+from medsam3.eval.summary import ALL, Scope, Summary
 
 MODE_NAMES: dict[EvalMode, str] = {
     "T": "text",
@@ -33,17 +32,8 @@ class Table:
     note: str
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-
-
-def result_tables(results: Results) -> list[Table]:
-    """The tables of a run; those without rows are left out."""
-    tables = [
-        _overlap_table(results.summary, results.config.tolerance),
-        _objects_table(results.summary),
-        _presence_table(results.summary),
-        _synonym_table(results.summary),
-    ]
-    return [table for table in tables if table.rows]
+    is_detail: bool = False
+    """Long, and looked up rather than read: folded up in the page."""
 
 
 def comparison_table(comparison: Comparison, first: str, second: str) -> Table:
@@ -73,14 +63,16 @@ def comparison_table(comparison: Comparison, first: str, second: str) -> Table:
     return Table(f"{first} and {second}", note, headings, rows)
 
 
-def duplicates_table(pairs: Sequence[NearDuplicate], pictures: int) -> Table:
-    """Pictures that stand in two splits."""
+def duplicates_table(pairs: Sequence[NearDuplicate], pictures: int | None) -> Table:
+    """Pictures that stand in two splits; `pictures` is how many were looked at, where that is to be told."""
     rows = tuple(
-        (pair.first, pair.second, " / ".join(pair.splits), str(pair.bits), number(pair.correlation, 4))
+        (pair.first, pair.second, " / ".join(pair.splits), str(pair.bits), number(1 - pair.correlation, 4))
         for pair in pairs
     )
-    note = f"{len(pairs)} pairs among {pictures} pictures; compare them by eye, and leave one of each pair out."
-    return Table("Near-duplicates across splits", note, ("first", "second", "splits", "bits", "correlation"), rows)
+    among = "" if pictures is None else f" among {pictures} pictures"
+    note = f"{len(pairs)} pairs{among}. Bits of the 63 of a perceptual hash that differ, and cosine distance of "
+    note += "fine detail (below .05). Compare them by eye, and leave one of each pair out."
+    return Table("Near-duplicates across splits", note, ("first", "second", "splits", "bits", "feature distance"), rows)
 
 
 def markdown(tables: Iterable[Table]) -> str:
@@ -136,7 +128,8 @@ def mode_name(mode: EvalMode, jitter_percent: float) -> str:
     return f"{MODE_NAMES[mode]}, jitter {jitter_percent:g} %" if jitter_percent else MODE_NAMES[mode]
 
 
-def _overlap_table(summary: Summary, tolerance: float) -> Table:
+def outline_table(summary: Summary, tolerance: float) -> Table:
+    """Every metric of the outlines, a row for each scope and mode."""
     rows = tuple(
         (
             *_scope(row.scope),
@@ -156,10 +149,11 @@ def _overlap_table(summary: Summary, tolerance: float) -> Table:
         "counts Dice, IoU and NSD 0, HD95 and ASSD the image's diagonal. Oracle boxes are drawn from the truth."
     )
     headings = ("data set", "concept", "mode", "n", "Dice", "IoU", f"NSD at {tolerance:g}", "HD95", "ASSD", "missed")
-    return Table("Outline", note, headings, rows)
+    return Table("Outline", note, headings, rows, is_detail=True)
 
 
-def _objects_table(summary: Summary) -> Table:
+def objects_table(summary: Summary) -> Table:
+    """Objects of the concepts that have many."""
     rows = tuple(
         (
             *_scope(row.scope),
@@ -176,7 +170,8 @@ def _objects_table(summary: Summary) -> Table:
     return Table("Objects", note, ("data set", "concept", "mode", "n", "objects", "F1", "PQ"), rows)
 
 
-def _presence_table(summary: Summary) -> Table:
+def presence_table(summary: Summary) -> Table:
+    """Present or absent, by text alone."""
     rows = tuple(
         (
             *_scope(row.scope),
@@ -185,7 +180,7 @@ def _presence_table(summary: Summary) -> Table:
             interval(row.auroc),
             number(row.sensitivity),
             number(row.specificity),
-            number(row.mcc),
+            interval(row.mcc_interval),
             number(row.pmf1),
             number(row.cgf1),
         )
@@ -210,15 +205,25 @@ def _presence_table(summary: Summary) -> Table:
     return Table("Presence", note, headings, rows)
 
 
-def _synonym_table(summary: Summary) -> Table:
+def phrasings_by_concept_table(summary: Summary) -> Table:
+    """What every single phrasing costs."""
     rows = tuple(
-        (row.concept, row.phrase, row.phrasing, str(row.dice.cases), interval(row.dice), signed(row.difference))
+        (
+            row.concept,
+            row.phrase,
+            row.phrasing or "joined",
+            str(row.dice.cases),
+            interval(row.dice),
+            signed(row.difference),
+        )
         for row in summary.synonyms
+        if row.concept != ALL
     )
     note = (
         "Text alone, images in which the concept is present. Difference from the concept's own name, paired by image."
     )
-    return Table("Other phrasings", note, ("concept", "phrase", "kind", "n", "Dice", "difference"), rows)
+    headings = ("concept", "phrase", "kind", "n", "Dice", "difference")
+    return Table("Phrasings by concept", note, headings, rows, is_detail=True)
 
 
 def _scope(scope: Scope) -> tuple[str, str]:
@@ -238,7 +243,7 @@ def _flat(row: Any, prefix: str = "") -> dict[str, Any]:
         elif isinstance(value, float):
             cells[prefix + field.name] = f"{value:.6g}" if math.isfinite(value) else ""
         elif isinstance(value, tuple):
-            cells[prefix + field.name] = " ".join(f"{item:.4g}" for item in value)
+            cells[prefix + field.name] = " ".join(item if isinstance(item, str) else f"{item:.4g}" for item in value)
         else:
             cells[prefix + field.name] = value
     return cells

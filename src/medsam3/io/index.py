@@ -3,14 +3,17 @@
 Columns: dataset, image, mask, concept, label_value, split, group, present. Paths are relative to the folder, a mask is
 an 8- or 16-bit label map of the image's size, `label_value` joins with `|` the values whose union is the concept, and
 `present` 0 marks a true negative: the concept is annotated in that data set and absent from that image. `group` names
-what must stay in one split (a patient, a sequence). It does not know models, training or metrics.
+what must stay in one split (a patient, a sequence); `in_fold` splits anew by it. It does not know models,
+training or metrics.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeGuard
 
@@ -24,6 +27,9 @@ from medsam3.geometry import BoolArray
 Split = Literal["train", "val", "test"]
 LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
 
+MOST_FOLDS = 20
+FOLD_VAL_SHARE = 8
+"""Of the groups outside the test fold, one image in so many validates."""
 COLUMNS = ("dataset", "image", "mask", "concept", "label_value", "split", "group", "present")
 _VOLUME_SUFFIXES = (".nii", ".nii.gz")
 _LABEL_MODES = {"1": np.uint8, "L": np.uint8, "P": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I": np.uint16}
@@ -80,6 +86,79 @@ def read_index(folder: Path) -> tuple[IndexRow, ...]:
         raise InputError(f"{table} has no rows: it needs one row for each image and concept")
     _check_groups(rows, table)
     return rows
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Fold `number` of `count`, counted from 1, as `2/5` says it."""
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.count <= MOST_FOLDS or not 1 <= self.number <= self.count:
+            raise InputError(f"fold is {self}, allowed are 1/n to n/n with n from 2 to {MOST_FOLDS}, such as 1/5")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @classmethod
+    def from_text(cls, text: str) -> Fold:
+        """Read `2/5`.
+
+        Raises:
+            InputError: Of another form, or out of range.
+        """
+        parts = text.split("/")
+        if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
+            raise InputError(f"fold is {text!r}, allowed are 1/n to n/n with n from 2 to {MOST_FOLDS}, such as 1/5")
+        return cls(int(parts[0]), int(parts[1]))
+
+
+def in_fold(rows: Iterable[IndexRow], fold: Fold) -> tuple[IndexRow, ...]:
+    """The rows in their order, split anew for cross-validation: each group is in `test` in exactly one of the folds.
+
+    Within each data set, groups with the same present concepts are spread evenly over the folds by number of images, in
+    order of a hash of their name, so that the folds are alike and the same in every run. Of the groups left, every
+    eighth image's worth is `val`, the rest `train`; what the split was before does not matter.
+    """
+    everything = tuple(rows)
+    images: dict[tuple[str, str], set[Path]] = defaultdict(set)
+    shown: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in everything:
+        images[row.dataset, row.group].add(row.image)
+        shown[row.dataset, row.group].update([row.concept] if row.is_present else [])
+    strata: dict[tuple[str, tuple[str, ...]], list[tuple[str, str]]] = defaultdict(list)
+    for group in sorted(images, key=_hash_of_group):
+        strata[group[0], tuple(sorted(shown[group]))].append(group)
+    split: dict[tuple[str, str], Split] = {}
+    filled: Counter[tuple[str, int]] = Counter()
+    for (dataset, _), groups in sorted(strata.items()):
+        in_stratum: Counter[int] = Counter()
+        for group in groups:
+            least = min(range(fold.count), key=lambda n: (in_stratum[n], filled[dataset, n], n))
+            in_stratum[least] += len(images[group])
+            filled[dataset, least] += len(images[group])
+            split[group] = "test" if least == fold.number - 1 else "train"
+        split.update(_validating([group for group in groups if split[group] == "train"], images))
+    return tuple(replace(row, split=split[row.dataset, row.group]) for row in everything)
+
+
+def _validating(
+    groups: Sequence[tuple[str, str]], images: Mapping[tuple[str, str], set[Path]]
+) -> dict[tuple[str, str], Split]:
+    """Of groups in order, those that hold every eighth image."""
+    chosen: dict[tuple[str, str], Split] = {}
+    passed = FOLD_VAL_SHARE // 2
+    for group in groups:
+        before, passed = passed, passed + len(images[group])
+        if passed // FOLD_VAL_SHARE > before // FOLD_VAL_SHARE:
+            chosen[group] = "val"
+    return chosen
+
+
+def _hash_of_group(group: tuple[str, str]) -> bytes:
+    return hashlib.sha256("/".join(group).encode()).digest()
 
 
 def load_label_map(path: Path) -> LabelMap:
