@@ -54,8 +54,8 @@ def test_one_followed_mask_moves_the_outline_by_its_weight() -> None:
 
 def test_following_is_believed_where_what_was_found_has_run_over() -> None:
     found = {1: [Found(row(*range(1, 12)), 0.9)]}
-    rough = {1: [Step(0, row(3, 4), 0, 0, is_rough=True)]}
-    away = {1: [Step(0, row(8, 9), 0, 0, is_rough=True)]}
+    rough = {1: [Step(0, row(3, 4), 0, 0, has_run_over=True)]}
+    away = {1: [Step(0, row(8, 9), 0, 0, has_run_over=True)]}
     assert columns_of(fuse(found, rough, {}, FusionRules(), may_extend=NOWHERE)[0].masks[1]) == [3, 4]
     assert columns_of(fuse(found, rough, rough, FusionRules(), may_extend=NOWHERE)[0].masks[1]) == [3, 4]
     # Both sides against each other: what was found stands.

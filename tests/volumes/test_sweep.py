@@ -56,10 +56,17 @@ def test_a_track_that_runs_onto_another_ends() -> None:
     assert [(step.track, step.found) for step in steps[2]] == [(0, 0)]
 
 
-def test_a_sure_track_takes_what_has_run_over_it_roughly() -> None:
+def test_what_lies_inside_a_sure_track_that_has_run_over_is_believed() -> None:
+    found = {n: [Found(block(2, 16), 0.9)] for n in (0, 1)} | {2: [Found(block(8, 3), 0.9)]}
+    steps = sweep(range(4), found, stays, TrackingRules())
+    assert [(step.track, step.found, step.has_run_over) for step in steps[2]] == [(0, 0, False)]
+    assert steps[3][0].followed is not None and steps[3][0].followed.crop == (5, 3), "it remembers what was found"
+
+
+def test_a_sure_track_is_believed_where_what_was_found_has_run_over() -> None:
     found = {n: [Found(block(8, 3), 0.9)] for n in (0, 1)} | {2: [Found(block(2, 16), 0.9)]}
     steps = sweep(range(4), found, stays, TrackingRules())  # 3 of 16 columns overlap, all 3 inside
-    assert [(step.track, step.found, step.is_rough) for step in steps[2]] == [(0, 0, True)]
+    assert [(step.track, step.found, step.has_run_over) for step in steps[2]] == [(0, 0, True)]
     assert steps[3][0].followed is not None and steps[3][0].followed.crop == (5, 3), "it remembers what it followed"
     unsure = sweep(range(4), found, stays, TrackingRules(sure_after=3))
     assert [(step.track, step.found) for step in unsure[2]] == [(1, 0)]

@@ -222,7 +222,7 @@ def _settled(found: PackedMask, followed: Sequence[Step], rules: FusionRules) ->
         return _majority(found, agreeing, rules.followed_weight)
     if agreeing:
         return _between(found, agreeing[0], rules.followed_weight)
-    rough = [step for step in followed if step.is_rough]
+    rough = [step for step in followed if step.has_run_over]
     masks = [step.followed for step in rough if step.followed]
     if len(masks) == 2:
         return _bridged(rough, masks, rules) or found

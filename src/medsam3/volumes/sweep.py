@@ -33,9 +33,8 @@ class TrackingRules:
         sure_after: A track that was found on fewer frames ends where others were found and it was not.
         same_iou: A track that was not found and overlaps by this much with one that goes on is the same object twice,
             and ends.
-        inside_share: What was found is also the followed object where neither overlaps enough with the other, but one
-            lies inside the other by this share: one of them is cut or has run over. Following is then believed, if the
-            track is a sure one.
+        inside_share: What was found is also the object of a sure track where neither overlaps enough with the other,
+            but one lies inside the other by this share. The larger of the two has run over, and is not believed.
         may_return: A lost object is looked for again on the next frames, as long as patience lasts: an object of a
             video leaves the picture and comes back, one of a volume ends.
     """
@@ -81,14 +80,14 @@ class Step:
         followed: Its mask by following; None on its first frame.
         found: The index of the object that was found on this frame and is it; None where it was not found.
         age: Frames since it was found last, 0 where it was found here.
-        is_rough: What was found is it only in that one lies inside the other.
+        has_run_over: What was found is this object, and much more: what was followed lies inside it.
     """
 
     track: int
     followed: PackedMask | None
     found: int | None
     age: int
-    is_rough: bool = False
+    has_run_over: bool = False
 
 
 Follow = Callable[[int, int, Sequence[PastMask]], PackedMask]
@@ -131,8 +130,9 @@ class Sweep:
                 going_on.append(mask)
             else:
                 track.age, track.hits = 0, track.hits + 1
-            self._remember(track, n, seen[index] if index in owner else mask)
-            steps.append(Step(track.number, mask, index, track.age, is_rough=index in rough))
+            has_run_over = index in rough and mask.area < seen[index].area
+            self._remember(track, n, mask if index is None or has_run_over else seen[index])
+            steps.append(Step(track.number, mask, index, track.age, has_run_over))
         return [*steps, *self._begun(n, found, {*owner, *rough})]
 
     def _begun(self, n: int, found: Sequence[Found], taken: set[int]) -> list[Step]:
