@@ -92,6 +92,16 @@ def test_a_gap_takes_the_nearer_side_or_what_both_share() -> None:
     assert columns_of(gap(row(1, 2, 3), row(2, 3, 4), (1, 1))[1]) == [2, 3]
 
 
+def test_a_gap_beside_another_object_is_filled_only_where_that_is_allowed() -> None:
+    found = {0: [Found(row(2, 3), 0.9)], 1: [Found(row(8, 9), 0.9)], 2: [Found(row(2, 3), 0.9)]}
+    up = {0: [Step(0, None, 0, 0)], 1: [Step(0, row(2, 3), None, 1)], 2: [Step(0, row(2, 3), 0, 0)]}
+    down = {2: [Step(0, None, 0, 0)], 1: [Step(0, row(2, 3), None, 1)], 0: [Step(0, row(2, 3), 0, 0)]}
+    bare = fuse(found, up, down, FusionRules(), may_extend=NOWHERE)
+    filled = fuse(found, up, down, FusionRules(may_fill_beside=True), may_extend=NOWHERE)
+    assert sorted(sorted(trail.masks) for trail in bare) == [[0, 2], [1]]
+    assert sorted(sorted(trail.masks) for trail in filled) == [[0, 1, 2], [1]]
+
+
 def test_a_gap_stays_where_the_sides_do_not_agree() -> None:
     assert 1 not in gap(row(0, 1, 2), row(4, 5, 6), (1, 1))
 

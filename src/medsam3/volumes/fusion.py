@@ -30,6 +30,7 @@ class FusionRules:
             together outvote what was found. One alone moves the outline towards its own by this weight.
         least_found: An object that was found on fewer frames than this comes and goes: it does not count where another
             one, found on at least so many, was found more clearly. 1 keeps all.
+        may_fill_beside: Two followed masks fill a gap also on frames on which another object was found.
         least_share: Of a volume's object, parts that do not touch and are smaller than this share of its largest part
             are dropped; 0 keeps all.
     """
@@ -37,6 +38,7 @@ class FusionRules:
     agree_iou: float = 0.3
     followed_weight: float = 0.6
     least_found: int = 2
+    may_fill_beside: bool = False
     least_share: float = 0.02
 
     def __post_init__(self) -> None:
@@ -100,7 +102,9 @@ def fuse(
     for by_frame in votes.values():
         trail = Trail()
         for n, vote in by_frame.items():
-            mask = _decided(vote, rules, may_extend=bool(may_extend[n]) and not found.get(n))
+            is_bare = not found.get(n)
+            may_fill = is_bare or rules.may_fill_beside
+            mask = _decided(vote, rules, may_extend=bool(may_extend[n]) and is_bare, may_fill=may_fill)
             if mask is not None and not mask.is_empty:
                 trail.masks[n] = mask
                 if vote.found is not None:
@@ -203,13 +207,13 @@ def _votes_on(
     return votes
 
 
-def _decided(vote: _Votes, rules: FusionRules, *, may_extend: bool) -> PackedMask | None:
+def _decided(vote: _Votes, rules: FusionRules, *, may_extend: bool, may_fill: bool) -> PackedMask | None:
     followed = [step for step in (vote.up, vote.down) if step is not None and step.followed is not None]
     masks = [step.followed for step in followed if step.followed is not None]
     if vote.found is not None:
         return _settled(vote.found, followed, rules)
     if len(masks) == 2:
-        return _bridged(followed, masks, rules)
+        return _bridged(followed, masks, rules) if may_fill else None
     return masks[0] if masks and may_extend else None
 
 
