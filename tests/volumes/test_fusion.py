@@ -46,9 +46,8 @@ def test_one_followed_mask_moves_the_outline_by_its_weight() -> None:
         return PackedMask.of(mask)
 
     # In column c > 9 what was found is c - 9 away and the followed outline 14 - c: 0.6 (14 - c) > c - 9 up to 10.
-    trail = fuse(
-        {1: [Found(strip(9), 0.9)]}, {1: [Step(0, strip(13), 0, 0)]}, {}, FusionRules(), may_extend=NOWHERE
-    )[0]
+    rules = FusionRules(followed_weight=0.6)
+    trail = fuse({1: [Found(strip(9), 0.9)]}, {1: [Step(0, strip(13), 0, 0)]}, {}, rules, may_extend=NOWHERE)[0]
     assert np.flatnonzero(trail.masks[1].dense()[20]).tolist() == list(range(2, 11))
 
 

@@ -36,7 +36,7 @@ class FusionRules:
     """
 
     agree_iou: float = 0.3
-    followed_weight: float = 0.6
+    followed_weight: float = 0.8
     least_found: int = 2
     may_fill_beside: bool = False
     least_share: float = 0.02
@@ -122,9 +122,7 @@ def _without_passing(trails: Sequence[Trail], least_found: int) -> list[Trail]:
     for trail in trails:
         if len(trail.scores) >= least_found:
             continue
-        frames = [
-            n for n in trail.masks if all(one.scores.get(n, -1.0) < trail.scores.get(n, 0.0) for one in lasting)
-        ]
+        frames = [n for n in trail.masks if all(one.scores.get(n, -1.0) < trail.scores.get(n, 0.0) for one in lasting)]
         if frames:
             kept.append(Trail({n: trail.masks[n] for n in frames}, trail.scores))
     return kept
