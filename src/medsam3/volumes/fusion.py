@@ -133,11 +133,16 @@ def without_specks(mask: BoolArray, least_share: float) -> BoolArray:
     labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
     if count <= 1 or least_share == 0:
         return mask
-    sizes = np.bincount(labels.reshape(-1))
+    # Slice by slice: counting all at once takes eight bytes for each voxel.
+    sizes = np.zeros(count + 1, dtype=np.int64)
+    for plane in labels:
+        sizes += np.bincount(plane.reshape(-1), minlength=count + 1)
     sizes[0] = 0
     is_kept = sizes >= least_share * sizes.max()
     is_kept[0] = False
-    kept: BoolArray = is_kept[labels]
+    kept = np.empty_like(mask)
+    for n, plane in enumerate(labels):
+        kept[n] = is_kept[plane]
     return kept
 
 
