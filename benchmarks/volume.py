@@ -3,11 +3,14 @@
     python benchmarks/volume.py speed --slices 6
     python benchmarks/volume.py memory --slices 50 200 400
     python benchmarks/volume.py video --frames 1000
+    python benchmarks/volume.py sam3 --side 336
 
 The stacks are made up (a bright ellipsoid in noise, 512 x 512 x N; a moving disc, 512 x 384), so that nothing has to be
 fetched but the model; times and memory do not depend on what is seen, save that following costs only where something
-was found. OMP_NUM_THREADS=1 gives the time of one core. Each memory figure is measured in a
-process of its own.
+was found. OMP_NUM_THREADS=1 gives the time of one core. Each memory figure is measured in a process of its own.
+With `--stand-in` the model runs once, and then something that takes no time answers in its place, with features of the
+same size: that is the memory of all the rest, for long stacks. `sam3` takes SAM 3 at full size with random weights over
+four slices: a phrase on each, and a box on slice 1 that is followed both ways; `--side` is that of the model's square.
 """
 
 from __future__ import annotations
@@ -20,11 +23,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 from numpy.typing import NDArray
+
+from medsam3.prompts import Box, Prompt
 
 CONCEPTS = (
     *("liver", "kidney", "pancreas", "spleen", "stomach"),
@@ -63,7 +70,6 @@ def speed(slices: int, weights: Path | None, propagate: bool) -> dict[str, float
     """Seconds a slice, and the same when every concept encodes the slices anew."""
     import medsam3  # noqa: PLC0415
     from medsam3.io.lazy import open_stack  # noqa: PLC0415
-    from medsam3.prompts import Prompt  # noqa: PLC0415
     from medsam3.volumes.options import StackOptions  # noqa: PLC0415
     from medsam3.volumes.run import segment_stack  # noqa: PLC0415
 
@@ -85,16 +91,54 @@ def speed(slices: int, weights: Path | None, propagate: bool) -> dict[str, float
     return figures
 
 
-def memory(slices: int, weights: Path | None) -> dict[str, float]:
-    """Peak of this process over a whole run with propagation, in MiB, and what the model alone takes."""
+@dataclass(frozen=True)
+class StandInFeatures:
+    """As much as the small model's tracker keeps of a frame."""
+
+    bright: NDArray[np.bool_]
+    neck: Any
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.neck.nbytes) + self.bright.nbytes
+
+
+class StandIn:
+    """Answers with what is bright, and gives features of the size of the small model's, which stays in memory."""
+
+    name = "stand-in"
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._neck = model.encode(np.zeros((SIDE, SIDE, 3), dtype=np.uint8)).neck.half()
+
+    def encode(self, rgb: NDArray[np.uint8]) -> StandInFeatures:
+        return StandInFeatures(rgb[..., 0] > 140, self._neck.clone())
+
+    def decode(self, features: StandInFeatures, prompt: Any, *, threshold: float | None = None) -> Any:
+        from medsam3.image import Masks  # noqa: PLC0415
+
+        is_there = bool(features.bright.any())
+        told = {} if prompt.text is None else {"presence": 0.9 if is_there else 0.1, "is_present": is_there}
+        found = features.bright[None, None] if is_there else features.bright[None, None][:0]
+        return Masks.from_dense(found, [0.9] * len(found), concept=prompt.text or "", **told)
+
+
+def load(args: argparse.Namespace) -> Any:
     import medsam3  # noqa: PLC0415
+
+    model = medsam3.load("mini", weights=args.weights)
+    model.decode(model.encode(np.zeros((SIDE, SIDE, 3), dtype=np.uint8)), Prompt(text="liver"), threshold=0.0)
+    return StandIn(model) if args.stand_in else model
+
+
+def memory(args: argparse.Namespace) -> dict[str, float]:
+    """Peak of this process over a whole run with propagation, in MiB, and what the model alone takes."""
     from medsam3.io.lazy import open_stack  # noqa: PLC0415
-    from medsam3.prompts import Box, Prompt  # noqa: PLC0415
     from medsam3.volumes.options import StackOptions  # noqa: PLC0415
     from medsam3.volumes.run import segment_stack  # noqa: PLC0415
 
-    model = medsam3.load("mini", weights=weights)
-    model.encode(np.zeros((SIDE, SIDE, 3), dtype=np.uint8))
+    slices, model = args.slices[0], load(args)
     before = peak_mib()
     with tempfile.TemporaryDirectory() as folder:
         write_ct(Path(folder) / "ct.nii", slices)
@@ -107,13 +151,11 @@ def memory(slices: int, weights: Path | None) -> dict[str, float]:
     return {"slices": slices, "model and one slice, MiB": before, "peak, MiB": peak_mib(), "voxels found": held}
 
 
-def video(frames: int, weights: Path | None) -> dict[str, float]:
+def video(args: argparse.Namespace) -> dict[str, float]:
     """Resident memory of a streamed video at frame 100 and at the last, in MiB."""
-    import medsam3  # noqa: PLC0415
-    from medsam3.prompts import Box, Prompt  # noqa: PLC0415
     from medsam3.volumes.stream import segment_stream  # noqa: PLC0415
 
-    model = medsam3.load("mini", weights=weights)
+    model, frames = load(args), args.frames
     figures: dict[str, float] = {}
     prompts = [Prompt(text="polyp"), Prompt(boxes=(Box(100, 100, 200, 200),))]
     for frame in segment_stream(moving_disc(frames), prompts, model):
@@ -121,6 +163,44 @@ def video(frames: int, weights: Path | None) -> dict[str, float]:
             figures[f"resident at frame {frame.n + 1}, MiB"] = resident_mib()
     figures["peak, MiB"] = peak_mib()
     return figures
+
+
+def sam3(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and slices of the full-size path, in bfloat16."""
+    import torch  # noqa: PLC0415
+    from sam3 import LetterTokenizer, random_network  # noqa: PLC0415  the script beside this one
+
+    from medsam3.io.stack import Stack  # noqa: PLC0415
+    from medsam3.models.clip_phrases import PhraseTokenizer  # noqa: PLC0415
+    from medsam3.models.sam3 import Sam3Options, Sam3Segmenter  # noqa: PLC0415
+    from medsam3.models.sam3_network import at_image_size, full_size  # noqa: PLC0415
+    from medsam3.volumes.options import StackOptions  # noqa: PLC0415
+    from medsam3.volumes.run import segment_stack  # noqa: PLC0415
+    from medsam3.volumes.sweep import TrackingRules  # noqa: PLC0415
+
+    network = random_network(at_image_size(full_size(), args.side), torch.bfloat16, torch.device("cpu"))
+    model = Sam3Segmenter(network, PhraseTokenizer(LetterTokenizer()), Sam3Options(precision="bfloat16"))
+    frames = list(moving_disc(4))
+    stack = Stack((4, *frames[0].shape[:2]), 3, frames.__getitem__, "video")
+    figures: dict[str, Any] = {"parameters, M": round(sum(one.numel() for one in network.parameters()) / 1e6)}
+    # Random weights hold on to nothing: nothing but the end of the stack stops them.
+    rules = TrackingRules(stop_iou=0.0, largest_growth=1e9)
+    (boxed,), box_s = timed(
+        lambda: segment_stack(
+            stack, [Prompt(boxes=(Box(100, 100, 200, 200),))], model, StackOptions(at=1, tracking=rules)
+        )
+    )
+    (asked,), phrase_s = timed(
+        lambda: segment_stack(stack, [Prompt(text="concept a")], model, StackOptions(is_propagated=False))
+    )
+    figures["box on slice 1: slices reached"] = sorted({n for trail in boxed.trails for n in trail.masks})
+    figures["phrase: presence by slice"] = [None if one is None else round(one, 3) for one in asked.presence]
+    return figures | {"box, CPU s": box_s, "phrase, CPU s": phrase_s, "peak, MiB": peak_mib()}
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.process_time()
+    return work(), round(time.process_time() - start, 1)
 
 
 def moving_disc(frames: int) -> Iterator[NDArray[np.uint8]]:
@@ -144,22 +224,27 @@ def resident_mib() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "memory", "video"))
+    parser.add_argument("what", choices=("speed", "memory", "video", "sam3"))
     parser.add_argument("--slices", type=int, nargs="+", default=[6])
     parser.add_argument("--frames", type=int, default=1000)
+    parser.add_argument("--side", type=int, default=1008)
     parser.add_argument("--weights", type=Path, help="default: the weights that come with the package")
     parser.add_argument("--no-propagation", action="store_true")
+    parser.add_argument("--stand-in", action="store_true", help="memory and video: the model is loaded and not asked")
     args = parser.parse_args()
     if args.what == "speed":
         print(json.dumps(speed(args.slices[0], args.weights, not args.no_propagation), indent=1))
     elif args.what == "video":
-        print(json.dumps(video(args.frames, args.weights), indent=1))
+        print(json.dumps(video(args), indent=1))
+    elif args.what == "sam3":
+        print(json.dumps(sam3(args), indent=1))
     elif len(args.slices) == 1:
-        print(json.dumps(memory(args.slices[0], args.weights)))
+        print(json.dumps(memory(args)))
     else:
         for count in args.slices:
-            weights = [] if args.weights is None else ["--weights", str(args.weights)]
-            subprocess.run([sys.executable, __file__, "memory", "--slices", str(count), *weights], check=True)
+            given = [] if args.weights is None else ["--weights", str(args.weights)]
+            given += ["--stand-in"] if args.stand_in else []
+            subprocess.run([sys.executable, __file__, "memory", "--slices", str(count), *given], check=True)
 
 
 if __name__ == "__main__":

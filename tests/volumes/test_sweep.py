@@ -37,6 +37,41 @@ def test_an_object_that_overlaps_too_little_begins_a_track() -> None:
     assert [(step.track, step.found) for step in steps[1]] == [(1, 0)]
 
 
+def test_a_track_found_once_ends_where_only_others_are_found() -> None:
+    found = {0: [Found(block(0, 4), 0.9)], 1: [Found(block(10, 4), 0.9)]}
+    steps = sweep([0, 1], found, stays, TrackingRules())
+    assert [(step.track, step.found) for step in steps[1]] == [(1, 0)]
+    sure = sweep([0, 1], found, stays, TrackingRules(sure_after=1))
+    assert [(step.track, step.found) for step in sure[1]] == [(0, None), (1, 0)]
+
+
+def test_a_track_that_runs_onto_another_ends() -> None:
+    def meets(n: int, track: int, past: Sequence[PastMask]) -> PackedMask:
+        return block(10, 6) if n == 2 else past[0].mask
+
+    found = {n: [Found(block(0), 0.9), Found(block(10), 0.8)] for n in (0, 1)} | {2: [Found(block(10), 0.8)]}
+    steps = sweep(range(3), found, meets, TrackingRules(stop_iou=0.0))
+    assert [(step.track, step.found) for step in steps[1]] == [(0, 0), (1, 1)]
+    # Both are at the object of frame 2: one takes it, and the other is the same object twice.
+    assert [(step.track, step.found) for step in steps[2]] == [(0, 0)]
+
+
+def test_what_lies_inside_a_sure_track_that_has_run_over_is_believed() -> None:
+    found = {n: [Found(block(2, 16), 0.9)] for n in (0, 1)} | {2: [Found(block(8, 3), 0.9)]}
+    steps = sweep(range(4), found, stays, TrackingRules())
+    assert [(step.track, step.found, step.has_run_over) for step in steps[2]] == [(0, 0, False)]
+    assert steps[3][0].followed is not None and steps[3][0].followed.crop == (5, 3), "it remembers what was found"
+
+
+def test_a_sure_track_is_believed_where_what_was_found_has_run_over() -> None:
+    found = {n: [Found(block(8, 3), 0.9)] for n in (0, 1)} | {2: [Found(block(2, 16), 0.9)]}
+    steps = sweep(range(4), found, stays, TrackingRules())  # 3 of 16 columns overlap, all 3 inside
+    assert [(step.track, step.found, step.has_run_over) for step in steps[2]] == [(0, 0, True)]
+    assert steps[3][0].followed is not None and steps[3][0].followed.crop == (5, 3), "it remembers what it followed"
+    unsure = sweep(range(4), found, stays, TrackingRules(sure_after=3))
+    assert [(step.track, step.found) for step in unsure[2]] == [(1, 0)]
+
+
 @pytest.mark.parametrize(("patience", "last"), [(0, 0), (2, 2), (None, 5)])
 def test_patience_is_how_long_an_object_is_followed_without_being_found(patience: int | None, last: int) -> None:
     steps = sweep(range(6), {0: [Found(block(4), 0.9)]}, stays, TrackingRules(patience=patience))
@@ -91,5 +126,7 @@ def test_only_frames_that_some_track_remembers_are_named() -> None:
 def test_rules_out_of_range_are_refused() -> None:
     with pytest.raises(InputError, match="match and stop IoU are 2"):
         TrackingRules(match_iou=2)
+    with pytest.raises(InputError, match=r"same IoU and inside share are 0 and 0\.7"):
+        TrackingRules(same_iou=0)
     with pytest.raises(InputError, match=r"growth, memory and patience are 3\.0, 1 and 3"):
         TrackingRules(memory=1)

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from medsam3.errors import InputError
-from medsam3.geometry import BoolArray
+from medsam3.geometry import BoolArray, FloatArray
 from medsam3.volumes.packed import PackedMask, overlap
 from medsam3.volumes.sweep import Found, Step
 
@@ -27,19 +27,26 @@ class FusionRules:
     Attributes:
         agree_iou: Least overlap of a followed mask with what was found, or with the one from the other side.
         followed_weight: A followed mask's vote, where the vote of what was found is 1; above 0.5 two followed masks
-            together outvote what was found.
+            together outvote what was found. One alone moves the outline towards its own by this weight.
+        least_found: An object that was found on fewer frames than this comes and goes: it does not count where another
+            one, found on at least so many, was found more clearly. 1 keeps all.
+        may_fill_beside: Two followed masks fill a gap also on frames on which another object was found.
         least_share: Of a volume's object, parts that do not touch and are smaller than this share of its largest part
             are dropped; 0 keeps all.
     """
 
     agree_iou: float = 0.3
-    followed_weight: float = 0.6
+    followed_weight: float = 0.8
+    least_found: int = 2
+    may_fill_beside: bool = False
     least_share: float = 0.02
 
     def __post_init__(self) -> None:
         for name in ("agree_iou", "followed_weight", "least_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}, allowed is 0 to 1")
+        if self.least_found < 1:
+            raise InputError(f"least_found is {self.least_found}, allowed is 1 and above")
 
 
 @dataclass
@@ -95,14 +102,30 @@ def fuse(
     for by_frame in votes.values():
         trail = Trail()
         for n, vote in by_frame.items():
-            mask = _decided(vote, rules, may_extend=bool(may_extend[n]) and not found.get(n))
+            is_bare = not found.get(n)
+            may_fill = is_bare or rules.may_fill_beside
+            mask = _decided(vote, rules, may_extend=bool(may_extend[n]) and is_bare, may_fill=may_fill)
             if mask is not None and not mask.is_empty:
                 trail.masks[n] = mask
                 if vote.found is not None:
                     trail.scores[n] = vote.score
         if trail.masks and trail.scores:
             trails.append(trail)
-    return sorted(trails, key=lambda trail: -sum(mask.area for mask in trail.masks.values()))
+    held = _without_passing(trails, rules.least_found)
+    return sorted(held, key=lambda trail: -sum(mask.area for mask in trail.masks.values()))
+
+
+def _without_passing(trails: Sequence[Trail], least_found: int) -> list[Trail]:
+    """Trails found on fewer frames, without those frames where one that was found on enough was found more clearly."""
+    lasting = [trail for trail in trails if len(trail.scores) >= least_found]
+    kept = list(lasting)
+    for trail in trails:
+        if len(trail.scores) >= least_found:
+            continue
+        frames = [n for n in trail.masks if all(one.scores.get(n, -1.0) < trail.scores.get(n, 0.0) for one in lasting)]
+        if frames:
+            kept.append(Trail({n: trail.masks[n] for n in frames}, trail.scores))
+    return kept
 
 
 def without_specks(mask: BoolArray, least_share: float) -> BoolArray:
@@ -110,11 +133,16 @@ def without_specks(mask: BoolArray, least_share: float) -> BoolArray:
     labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
     if count <= 1 or least_share == 0:
         return mask
-    sizes = np.bincount(labels.reshape(-1))
+    # Slice by slice: counting all at once takes eight bytes for each voxel.
+    sizes = np.zeros(count + 1, dtype=np.int64)
+    for plane in labels:
+        sizes += np.bincount(plane.reshape(-1), minlength=count + 1)
     sizes[0] = 0
     is_kept = sizes >= least_share * sizes.max()
     is_kept[0] = False
-    kept: BoolArray = is_kept[labels]
+    kept = np.empty_like(mask)
+    for n, plane in enumerate(labels):
+        kept[n] = is_kept[plane]
     return kept
 
 
@@ -182,15 +210,30 @@ def _votes_on(
     return votes
 
 
-def _decided(vote: _Votes, rules: FusionRules, *, may_extend: bool) -> PackedMask | None:
+def _decided(vote: _Votes, rules: FusionRules, *, may_extend: bool, may_fill: bool) -> PackedMask | None:
     followed = [step for step in (vote.up, vote.down) if step is not None and step.followed is not None]
     masks = [step.followed for step in followed if step.followed is not None]
     if vote.found is not None:
-        agreeing = [mask for mask in masks if overlap(mask, vote.found) >= rules.agree_iou]
-        return _majority(vote.found, agreeing, rules.followed_weight) if agreeing else vote.found
+        return _settled(vote.found, followed, rules)
     if len(masks) == 2:
-        return _bridged(followed, masks, rules)
+        return _bridged(followed, masks, rules) if may_fill else None
     return masks[0] if masks and may_extend else None
+
+
+def _settled(found: PackedMask, followed: Sequence[Step], rules: FusionRules) -> PackedMask:
+    """What was found, with the votes of following."""
+    agreeing = [
+        step.followed for step in followed if step.followed and overlap(step.followed, found) >= rules.agree_iou
+    ]
+    if len(agreeing) == 2:
+        return _majority(found, agreeing, rules.followed_weight)
+    if agreeing:
+        return _between(found, agreeing[0], rules.followed_weight)
+    rough = [step for step in followed if step.has_run_over]
+    masks = [step.followed for step in rough if step.followed]
+    if len(masks) == 2:
+        return _bridged(rough, masks, rules) or found
+    return masks[0] if masks and len(followed) == 1 else found
 
 
 def _bridged(followed: Sequence[Step], masks: Sequence[PackedMask], rules: FusionRules) -> PackedMask | None:
@@ -208,3 +251,26 @@ def _majority(found: PackedMask, agreeing: Sequence[PackedMask], weight: float) 
         votes += weight * mask.dense()
     majority: BoolArray = votes > (1 + weight * len(agreeing)) / 2
     return PackedMask.of(majority)
+
+
+def _between(found: PackedMask, followed: PackedMask, weight: float) -> PackedMask:
+    """The outline between two: where the weighted mean of the distances to both outlines is inside.
+
+    Source: Rohlfing and Maurer, shape-based averaging, IEEE TIP 16(1), 2007.
+    """
+    if weight == 0:
+        return found
+    top, left = (min(a, b) for a, b in zip(found.start, followed.start, strict=True))
+    ends = [[one.start[k] + one.crop[k] for one in (found, followed)] for k in (0, 1)]
+    part = (slice(top, max(ends[0])), slice(left, max(ends[1])))
+    mean = _depth(found.dense()[part]) + weight * _depth(followed.dense()[part])
+    mask: BoolArray = np.zeros(found.frame, dtype=np.bool_)
+    mask[part] = mean > 0
+    return PackedMask.of(mask)
+
+
+def _depth(mask: BoolArray) -> FloatArray:
+    """Distance to the outline (H, W) in pixels, below 0 outside; beyond the edge is outside."""
+    padded = np.pad(mask, 1)
+    depth: FloatArray = ndimage.distance_transform_edt(padded) - ndimage.distance_transform_edt(~padded)
+    return depth[1:-1, 1:-1]

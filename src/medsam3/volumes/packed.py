@@ -79,16 +79,24 @@ class PackedMask:
 
 def overlap(first: PackedMask, second: PackedMask) -> float:
     """Intersection over union in 0..1; 0 where either is empty."""
-    if first.is_empty or second.is_empty:
-        return 0.0
+    both = _shared(first, second)
+    return both / (first.area + second.area - both) if both else 0.0
+
+
+def inside(first: PackedMask, second: PackedMask) -> float:
+    """Share of the smaller one that both have, in 0..1; 0 where either is empty."""
+    both = _shared(first, second)
+    return both / min(first.area, second.area) if both else 0.0
+
+
+def _shared(first: PackedMask, second: PackedMask) -> int:
+    """Pixels of both."""
     (row_a, col_a), (row_b, col_b) = first.start, second.start
     top, left = max(row_a, row_b), max(col_a, col_b)
     bottom = min(row_a + first.crop[0], row_b + second.crop[0])
     right = min(col_a + first.crop[1], col_b + second.crop[1])
     if top >= bottom or left >= right:
-        return 0.0
-    a, b = first.block(), second.block()
-    shared_a = a[top - row_a : bottom - row_a, left - col_a : right - col_a]
-    shared_b = b[top - row_b : bottom - row_b, left - col_b : right - col_b]
-    both = int(np.count_nonzero(shared_a & shared_b))
-    return both / (int(a.sum()) + int(b.sum()) - both)
+        return 0
+    shared_a = first.block()[top - row_a : bottom - row_a, left - col_a : right - col_a]
+    shared_b = second.block()[top - row_b : bottom - row_b, left - col_b : right - col_b]
+    return int(np.count_nonzero(shared_a & shared_b))

@@ -164,7 +164,10 @@ class StackRun:
         rules = _rules(options, is_phrase=is_phrase, is_video=self.cut.kind == "video")
         ways = {way: self._way(k, way, found, rules) for way in ("up", "down")}
         may_extend = is_held if is_phrase else np.ones(self.count, dtype=np.bool_)
-        trails = fuse(found, ways["up"], ways["down"], options.fusion, may_extend=may_extend)
+        fusion = options.fusion
+        if not options.is_propagated or self.cut.kind != "video":
+            fusion = replace(fusion, least_found=1, may_fill_beside=True)
+        trails = fuse(found, ways["up"], ways["down"], fusion, may_extend=may_extend)
         least = options.threshold or 0.0
         return StackMasks(
             turn=self.turn,

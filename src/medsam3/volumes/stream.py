@@ -89,7 +89,7 @@ class _PromptStream:
         objects: list[ObjectMask] = []
         scores: dict[int, float] = {}
         for step in self._sweep.advance(n, found):
-            mask = step.followed if step.found is None else found[step.found].mask
+            mask = step.followed if step.found is None or step.has_run_over else found[step.found].mask
             scores[step.track] = self._scores.get(step.track, 0.0) if step.found is None else found[step.found].score
             assert mask is not None and not mask.is_empty, "a step has a mask"
             objects.append(ObjectMask((0, *mask.start), mask.block()[None], scores[step.track]))

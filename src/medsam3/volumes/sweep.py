@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from medsam3.errors import InputError
-from medsam3.volumes.packed import PackedMask, overlap
+from medsam3.volumes.packed import PackedMask, inside, overlap
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class TrackingRules:
         largest_growth: A followed mask this many times larger or smaller than the one before is lost as well.
         patience: Frames that an object is followed for without being found; None follows it to the end.
         memory: Frames that a tracker is given: the nearest ones, and as the last the one that the track began on.
+        sure_after: A track that was found on fewer frames ends where others were found and it was not.
+        same_iou: A track that was not found and overlaps by this much with one that goes on is the same object twice,
+            and ends.
+        inside_share: What was found is also the object of a sure track where neither overlaps enough with the other,
+            but one lies inside the other by this share. The larger of the two has run over, and is not believed.
         may_return: A lost object is looked for again on the next frames, as long as patience lasts: an object of a
             video leaves the picture and comes back, one of a volume ends.
     """
@@ -39,11 +44,18 @@ class TrackingRules:
     largest_growth: float = 3.0
     patience: int | None = 3
     memory: int = 4
+    sure_after: int = 2
+    same_iou: float = 0.5
+    inside_share: float = 0.7
     may_return: bool = False
 
     def __post_init__(self) -> None:
         if not (0 <= self.match_iou <= 1 and 0 <= self.stop_iou <= 1):
             raise InputError(f"match and stop IoU are {self.match_iou} and {self.stop_iou}, allowed is 0 to 1")
+        if not (0 < self.same_iou <= 1 and 0 < self.inside_share <= 1):
+            raise InputError(
+                f"same IoU and inside share are {self.same_iou} and {self.inside_share}, allowed is above 0 to 1"
+            )
         if self.largest_growth <= 1 or self.memory < 2 or (self.patience is not None and self.patience < 0):
             raise InputError(
                 f"growth, memory and patience are {self.largest_growth}, {self.memory} and {self.patience}, "
@@ -68,12 +80,14 @@ class Step:
         followed: Its mask by following; None on its first frame.
         found: The index of the object that was found on this frame and is it; None where it was not found.
         age: Frames since it was found last, 0 where it was found here.
+        has_run_over: What was found is this object, and much more: what was followed lies inside it.
     """
 
     track: int
     followed: PackedMask | None
     found: int | None
     age: int
+    has_run_over: bool = False
 
 
 Follow = Callable[[int, int, Sequence[PastMask]], PackedMask]
@@ -84,6 +98,7 @@ Follow = Callable[[int, int, Sequence[PastMask]], PackedMask]
 class _Track:
     number: int
     past: list[PastMask]
+    hits: int = 1
     age: int = 0
 
 
@@ -100,24 +115,67 @@ class Sweep:
         followed = [(track, self._followed(n, track)) for track in self._active]
         alive = [(track, mask) for track, mask in followed if mask is not None]
         lost = [track for track, mask in followed if mask is None]
-        owner = _matched([mask for _, mask in alive], [one.mask for one in found], self._rules.match_iou)
+        seen = [one.mask for one in found]
+        owner = _matched([mask for _, mask in alive], seen, self._rules.match_iou)
+        rough = self._roughly_matched(alive, seen, owner)
+        index_of = {place: index for index, place in (owner | rough).items()}
+        self._active = [track for track in lost if self._rules.may_return and self._goes_on(track, found)]
         steps: list[Step] = []
-        self._active = [track for track in lost if self._rules.may_return and self._is_patient(track)]
+        going_on = [mask for place, (_, mask) in enumerate(alive) if place in index_of] + seen
         for place, (track, mask) in enumerate(alive):
-            index = next((k for k, own in owner.items() if own == place), None)
-            if index is not None:
-                track.age = 0
-            elif not self._is_patient(track):
-                continue
-            self._remember(track, n, mask if index is None else found[index].mask)
-            steps.append(Step(track.number, mask, index, track.age))
+            index = index_of.get(place)
+            if index is None:
+                if not self._goes_on(track, found) or self._is_double(mask, going_on):
+                    continue
+                going_on.append(mask)
+            else:
+                track.age, track.hits = 0, track.hits + 1
+            has_run_over = index in rough and mask.area < seen[index].area
+            self._remember(track, n, mask if index is None or has_run_over else seen[index])
+            steps.append(Step(track.number, mask, index, track.age, has_run_over))
+        return [*steps, *self._begun(n, found, {*owner, *rough})]
+
+    def _begun(self, n: int, found: Sequence[Found], taken: set[int]) -> list[Step]:
+        """New tracks for what no track has taken."""
+        steps: list[Step] = []
         for index, one in enumerate(found):
-            if index not in owner and not one.mask.is_empty:
+            if index not in taken and not one.mask.is_empty:
                 track = _Track(self._count, [])
                 self._count += 1
                 self._remember(track, n, one.mask)
                 steps.append(Step(track.number, None, index, 0))
         return steps
+
+    def _roughly_matched(
+        self, alive: Sequence[tuple[_Track, PackedMask]], seen: Sequence[PackedMask], owner: Mapping[int, int]
+    ) -> dict[int, int]:
+        """As `_matched`, for sure tracks and objects that it left: one lies inside the other."""
+        rough: dict[int, int] = {}
+        for index, mask in enumerate(seen):
+            if index in owner:
+                continue
+            places = [
+                place
+                for place, (track, other) in enumerate(alive)
+                if place not in owner.values()
+                and place not in rough.values()
+                and track.hits >= self._rules.sure_after
+                and inside(mask, other) >= self._rules.inside_share
+            ]
+            if places:
+                rough[index] = max(places, key=lambda place: alive[place][0].hits)
+        return rough
+
+    def _goes_on(self, track: _Track, found: Sequence[Found]) -> bool:
+        """Count a frame on which the track was not found, and say whether it goes on."""
+        if self._rules.patience is None:
+            track.age += 1
+            return True
+        is_sure = track.hits >= self._rules.sure_after or not found
+        return self._is_patient(track) and is_sure
+
+    def _is_double(self, mask: PackedMask, others: Sequence[PackedMask]) -> bool:
+        return self._rules.patience is not None and any(overlap(mask, one) >= self._rules.same_iou for one in others)
 
     def _is_patient(self, track: _Track) -> bool:
         """Count a frame on which the track was not found, and say whether it goes on."""
