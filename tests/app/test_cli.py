@@ -137,6 +137,7 @@ def test_missing_weights_are_listed_and_their_way_is_told(
         ("lite_medsam.pth", "missing"),
         ("minilm.safetensors", "missing"),
         ("minilm_tokenizer.json", "missing"),
+        ("efficientnet_lite0.pth", "missing"),
     ]
     assert main(["weights", "list"]) == 0
     assert "Apache-2.0" in capsys.readouterr().out

@@ -96,7 +96,8 @@ def test_without_the_encoders_a_dry_run_says_so(
 @pytest.mark.weights
 def test_a_dry_run_measures_real_steps_and_writes_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", str(data_folder(tmp_path / "data")), "--out", str(tmp_path / "run"), "--dry-run"]
-    assert main([*command, "--images-per-step", "1", "--views", "1"]) == 0
+    command += ["--images-per-step", "1", "--views", "1", "--image-encoder", "lite-medsam"]
+    assert main(command) == 0
     told = capsys.readouterr().err
     assert "s a step (3 steps after 1); estimated from it" in told
     assert "for 3 views that are not cached" in told

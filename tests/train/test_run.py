@@ -52,18 +52,22 @@ def coco_file(folder: Path, numbers: tuple[int, ...], name: str) -> Path:
 
 
 @pytest.mark.weights
+@pytest.mark.parametrize("encoder", ["lite0", "lite-medsam"])
 def test_a_data_folder_gives_weights_with_a_card_that_segment(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], encoder: str
 ) -> None:
     data, out = data_folder(tmp_path / "data"), tmp_path / "run"
     command = ["train", str(data), "--out", str(out), "--steps", "2", "--images-per-step", "1", "--views", "1"]
+    command += ["--image-encoder", encoder]
     assert main(command) == 0
     printed = capsys.readouterr()
-    assert "trains: the detector behind LiteMedSAM" in printed.err
+    assert f"trains: 2 steps of 1 images, encoder {encoder}" in printed.err
     assert json.loads(printed.out)["weights"] == str(out / "mini.safetensors")
     card = json.loads((out / "mini.json").read_text())
     assert card["data"]["images"] == {"one": {"train": 2, "val": 1}}
     assert card["training"]["steps"] == 2
+    assert card["detector"]["image_encoder"] == encoder
+    assert ("trained_encoder" in card) == (encoder == "lite0")
     assert [point["step"] for point in card["curve"]] == [0, 1]
     assert set(card["val"]["dice_text"]) == {"one/polyp"}
     model = medsam3.load("mini", weights=out / "mini.safetensors")
@@ -117,7 +121,18 @@ def test_a_dry_run_describes_and_writes_the_report_on_the_data_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = data_folder(tmp_path / "data")
-    assert main(["train", str(data), "--out", str(tmp_path / "run"), "--dry-run", "--views-of", "one=4"]) == 0
+    command = [
+        "train",
+        str(data),
+        "--out",
+        str(tmp_path / "run"),
+        "--dry-run",
+        "--views-of",
+        "one=4",
+        "--image-encoder",
+        "lite-medsam",
+    ]
+    assert main(command) == 0
     shown = capsys.readouterr().err
     assert "1600 steps of 2 images" in shown  # there are no more
     assert "features to cache: 9 views" in shown  # 4 of each of 2 train images, 1 of the val image

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from medsam3 import __version__
 from medsam3.models.box_decoder import BoxDecoder
-from medsam3.models.encoder_files import LITE_MEDSAM, locate, locate_trunk
+from medsam3.models.encoder_files import LITE_MEDSAM, TRUNK, locate, locate_trunk
 from medsam3.models.mini import ImageEncoder, MiniCard, MiniSegmenter, MiniThresholds, read_lite_medsam
 from medsam3.models.mini_detector import MiniDetector
 from medsam3.models.text_encoder import TextEncoder, blank_text_model
@@ -190,7 +190,7 @@ def export(
         "made": datetime.now(UTC).strftime("%Y-%m-%d"),
         "detector": asdict(settings.config.detector),
         "thresholds": asdict(calibration.thresholds),
-        "frozen_encoders": {"image": f"LiteMedSAM {LITE_MEDSAM.sha256}", "text": "all-MiniLM-L6-v2"},
+        **_encoders(settings.config),
         "training": asdict(settings.config),
         "started_from": _lineage(settings.initial),
         "data": data_summary(samples),
@@ -208,6 +208,14 @@ def export(
     temporary.replace(weights)
     written.replace(card)
     return RunResult(weights, card, summary)
+
+
+def _encoders(config: FitConfig) -> dict[str, Any]:
+    """Which encoders the weights go with, and what an image encoder that trained along started from."""
+    frozen = {"image": f"LiteMedSAM {LITE_MEDSAM.sha256}", "text": "all-MiniLM-L6-v2"}
+    if config.detector.is_frozen:
+        return {"frozen_encoders": frozen}
+    return {"frozen_encoders": frozen, "trained_encoder": {"image": f"EfficientNet-Lite0 {TRUNK.sha256}"}}
 
 
 def _lineage(initial: Path | None) -> dict[str, Any] | None:
