@@ -63,12 +63,12 @@ class FillingBoxes:
 
 def segmenter(**thresholds: float) -> MiniSegmenter:
     torch.manual_seed(1)
-    card = MiniCard(TINY, replace(MiniThresholds(presence=0.0), **thresholds))
+    card = MiniCard((TINY,), replace(MiniThresholds(presence=0.0), **thresholds))
     return MiniSegmenter(
         cast(ImageEncoder, FixedImages()),
         cast(TextEncoder, FixedTexts()),
         cast(BoxDecoder, FillingBoxes()),
-        MiniDetector(TINY),
+        [MiniDetector(TINY)],
         card,
     )
 
@@ -236,7 +236,7 @@ def written_card(folder: Path, **changes: object) -> Path:
 
 def test_a_card_gives_sizes_and_thresholds(tmp_path: Path) -> None:
     card = read_card(written_card(tmp_path))
-    assert card.detector == TINY
+    assert card.detectors == (TINY,)
     assert card.thresholds.presence == 0.4
 
 
@@ -274,8 +274,8 @@ def test_a_trunk_of_its_own_leaves_the_neck_until_a_box_asks_for_it() -> None:
         cast(ImageEncoder, CountedImages()),
         cast(TextEncoder, FixedTexts()),
         cast(BoxDecoder, FillingBoxes()),
-        MiniDetector(config),
-        MiniCard(config, MiniThresholds(presence=0.0)),
+        [MiniDetector(config)],
+        MiniCard((config,), MiniThresholds(presence=0.0)),
     )
     features = model.encode(frame())
     model.decode(features, Prompt(text="polyp"))
@@ -285,10 +285,33 @@ def test_a_trunk_of_its_own_leaves_the_neck_until_a_box_asks_for_it() -> None:
     assert asked == [1]
 
 
+def test_two_detectors_answer_with_their_mean_logits(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    members = [MiniDetector(TINY), MiniDetector(replace(TINY, image_encoder="lite0"))]
+
+    def model(*chosen: MiniDetector) -> MiniSegmenter:
+        card = MiniCard(tuple(detector.config for detector in chosen), MiniThresholds(presence=0.0))
+        return MiniSegmenter(
+            cast(ImageEncoder, FixedImages()),
+            cast(TextEncoder, FixedTexts()),
+            cast(BoxDecoder, FillingBoxes()),
+            chosen,
+            card,
+        )
+
+    singles = [model(member) for member in members]
+    first, second = (single.concept_map(single.encode(frame()), "polyp") for single in singles)
+    joined = model(*members)
+    both = joined.concept_map(joined.encode(frame()), "polyp")
+    torch.testing.assert_close(both.logits, (first.logits + second.logits) / 2)
+    odds = [presence / (1 - presence) for presence in (first.presence, second.presence)]
+    assert both.presence / (1 - both.presence) == pytest.approx((odds[0] * odds[1]) ** 0.5, rel=1e-4)
+
+
 @pytest.mark.weights
 def test_the_weights_by_the_pure_recipe_are_a_model_of_their_own() -> None:
     model = registry.load("mini-frozen")
     assert isinstance(model, MiniSegmenter)
-    assert model.detector.config.is_frozen
+    assert [detector.config.is_frozen for detector in model.detectors] == [True]
     with pytest.raises(InputError, match="mini-frozen has its own weights"):
         registry.load("mini-frozen", weights="other.safetensors")

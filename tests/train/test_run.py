@@ -97,6 +97,22 @@ def test_coco_json_gives_weights_and_they_can_be_trained_further(tmp_path: Path)
     assert second["training"]["initial_sha256"] == first["sha256"]
 
 
+@pytest.mark.weights
+def test_joined_weights_are_one_file_that_segments(tmp_path: Path) -> None:
+    data, runs = data_folder(tmp_path / "data"), [tmp_path / "lite0", tmp_path / "lite-medsam"]
+    shared = ["--images-per-step", "1", "--views", "1", "--cache", str(tmp_path / "cache")]
+    for run in runs:
+        assert main(["train", str(data), "--out", str(run), "--steps", "1", "--image-encoder", run.name, *shared]) == 0
+    out, weights = tmp_path / "both", [str(run / "mini.safetensors") for run in runs]
+    assert main(["train", str(data), "--out", str(out), "--join", *weights, *shared]) == 0
+    card = json.loads((out / "mini.json").read_text())
+    assert [detector["image_encoder"] for detector in card["detector"]] == ["lite0", "lite-medsam"]
+    assert [made["training"]["steps"] for made in card["joined"]] == [1, 1]
+    model = medsam3.load("mini", weights=out / "mini.safetensors")
+    [masks] = medsam3.segment(data / "2.png", "polyp", model)
+    assert masks.shape == (1, *SIZE)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -105,6 +121,7 @@ def test_coco_json_gives_weights_and_they_can_be_trained_further(tmp_path: Path)
         (["--datasets", "two"], "there is no data set two"),
         (["--views-of", "one=x"], "allowed is SET=N"),
         (["--init", "nothing.safetensors"], "are not a file"),
+        (["--join", "nothing.safetensors"], "are not both there"),
     ],
 )
 def test_options_out_of_range_are_refused_in_one_line(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -63,9 +63,9 @@ class MiniThresholds:
 
 @dataclass(frozen=True)
 class MiniCard:
-    """What stands beside the weights: sizes, thresholds, and how they were made."""
+    """What stands beside the weights: sizes of each detector, thresholds, and how they were made."""
 
-    detector: MiniDetectorConfig
+    detectors: tuple[MiniDetectorConfig, ...]
     thresholds: MiniThresholds
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -75,7 +75,7 @@ class MiniFeatures:
     """One encoded frame. The neck, which boxes, clicks and following need, is computed when it is first asked for."""
 
     place: Letterbox
-    levels: VisionLevels
+    levels: tuple[VisionLevels, ...]  # one for each detector
     make_neck: Callable[[], Tensor]
 
     @cached_property
@@ -116,13 +116,18 @@ def read_lite_medsam(path: Path) -> dict[str, Tensor]:
 
 
 class MiniSegmenter:
-    """The small model; see `models.segmenter.Segmenter`."""
+    """The small model; see `models.segmenter.Segmenter`. Where it has several detectors, their mean logits answer."""
 
     def __init__(
-        self, images: ImageEncoder, texts: TextEncoder, boxes: BoxDecoder, detector: MiniDetector, card: MiniCard
+        self,
+        images: ImageEncoder,
+        texts: TextEncoder,
+        boxes: BoxDecoder,
+        detectors: Sequence[MiniDetector],
+        card: MiniCard,
     ) -> None:
         self.images, self.texts, self.boxes, self.card = images, texts, boxes, card
-        self.detector = detector.eval().requires_grad_(False)
+        self.detectors = [detector.eval().requires_grad_(False) for detector in detectors]
 
     @property
     def name(self) -> str:
@@ -132,13 +137,15 @@ class MiniSegmenter:
     def encode(self, rgb: RGB) -> MiniFeatures:
         """Features of one frame (H, W, 3) uint8."""
         square, place = letterbox(rgb)
-        return self.features(square, place, self.images.neck(square) if self.detector.config.is_frozen else None)
+        needs_neck = any(detector.config.is_frozen for detector in self.detectors)
+        return self.features(square, place, self.images.neck(square) if needs_neck else None)
 
     def features(self, square: RGB, place: Letterbox, neck: Tensor | None = None) -> MiniFeatures:
         """The same from a square, with its neck (1, 256, 64, 64) where that is already there."""
         make_neck = partial(self.images.neck, square) if neck is None else lambda: neck
         with torch.inference_mode():
-            return MiniFeatures(place, self.detector.levels(square_tensor(square), neck), make_neck)
+            levels = tuple(detector.levels(square_tensor(square), neck) for detector in self.detectors)
+            return MiniFeatures(place, levels, make_neck)
 
     def decode(self, features: MiniFeatures, prompt: Prompt, *, threshold: float | None = None) -> Masks:
         """Objects over (1, H, W), best score first. `threshold` applies to presence x object score."""
@@ -150,11 +157,14 @@ class MiniSegmenter:
     def concept_map(self, features: MiniFeatures, text: str | None, exemplars: tuple[Box, ...] = ()) -> ConceptMap:
         """Presence and pixel logits of a concept, from a phrase, exemplars, or both."""
         tokens = self.texts.encode([text or VISUAL_PHRASE])
-        prompt = self.detector.project_text(tokens.features, tokens.mask)
-        detection = detect(self.detector, features.levels, prompt, _exemplars(exemplars, features.place))
-        masks = decode_masks(self.detector, features.levels, detection)
-        logits = torch.nn.functional.interpolate(masks.semantic, size=(SIDE, SIDE), mode="bilinear")
-        return ConceptMap(float(detection.presence[-1, 0, 0].sigmoid()), logits[0, 0])
+        boxes = _exemplars(exemplars, features.place)
+        presences, maps = [], []
+        for detector, levels in zip(self.detectors, features.levels, strict=True):
+            detection = detect(detector, levels, detector.project_text(tokens.features, tokens.mask), boxes)
+            presences.append(detection.presence[-1, 0, 0])
+            maps.append(decode_masks(detector, levels, detection).semantic)
+        logits = torch.nn.functional.interpolate(torch.stack(maps).mean(dim=0), size=(SIDE, SIDE), mode="bilinear")
+        return ConceptMap(float(torch.stack(presences).mean().sigmoid()), logits[0, 0])
 
     def probability_map(self, features: MiniFeatures, prompt: Prompt) -> NDArray[np.float32]:
         """Probability (H, W) in 0..1 that a pixel belongs to the phrase's concept, given that it is there."""
@@ -273,10 +283,10 @@ def load_mini(weights: Path | None, encoders: EncoderFiles) -> MiniSegmenter:
     """
     path = weights or SHIPPED_WEIGHTS
     card = read_card(path)
-    detector = MiniDetector(card.detector)
+    detectors = torch.nn.ModuleList(MiniDetector(config) for config in card.detectors)
+    holder = detectors if len(detectors) > 1 else detectors[0]
     try:
-        state = load_file(path)
-        detector.load_state_dict({name: value.float() for name, value in state.items()})
+        holder.load_state_dict({name: value.float() for name, value in load_file(path).items()})
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -284,7 +294,13 @@ def load_mini(weights: Path | None, encoders: EncoderFiles) -> MiniSegmenter:
         ) from error
     lite_medsam = read_lite_medsam(encoders.lite_medsam)
     texts = TextEncoder.from_files(encoders.text_model, encoders.tokenizer)
-    return MiniSegmenter(ImageEncoder(lite_medsam), texts, BoxDecoder.from_lite_medsam(lite_medsam), detector, card)
+    boxes = BoxDecoder.from_lite_medsam(lite_medsam)
+    return MiniSegmenter(ImageEncoder(lite_medsam), texts, boxes, list(detectors), card)  # type: ignore[arg-type]
+
+
+def _listed(content: dict[str, Any] | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One detector is written alone, several as a list."""
+    return content if isinstance(content, list) else [content]
 
 
 def read_card(weights: Path) -> MiniCard:
@@ -299,7 +315,7 @@ def read_card(weights: Path) -> MiniCard:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         card = MiniCard(
-            detector=MiniDetectorConfig(**content["detector"]),
+            detectors=tuple(MiniDetectorConfig(**config) for config in _listed(content["detector"])),
             thresholds=MiniThresholds(**content["thresholds"]),
             about=content,
         )

@@ -27,6 +27,7 @@ _EPILOG = f"""examples:
   medsam3 train data/ --out runs/mine
   medsam3 train --coco train.json --coco-val val.json --images images/ --out runs/mine --steps 800
   medsam3 train --folder images/ masks/ --labels "1|2=optic disc,2=optic cup" --out runs/eyes
+  medsam3 train data/ --out runs/both --join runs/mine/mini.safetensors runs/frozen/mini.safetensors
   medsam3 train data/ --leave-out cvc_clinicdb --weight busi=2 --out runs/unseen{EXAMPLES}
 
 DATA is a folder with an index.csv (dataset, image, mask, concept, label_value, split, group, present). A COCO file's
@@ -42,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--cache", type=Path, help="folder of the cached features (default: OUT/cache)")
     parser.add_argument("--init", type=Path, help="weights of medsam3 train to start from (default: a fresh start)")
+    parser.add_argument(
+        "--join",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="train nothing: make one weight of several that answers with their mean",
+    )
     parser.add_argument("--steps", type=int, help="updates (default: 1600; sam3: 2000)")
     parser.add_argument("--views", type=int, help="cached views an image, the plain one included (default: 2; sam3: 1)")
     parser.add_argument(
@@ -91,8 +99,13 @@ def run(args: argparse.Namespace) -> int:
     config = _config(args, samples)
     if not args.no_data_report:
         show_report(samples, args.out)
-    _describe(samples, config, args.out)
-    from medsam3.train.run import RunSettings, train_and_export  # noqa: PLC0415  torch only when it is needed
+    if not args.join:
+        _describe(samples, config, args.out)
+    from medsam3.train.run import (  # noqa: PLC0415  torch only when it is needed
+        RunSettings,
+        join_and_export,
+        train_and_export,
+    )
 
     cache = args.cache or args.out / "cache"
     settings = RunSettings(out=args.out, cache=cache, config=config, initial=args.init)
@@ -100,15 +113,21 @@ def run(args: argparse.Namespace) -> int:
         _estimate(samples, settings)
         return 0
     with Bars() as bars, steps_shown(bars, args.out, has_board=args.board) as on_step:
-        result = train_and_export(samples, settings, on_phase=bars.phase, on_item=bars.item, on_step=on_step)
+        if args.join:
+            result = join_and_export(args.join, samples, settings, on_phase=bars.phase, on_item=bars.item)
+        else:
+            result = train_and_export(samples, settings, on_phase=bars.phase, on_item=bars.item, on_step=on_step)
     print(json.dumps({"weights": str(result.weights), "card": str(result.card), "val": result.summary}, indent=2))
     return 0
 
 
 def _config(args: argparse.Namespace, samples: tuple[Sample, ...]) -> FitConfig:
+    from medsam3.models.mini import read_card  # noqa: PLC0415
     from medsam3.models.registry import check_safetensors  # noqa: PLC0415
     from medsam3.train.fit import FitConfig  # noqa: PLC0415
 
+    for path in args.join or ():
+        read_card(path)
     config = FitConfig(bf16=not args.no_bf16)
     if args.init is not None:
         config = replace(config, initial_sha256=hashlib.sha256(check_safetensors(args.init).read_bytes()).hexdigest())

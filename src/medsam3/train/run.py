@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,12 +17,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from medsam3 import __version__
 from medsam3.models.box_decoder import BoxDecoder
 from medsam3.models.encoder_files import LITE_MEDSAM, TRUNK, locate, locate_trunk
-from medsam3.models.mini import ImageEncoder, MiniCard, MiniSegmenter, MiniThresholds, read_lite_medsam
-from medsam3.models.mini_detector import MiniDetector
+from medsam3.models.mini import (
+    ImageEncoder,
+    MiniCard,
+    MiniSegmenter,
+    MiniThresholds,
+    load_mini,
+    read_lite_medsam,
+)
+from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
 from medsam3.models.text_encoder import TextEncoder, blank_text_model
 from medsam3.models.tinyvit import TinyViT
 from medsam3.train.batches import Batch, BatchMaker
@@ -154,11 +162,47 @@ def train_and_export(
     state = fit(settings.out, maker, texts, config, start=Start(settings.initial, trunk), on_step=on_step)
     val_view = cached(of_val, "features, val")
     boxes = BoxDecoder.from_lite_medsam(lite_medsam)
-    card = MiniCard(config.detector, MiniThresholds())
-    segmenter = MiniSegmenter(ImageEncoder(lite_medsam), texts, boxes, state.average, card)
+    card = MiniCard((config.detector,), MiniThresholds())
+    segmenter = MiniSegmenter(ImageEncoder(lite_medsam), texts, boxes, [state.average], card)
     on_phase("thresholds, val", len(of_val[1]))
     calibration = calibrate(collect(segmenter, of_val[1], val_view, on_image=on_item))
     return export(state.average, settings, calibration, samples)
+
+
+def join_and_export(
+    weights: Sequence[Path],
+    samples: Sequence[Sample],
+    settings: RunSettings,
+    *,
+    on_phase: Callable[[str, int], None] = lambda name, count: None,
+    on_item: Callable[[], None] = lambda: None,
+) -> RunResult:
+    """Several trained weights as one that answers with their mean logits; thresholds are chosen on val anew.
+
+    Raises:
+        InputError: The encoders are not there, or a file is not of `medsam3 train`.
+    """
+    encoders, config = locate(), settings.config
+    members = [load_mini(path, encoders) for path in weights]
+    detectors = [detector for member in members for detector in member.detectors]
+    first = members[0]
+    card = MiniCard(tuple(detector.config for detector in detectors), MiniThresholds())
+    joined = MiniSegmenter(first.images, first.texts, first.boxes, detectors, card)
+    val = [sample for sample in samples if sample.split == "val"]
+    settings.out.mkdir(parents=True, exist_ok=True)
+    on_phase("features, val", len(val))
+    encode = _half_precision_encoder(ImageEncoder(read_lite_medsam(encoders.lite_medsam), dtype=torch.bfloat16))
+    folder = view_folder(settings.cache, val, 0, seed=config.seed, encoder=ENCODER_KEY)
+    view = load_or_make_view(folder, val, 0, encode, seed=config.seed, on_image=on_item)
+    on_phase("thresholds, val", len(val))
+    calibration = calibrate(collect(joined, val, view, on_image=on_item))
+    content = {
+        "detector": [asdict(config) for config in card.detectors],
+        **_encoders(*card.detectors),
+        "joined": [_lineage(path) for path in weights],
+        "data": data_summary(samples),
+    }
+    return write_weights(settings.out, nn.ModuleList(detectors).state_dict(), content, calibration)
 
 
 def _half_precision_encoder(images: ImageEncoder) -> Callable[[NDArray[np.uint8]], NDArray[np.float16]]:
@@ -173,10 +217,24 @@ def export(
     detector: MiniDetector, settings: RunSettings, calibration: Calibration, samples: Sequence[Sample]
 ) -> RunResult:
     """Write `mini.safetensors` (float16) and its card `mini.json` into the run's folder."""
-    weights, card = settings.out / "mini.safetensors", settings.out / "mini.json"
-    state = {name: value.half().contiguous() for name, value in detector.state_dict().items()}
-    temporary = settings.out / "mini.safetensors.tmp"
-    save_file(state, temporary)
+    content = {
+        "detector": asdict(settings.config.detector),
+        **_encoders(settings.config.detector),
+        "training": asdict(settings.config),
+        "started_from": _lineage(settings.initial),
+        "data": data_summary(samples),
+        "curve": curve_summary(settings.out / "curves.jsonl"),
+    }
+    return write_weights(settings.out, detector.state_dict(), content, calibration)
+
+
+def write_weights(
+    out: Path, state: Mapping[str, Tensor], content: dict[str, Any], calibration: Calibration
+) -> RunResult:
+    """Write tensors in float16 and their card, which says `content`, the thresholds and what they reach on val."""
+    weights, card = out / "mini.safetensors", out / "mini.json"
+    temporary = out / "mini.safetensors.tmp"
+    save_file({name: value.half().contiguous() for name, value in state.items()}, temporary)
     temporary.chmod(0o644)
     summary = {
         "thresholds": asdict(calibration.thresholds),
@@ -184,18 +242,13 @@ def export(
         "dice_text": {name: round(value, 4) for name, value in calibration.dice_text.items()},
         "dice_text_box": {name: round(value, 4) for name, value in calibration.dice_text_box.items()},
     }
-    content = {
+    whole = {
         "model": "mini",
         "sha256": hashlib.sha256(temporary.read_bytes()).hexdigest(),
         "made": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "detector": asdict(settings.config.detector),
         "thresholds": asdict(calibration.thresholds),
-        **_encoders(settings.config),
-        "training": asdict(settings.config),
-        "started_from": _lineage(settings.initial),
-        "data": data_summary(samples),
+        **content,
         "val": summary,
-        "curve": curve_summary(settings.out / "curves.jsonl"),
         "versions": {
             "medsam3": __version__,
             "python": platform.python_version(),
@@ -204,16 +257,16 @@ def export(
         },
     }
     written = card.with_suffix(".json.tmp")
-    written.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    written.write_text(json.dumps(whole, indent=1), encoding="utf-8")
     temporary.replace(weights)
     written.replace(card)
     return RunResult(weights, card, summary)
 
 
-def _encoders(config: FitConfig) -> dict[str, Any]:
+def _encoders(*detectors: MiniDetectorConfig) -> dict[str, Any]:
     """Which encoders the weights go with, and what an image encoder that trained along started from."""
     frozen = {"image": f"LiteMedSAM {LITE_MEDSAM.sha256}", "text": "all-MiniLM-L6-v2"}
-    if config.detector.is_frozen:
+    if all(detector.is_frozen for detector in detectors):
         return {"frozen_encoders": frozen}
     return {"frozen_encoders": frozen, "trained_encoder": {"image": f"EfficientNet-Lite0 {TRUNK.sha256}"}}
 
