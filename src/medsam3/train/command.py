@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     check_mini(args)
     samples = read_data(args)
     config = _config(args, samples)
+    _check_cards(args.join or ())
     if not args.no_data_report:
         show_report(samples, args.out)
     if not args.join:
@@ -121,13 +123,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _config(args: argparse.Namespace, samples: tuple[Sample, ...]) -> FitConfig:
+def _check_cards(weights: Sequence[Path]) -> None:
+    """Before anything is written."""
     from medsam3.models.mini import read_card  # noqa: PLC0415
+
+    for path in weights:
+        read_card(path)
+
+
+def _config(args: argparse.Namespace, samples: tuple[Sample, ...]) -> FitConfig:
     from medsam3.models.registry import check_safetensors  # noqa: PLC0415
     from medsam3.train.fit import FitConfig  # noqa: PLC0415
 
-    for path in args.join or ():
-        read_card(path)
     config = FitConfig(bf16=not args.no_bf16)
     if args.init is not None:
         config = replace(config, initial_sha256=hashlib.sha256(check_safetensors(args.init).read_bytes()).hexdigest())
