@@ -21,7 +21,7 @@ OFFLINE = "offline"
 _EXAMPLES = """examples:
   medsam3 agent breast.png "breast tumor"
   medsam3 agent chest.png "the larger of the two nodules, not the vessel" --transcript run1
-  medsam3 agent scan.png "all lesions touching the pleura" --model google:gemini-3-pro --send-images google
+  medsam3 agent scan.png "all lesions touching the pleura" --model google:gemini-3-pro-preview --send-images google
   medsam3 agent scan.png "liver" --model http://localhost:8000/v1 --send-images localhost:8000
 
 Without --model no LLM is asked, and nothing leaves this machine. With one, your instruction and measures of masks go to
