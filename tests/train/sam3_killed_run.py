@@ -14,7 +14,7 @@ from medsam3.train.sam3_batches import Sam3BatchMaker
 from medsam3.train.sam3_config import Sam3FitConfig
 from medsam3.train.sam3_fit import fit_sam3
 from medsam3.train.sam3_trainee import Sam3Trainee, sides_of
-from medsam3.train.sam3_workers import OneProcess, Workers
+from medsam3.train.workers import OneProcess, Workers
 
 CONFIG = tiny.configured(steps=7, save_every=3, is_cached=False, accumulate=2)
 

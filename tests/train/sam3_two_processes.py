@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 
 from medsam3.train import sam3_fit
 from medsam3.train.sam3_fit import Sam3Run
-from medsam3.train.sam3_workers import AcceleratedProcesses
+from medsam3.train.workers import AcceleratedProcesses
 
 LAYERS = ("Sam3ViTLayer", "Sam3DetrEncoderLayer", "Sam3DetrDecoderLayer")
 

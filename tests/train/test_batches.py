@@ -1,5 +1,6 @@
 """Batches: truth of prompts, negatives, mirrors, and the same stream after a restart."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,34 @@ def test_absent_phrases_are_drawn_as_often_as_they_are_shown_elsewhere() -> None
     assert all(target is None for target, _ in drawn)
     lungs = sum(phrase in ("lung", *concepts.synonyms("lung")) for _, phrase in drawn)
     assert 70 < lungs < 130  # a quarter of 400, three standard deviations of 8.7 either way
+
+
+def test_absent_prompts_are_other_concepts_each_once_and_half_of_them_annotated_as_absent() -> None:
+    others = [
+        sample(f"{n}.png", (name,), dataset=name) for n, name in enumerate(("liver", "optic disc", "cell nucleus"))
+    ]
+    own = sample("a.png", ("polyp",), ("Barrett's esophagus", "suspicious lesion"), "endo")
+    foreign = foreign_concepts([own, *others])
+    config = SamplingConfig(prompts=1, absent=5)
+    drawn = [choose_prompts(own, foreign, config, np.random.default_rng(seed)) for seed in range(20)]
+    for prompts in drawn:
+        assert [target is not None and target.is_present for target, _ in prompts] == [True] + [False] * 5
+        assert sum(target is not None for target, _ in prompts[1:]) == 2  # there are no more, three are of other kinds
+        assert len({phrase for _, phrase in prompts[1:]}) == 5
+    assert (
+        len(choose_prompts(own, {}, replace(config, absent=9), np.random.default_rng(0))) == 1 + 4
+    )  # there are no more
+
+
+def test_processes_share_the_images_of_a_batch_with_their_questions() -> None:
+    samples = [sample(f"{n}.png", ("polyp",)) for n in range(5)]
+    whole = maker(samples, images=5, prompts=2).batch(0)
+    shares = [whole.share(rank, 2) for rank in range(2)]
+    assert [len(share.pixels) for share in shares] == [3, 2]
+    assert sum(len(share.questions) for share in shares) == len(whole.questions)
+    for rank, share in enumerate(shares):
+        for question in share.questions:
+            assert any(
+                other.image == 2 * question.image + rank and other.truth is question.truth for other in whole.questions
+            )
+    assert whole.share(0, 1) is whole

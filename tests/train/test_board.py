@@ -50,17 +50,17 @@ def test_a_run_that_is_resumed_goes_on_without_the_steps_that_were_lost(tmp_path
     with Board(tmp_path) as board:
         board.add(5, {"total": 9.0})  # lost with a kill: the file does not have it
     write_curves(tmp_path, [4.0, 2.0])
-    with Bars() as bars, steps_shown(bars, tmp_path, has_board=True) as on_step:
+    with Bars() as bars, steps_shown(bars, tmp_path, has_board=True) as shown:
         bars.phase("training", 3)
-        on_step(Progress(step=3, loss=1.0, terms={"total": 1.0, "presence": 0.5}, seconds_left=0.0))
+        shown.on_step(Progress(step=3, loss=1.0, terms={"total": 1.0, "presence": 0.5}, seconds_left=0.0))
     assert curves(tmp_path)["loss/total"] == [(0, 4.0), (1, 2.0), (2, 1.0)]
     assert curves(tmp_path)["loss/presence"] == [(0, 2.0), (1, 1.0), (2, 0.5)]
 
 
 def test_without_a_board_nothing_is_written(tmp_path: Path) -> None:
-    with Bars() as bars, steps_shown(bars, tmp_path, has_board=False) as on_step:
+    with Bars() as bars, steps_shown(bars, tmp_path, has_board=False) as shown:
         bars.phase("training", 1)
-        on_step(Progress(step=1, loss=1.0, terms={}, seconds_left=0.0))
+        shown.on_step(Progress(step=1, loss=1.0, terms={}, seconds_left=0.0))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,9 @@
 """The loop: it learns, and a killed run goes on as an unbroken one."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +22,18 @@ from medsam3.models.text_encoder import TextEncoder, TextTokens
 from medsam3.train.batches import BatchMaker, SamplingConfig
 from medsam3.train.cache import CachedView
 from medsam3.train.data import Instances, Sample, Target
-from medsam3.train.fit import TRUNK, FitConfig, Start, fit, learning_rate, new_state, resume
+from medsam3.train.fit import (
+    TRUNK,
+    FitConfig,
+    Hooks,
+    RunState,
+    Start,
+    fit,
+    learning_rate,
+    new_state,
+    resume,
+    train_step,
+)
 from medsam3.train.pictures import CachedViews, LiveViews
 
 TINY = MiniDetectorConfig(width=16, heads=2, feed_forward=16, encoder_layers=1, decoder_layers=1, queries=4)
@@ -71,7 +85,7 @@ def test_a_run_killed_between_saves_has_the_curve_of_an_unbroken_one(tmp_path: P
             raise KilledError
 
     with pytest.raises(KilledError):
-        fit(tmp_path / "cut", maker(), texts(), CONFIG, on_step=kill)
+        fit(tmp_path / "cut", maker(), texts(), CONFIG, hooks=Hooks(on_step=kill))
     state = fit(tmp_path / "cut", maker(), texts(), CONFIG)
     assert state.step == 6
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
@@ -153,3 +167,66 @@ def test_a_trunk_can_start_on_the_weights_of_a_frozen_encoder(tmp_path: Path) ->
     state = resume(tmp_path / "run", config, Start(tmp_path / "mini.safetensors")).model.state_dict()
     assert torch.equal(state["text_projection.first.weight"], frozen["text_projection.first.weight"])
     assert torch.equal(state["levels.middle.0.weight"], fresh["levels.middle.0.weight"])  # of another shape: not taken
+
+
+def test_two_batches_of_one_update_have_their_mean_gradient(tmp_path: Path) -> None:
+    config = replace(CONFIG, bf16=False)
+    once, twice, other = (new_state(config) for _ in range(3))
+    first, second = maker().batch(0), maker().batch(3)
+    assert first.pixels.shape == second.pixels.shape
+    losses = [train_step(state, texts(), [batch], config)["total"] for state, batch in ((once, first), (other, second))]
+    both = train_step(twice, texts(), [first, second], config)
+    assert both["total"] == pytest.approx(np.mean(losses), rel=1e-5)
+    again = new_state(config)
+    train_step(again, texts(), [first, first], config)
+    for name, value in once.model.state_dict().items():
+        torch.testing.assert_close(again.model.state_dict()[name], value, rtol=1e-3, atol=1e-6)
+
+
+def measured_run(folder: Path, dice: list[float], **changes: object) -> tuple[RunState, list[int]]:
+    config = replace(CONFIG, val_every=1, patience=2, save_every=1, **changes)  # type: ignore[arg-type]
+    left, seen = iter(dice), []
+    hooks = Hooks(measure=lambda detector: next(left), on_measured=lambda step, value: seen.append(step))
+    return fit(folder, maker(), texts(), config, hooks=hooks), seen
+
+
+def test_a_run_stops_when_val_gains_no_more_and_keeps_its_best_weights(tmp_path: Path) -> None:
+    state, seen = measured_run(tmp_path, [0.5, 0.7, 0.6, 0.7, 0.9])
+    assert seen == [1, 2, 3, 4]  # two measurements after the best of step 2
+    assert state.best is not None
+    assert state.best.step == 2
+    assert state.best.dice == pytest.approx(0.7)
+    best = {name: value.clone() for name, value in state.best.weights.items()}
+    assert any(not torch.equal(value, best[name]) for name, value in state.average.state_dict().items())
+    for name, value in state.chosen().state_dict().items():
+        assert torch.equal(value, best[name])
+    again, seen = measured_run(tmp_path, [])  # a settled run has nothing to do again
+    assert (again.step, seen) == (4, [])
+    assert [json.loads(line)["dice"] for line in (tmp_path / "val.jsonl").read_text().splitlines()] == [
+        0.5,
+        0.7,
+        0.6,
+        0.7,
+    ]
+
+
+def test_the_best_weights_outlive_a_kill(tmp_path: Path) -> None:
+    with pytest.raises(StopIteration):  # measuring breaks at step 4
+        measured_run(tmp_path, [0.5, 0.7, 0.6])
+    state, seen = measured_run(tmp_path, [0.65])
+    assert seen == [4]
+    assert state.best is not None
+    assert state.best.step == 2
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_curve_of_one(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="needs accelerate")
+    import mini_two_processes as two  # noqa: PLC0415
+
+    two.train(tmp_path / "one")
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29537"]
+    script = Path(__file__).with_name("mini_two_processes.py")
+    subprocess.run([*launch, str(script), str(tmp_path / "two")], env=environment, check=True, timeout=600)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)

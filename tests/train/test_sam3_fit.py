@@ -16,7 +16,7 @@ import torch
 
 from medsam3.errors import InputError
 from medsam3.train.sam3_config import Trains
-from medsam3.train.sam3_workers import workers_for
+from medsam3.train.workers import workers_for
 
 HERE = Path(__file__).parent
 

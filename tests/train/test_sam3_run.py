@@ -25,7 +25,7 @@ from medsam3.train.batches import SamplingConfig
 from medsam3.train.data import samples_from_index
 from medsam3.train.sam3_config import Sam3FitConfig
 from medsam3.train.sam3_run import Sam3Settings, read_start, train_sam3
-from medsam3.train.sam3_workers import OneProcess
+from medsam3.train.workers import OneProcess
 
 CPU = torch.device("cpu")
 DATA = os.environ.get("MEDSAM3_DATA", "")

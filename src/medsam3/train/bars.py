@@ -54,6 +54,10 @@ class Bars:
         self._progress.update(self._task, completed=progress.step, description=f"{self._name} {loss}")
         self._line(f", {loss}, {progress.seconds_left / 60:.0f} min left")
 
+    def measured(self, step: int, dice: float) -> None:
+        """Say what val measured."""
+        self._progress.console.print(f"val after {step} steps: Dice {dice:.3f}")
+
     def _line(self, rest: str) -> None:
         now = time.monotonic()
         if self._has_bars or (now - self._last_line < SECONDS_BETWEEN_LINES and self._done != self._total):

@@ -9,7 +9,7 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -38,6 +38,7 @@ class SamplingConfig:
         prompts: Prompts an image.
         dataset_power: Data sets are drawn in proportion to their cached rows (images times views) to this power.
         negative: Share of the further prompts of an image that ask for what is not there.
+        absent: Prompts an image on top of these that ask for what is not there, each for another concept.
         exemplar: Share of the present prompts that carry an exemplar box.
         exemplar_only: Share of those that carry no phrase.
         box_noise: Jitter of an exemplar box's edges, as a share of its sides.
@@ -48,6 +49,7 @@ class SamplingConfig:
     prompts: int = 2
     dataset_power: float = 0.6
     negative: float = 0.5
+    absent: int = 0
     exemplar: float = 0.2
     exemplar_only: float = 0.3
     box_noise: float = 0.1
@@ -78,6 +80,15 @@ class Batch:
     neck: Tensor | None  # (images, 256, 64, 64) float32; None where the image encoder trains along
     pixels: Tensor  # (images, 3, 256, 256) float32 in 0..1
     questions: tuple[Question, ...]
+
+    def share(self, rank: int, count: int) -> Batch:
+        """Every `count`-th image from number `rank` on, with its questions."""
+        if count == 1:
+            return self
+        images = range(rank, len(self.pixels), count)
+        place = {image: number for number, image in enumerate(images)}
+        own = tuple(replace(one, image=place[one.image]) for one in self.questions if one.image in place)
+        return Batch(None if self.neck is None else self.neck[rank::count], self.pixels[rank::count], own)
 
 
 class BatchMaker:
@@ -144,6 +155,24 @@ def choose_prompts(
             chosen.append((target, _phrase(target.concept, rng)))
         else:
             chosen.append(_negative(sample, foreign.get(sample.dataset, {}), rng))
+    return [*chosen, *_absent(sample, foreign.get(sample.dataset, {}), config.absent, rng)]
+
+
+def _absent(
+    sample: Sample, foreign: Mapping[str, float], count: int, rng: np.random.Generator
+) -> list[tuple[Target | None, str]]:
+    """Concepts that are not there, each once: half of them annotated as absent, as far as there are such."""
+    own = [target for target in sample.targets if not target.is_present]
+    others = list(foreign)
+    from_own = min(len(own), max((count + 1) // 2, count - len(others)))
+    from_others = min(len(others), count - from_own)
+    chosen: list[tuple[Target | None, str]] = [
+        (own[i], _phrase(own[i].concept, rng)) for i in rng.permutation(len(own))[:from_own]
+    ]
+    if from_others:
+        shown = np.array(list(foreign.values()), dtype=np.float64)
+        places = rng.choice(len(others), size=from_others, replace=False, p=shown / shown.sum())
+        chosen += [(None, _phrase(others[int(place)], rng)) for place in places]
     return chosen
 
 

@@ -39,10 +39,10 @@ class Board:
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    def add(self, step: int, values: Mapping[str, float]) -> None:
+    def add(self, step: int, values: Mapping[str, float], *, group: str = "loss") -> None:
         """Add one value to each named curve."""
         for name, value in values.items():
-            self._writer.add_scalar(f"loss/{name}", value, step)
+            self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def on_step(self, progress: Progress) -> None:
         """Add what the loop tells after an update."""
@@ -50,7 +50,7 @@ class Board:
 
 
 def write_board(out: Path) -> int:
-    """Make the curves of a run anew from its `curves.jsonl`, in place of those that are there.
+    """Make the curves of a run anew from its `curves.jsonl` and `val.jsonl`, in place of those that are there.
 
     Returns:
         How many steps they have.
@@ -68,6 +68,9 @@ def write_board(out: Path) -> int:
         for step, values in _entries(curves):
             board.add(step, values)
             count += 1
+        if (out / "val.jsonl").is_file():
+            for step, values in _entries(out / "val.jsonl"):
+                board.add(step - 1, values, group="val")
     return count
 
 

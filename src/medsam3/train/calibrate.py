@@ -93,6 +93,22 @@ def _answer(
     return Answer(dataset, concept, bool(truth.any()), found.presence, truth, *maps)
 
 
+def text_dice(segmenter: MiniSegmenter, samples: Sequence[Sample], view: CachedView) -> float:
+    """Mean over the concepts of the mean Dice of a phrase alone, without the box decoder: what early stopping reads."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for sample in samples:
+        row = view.rows[sample.name]
+        neck = torch.from_numpy(np.array(view.neck[row])).float()[None]
+        features = segmenter.features(np.array(view.pixels[row]), Letterbox(256, 256), neck)
+        for target in sample.targets:
+            if target.is_present:
+                truth = letterbox_labels(target.load()) > 0
+                with torch.inference_mode():
+                    mask = segmenter.concept_map(features, target.concept).logits.numpy() > 0
+                found[f"{sample.dataset}/{target.concept}"].append(_dice(mask, truth))
+    return _mean({name: float(np.mean(values)) for name, values in found.items()})
+
+
 def calibrate(answers: Sequence[Answer]) -> Calibration:
     """Choose mask threshold, shares and presence threshold."""
     chosen = MiniThresholds()
@@ -135,9 +151,12 @@ def dice_by_concept(
     for answer in answers:
         if answer.is_present:
             mask = logits(answer) > level
-            dice = 2 * (mask & answer.truth).sum() / (mask.sum() + answer.truth.sum())
-            found[f"{answer.dataset}/{answer.concept}"].append(float(dice))
+            found[f"{answer.dataset}/{answer.concept}"].append(_dice(mask, answer.truth))
     return {name: float(np.mean(values)) for name, values in sorted(found.items())}
+
+
+def _dice(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    return float(2 * (mask & truth).sum() / max(1, mask.sum() + truth.sum()))
 
 
 def _mean(values: dict[str, float]) -> float:

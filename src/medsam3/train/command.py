@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medsam3.errors import InputError
 from medsam3.train.bars import Bars
@@ -22,13 +22,16 @@ from medsam3.train.sam3_command import EXAMPLES, add_sam3_arguments, check_mini,
 if TYPE_CHECKING:
     from medsam3.train.data import Sample
     from medsam3.train.fit import FitConfig
-    from medsam3.train.run import RunSettings
+    from medsam3.train.run import RunResult, RunSettings
+    from medsam3.train.workers import Workers
 
 _EPILOG = f"""examples:
   medsam3 train data/ --out runs/mine
   medsam3 train --coco train.json --coco-val val.json --images images/ --out runs/mine --steps 800
   medsam3 train --folder images/ masks/ --labels "1|2=optic disc,2=optic cup" --out runs/eyes
   medsam3 train data/ --out runs/both --join runs/mine/mini.safetensors runs/frozen/mini.safetensors
+  medsam3 train data/ --out runs/careful --steps 6000 --absent 5 --val-every 300 --patience 4
+  accelerate launch --cpu --num_processes 2 -m medsam3 train data/ --out runs/two
   medsam3 train data/ --leave-out cvc_clinicdb --weight busi=2 --out runs/unseen{EXAMPLES}
 
 DATA is a folder with an index.csv (dataset, image, mask, concept, label_value, split, group, present). A COCO file's
@@ -73,6 +76,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompts", type=int, help="prompts an image (default: 2; sam3: 4)")
     parser.add_argument("--negative", type=float, help="share of the further prompts that are absent (default: 0.5)")
+    parser.add_argument("--absent", type=int, metavar="N", help="N more absent prompts an image (default: 0)")
+    parser.add_argument("--accumulate", type=int, metavar="N", help="batches an update (default: 1)")
+    parser.add_argument("--warmup-steps", type=int, help="updates until the peak rate (default: 150; sam3: 100)")
+    parser.add_argument("--save-every", type=int, help="updates between checkpoints (default: 100)")
+    parser.add_argument(
+        "--val-every", type=int, metavar="N", help="measure val every N updates and keep the best weights"
+    )
+    parser.add_argument("--patience", type=int, metavar="N", help="stop after N measurements without gain (default: 3)")
     parser.add_argument(
         "--board",
         action="store_true",
@@ -99,26 +110,39 @@ def run(args: argparse.Namespace) -> int:
     samples = read_data(args)
     config = _config(args, samples)
     _check_cards(args.join or ())
-    if not args.no_data_report:
-        show_report(samples, args.out)
-    if not args.join:
-        _describe(samples, config, args.out)
-    from medsam3.train.run import (  # noqa: PLC0415  torch only when it is needed
-        RunSettings,
-        join_and_export,
-        train_and_export,
-    )
+    from medsam3.train.workers import workers_for  # noqa: PLC0415
+
+    workers = workers_for("cpu")
+    if workers.rank == 0:
+        if not args.no_data_report:
+            show_report(samples, args.out)
+        if not args.join:
+            _describe(samples, config, args.out)
+    from medsam3.train.run import RunSettings  # noqa: PLC0415  torch only when it is needed
 
     cache = args.cache or args.out / "cache"
     settings = RunSettings(out=args.out, cache=cache, config=config, initial=args.init)
     if args.dry_run:
         _estimate(samples, settings)
         return 0
-    with Bars() as bars, steps_shown(bars, args.out, has_board=args.board) as on_step:
+    return _train(args, samples, settings, workers)
+
+
+def _train(args: argparse.Namespace, samples: tuple[Sample, ...], settings: RunSettings, workers: Workers) -> int:
+    """Run, show how far it is, and say what was made; only the first of several processes does the latter two."""
+    from medsam3.train.run import RunHooks, join_and_export, train_and_export  # noqa: PLC0415
+
+    if workers.rank > 0:
+        if not args.join:
+            train_and_export(samples, settings, workers)
+        return 0
+    with Bars() as bars, steps_shown(bars, args.out, has_board=args.board) as shown:
+        hooks = RunHooks(bars.phase, bars.item, shown.on_step, shown.on_measured)
         if args.join:
-            result = join_and_export(args.join, samples, settings, on_phase=bars.phase, on_item=bars.item)
+            result: RunResult | None = join_and_export(args.join, samples, settings, hooks=hooks)
         else:
-            result = train_and_export(samples, settings, on_phase=bars.phase, on_item=bars.item, on_step=on_step)
+            result = train_and_export(samples, settings, workers, hooks=hooks)
+    assert result is not None  # the first process has a result
     print(json.dumps({"weights": str(result.weights), "card": str(result.card), "val": result.summary}, indent=2))
     return 0
 
@@ -138,25 +162,35 @@ def _config(args: argparse.Namespace, samples: tuple[Sample, ...]) -> FitConfig:
     config = FitConfig(bf16=not args.no_bf16)
     if args.init is not None:
         config = replace(config, initial_sha256=hashlib.sha256(check_safetensors(args.init).read_bytes()).hexdigest())
-    for name in ("steps", "views", "learning_rate", "seed"):
-        value = getattr(args, name)
-        if value is not None:
-            if value < (0 if name == "seed" else 1e-9):
-                raise InputError(f"--{name.replace('_', '-')} is {value}, it must be positive")
-            config = replace(config, **{name: value})
+    config = replace(
+        config, **_given(args, ("steps", "views", "learning_rate", "warmup_steps", "save_every", "patience"))
+    )
+    config = replace(config, **_given(args, ("accumulate",)), **_given(args, ("seed", "val_every"), least=0))
     config = replace(config, views_of=_views_of(args.views_of))
     config = replace(config, detector=replace(config.detector, image_encoder=args.image_encoder))
-    for name in ("prompts", "negative"):
-        if getattr(args, name) is not None:
-            config = replace(config, sampling=replace(config.sampling, **{name: getattr(args, name)}))
-    if args.dataset_power is not None:
-        config = replace(config, sampling=replace(config.sampling, dataset_power=args.dataset_power))
+    sampling = replace(config.sampling, **_given(args, ("prompts",)), **_given(args, ("absent", "negative"), least=0))
+    sampling = replace(sampling, **_given(args, ("dataset_power",), least=0))
     if args.images_per_step is not None:
-        config = replace(config, sampling=replace(config.sampling, images=args.images_per_step))
+        sampling = replace(sampling, images=args.images_per_step)
+    config = replace(config, sampling=sampling)
     train_images = sum(sample.split == "train" for sample in samples)
     if args.images_per_step is not None and args.images_per_step > train_images:
         raise InputError(f"--images-per-step is {args.images_per_step}, there are only {train_images} train images")
     return replace(config, sampling=replace(config.sampling, images=min(config.sampling.images, train_images)))
+
+
+def _given(args: argparse.Namespace, names: Sequence[str], *, least: float = 1e-9) -> dict[str, Any]:
+    """The options among `names` that were given.
+
+    Raises:
+        InputError: One is below `least`.
+    """
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    for name, value in given.items():
+        if value < least:
+            allowed = "positive" if least else "0 or above"
+            raise InputError(f"--{name.replace('_', '-')} is {value}, it must be {allowed}")
+    return given
 
 
 def _views_of(text: str) -> tuple[tuple[str, int], ...]:

@@ -93,9 +93,17 @@ def read_data(args: argparse.Namespace) -> tuple[Sample, ...]:
     return read_samples(sources_from(args))
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What a run calls after each update, and after each measurement on val."""
+
+    on_step: Callable[[Progress], None]
+    on_measured: Callable[[int, float], None]
+
+
 @contextmanager
-def steps_shown(bars: Bars, out: Path, *, has_board: bool) -> Iterator[Callable[[Progress], None]]:
-    """What to call after each step: the bar, and TensorBoard's curves where they are wanted.
+def steps_shown(bars: Bars, out: Path, *, has_board: bool) -> Iterator[Shown]:
+    """What to call after each step and measurement: the bar, and TensorBoard's curves where they are wanted.
 
     Curves of a run that is resumed are made anew first, without the steps that were lost.
 
@@ -103,7 +111,7 @@ def steps_shown(bars: Bars, out: Path, *, has_board: bool) -> Iterator[Callable[
         InputError: tensorboard is not installed.
     """
     if not has_board:
-        yield bars.step
+        yield Shown(bars.step, bars.measured)
         return
     from medsam3.train.board import Board, write_board  # noqa: PLC0415
 
@@ -115,7 +123,11 @@ def steps_shown(bars: Bars, out: Path, *, has_board: bool) -> Iterator[Callable[
             bars.step(progress)
             board.on_step(progress)
 
-        yield show
+        def show_val(step: int, dice: float) -> None:
+            bars.measured(step, dice)
+            board.add(step - 1, {"dice": dice}, group="val")
+
+        yield Shown(show, show_val)
 
 
 def show_report(samples: tuple[Sample, ...], out: Path) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,8 +33,10 @@ from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
 from medsam3.models.text_encoder import TextEncoder
 from medsam3.train.batches import Batch, BatchMaker, Question, SamplingConfig, prefetched
 from medsam3.train.losses import LossWeights, mask_losses, query_losses, weigh
+from medsam3.train.workers import OneProcess, Workers
 
 TRUNK = "levels.trunk."
+TERMS = ("total", *(f.name for f in fields(LossWeights) if f.name not in ("score_positive", "match_score")))
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class FitConfig:
     `views_of` names data sets that have another number of cached views than `views`.
     `trunk_rate` is the learning rate of an image encoder that trains along, as a share of `learning_rate`.
     `initial_sha256` names the weights that the run starts from; None is a fresh start from the seed.
+    `accumulate` batches make one update. Every `val_every` updates val is measured (0: never), and the run ends after
+    `patience` measurements in a row without gain.
     """
 
     steps: int = 1600
@@ -57,6 +63,9 @@ class FitConfig:
     save_every: int = 100
     trunk_rate: float = 0.4
     initial_sha256: str | None = None
+    accumulate: int = 1
+    val_every: int = 0
+    patience: int = 3
     detector: MiniDetectorConfig = field(default_factory=MiniDetectorConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     loss: LossWeights = field(default_factory=LossWeights)
@@ -78,12 +87,36 @@ class Progress:
 
 @dataclass
 class RunState:
-    """Everything that changes while training."""
+    """Everything that changes while training; `best` is of the average, as val measured it."""
 
     model: MiniDetector
     average: MiniDetector
     optimizer: torch.optim.Optimizer
     step: int = 0
+    best: Best | None = None
+
+    def chosen(self) -> MiniDetector:
+        """The average, at the step where val was best; at the last step where val was not measured."""
+        if self.best is not None:
+            self.average.load_state_dict(self.best.weights)
+        return self.average
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best measurement on val so far.
+
+    Attributes:
+        step: Updates before it.
+        dice: Mean Dice of phrases alone.
+        weights: Of the moving average.
+        measured_since: Measurements after it, none of them better.
+    """
+
+    step: int
+    dice: float
+    weights: dict[str, Tensor]
+    measured_since: int = 0
 
 
 class Schedule(Protocol):
@@ -167,22 +200,49 @@ def batch_loss(
     return weigh(terms, config.loss), terms
 
 
-def train_step(state: RunState, text: TextEncoder, batch: Batch, config: FitConfig) -> dict[str, float]:
-    """One update of the model and of its moving average; the terms of its loss, `total` included."""
+def train_step(
+    state: RunState, text: TextEncoder, batches: Sequence[Batch], config: FitConfig, workers: Workers | None = None
+) -> dict[str, float]:
+    """One update of the model and of its moving average, by the mean gradient of the batches of all processes.
+
+    Returns:
+        The mean of each term of the loss over the batches and processes, `total` included.
+
+    Raises:
+        InputError: The loss is not finite.
+    """
     for group in state.optimizer.param_groups:
         group["lr"] = group["share"] * learning_rate(state.step, config)
-    loss, terms = batch_loss(state.model, text, batch, config)
-    if not torch.isfinite(loss):
-        raise InputError(f"the loss is {loss.item()} at step {state.step}: lower --learning-rate or use --no-bf16")
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    sums: dict[str, Tensor] = dict.fromkeys(TERMS, torch.zeros(()))
+    for batch in batches:
+        loss, terms = batch_loss(state.model, text, batch, config)
+        (loss / len(batches)).backward()  # type: ignore[no-untyped-call]
+        for name, value in {"total": loss, **terms}.items():
+            sums[name] = sums[name] + value.detach().float() / len(batches)
+    values = torch.stack(list(sums.values()))
+    if workers is not None and workers.count > 1:
+        values = workers.mean(values)
+        _share_gradients(state.model, workers)
+    total = float(values[list(sums).index("total")])
+    if not math.isfinite(total):
+        raise InputError(f"the loss is {total} at step {state.step}: lower --learning-rate or use --no-bf16")
     torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm)
     state.optimizer.step()
     state.step += 1
     decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
     with torch.no_grad():
         torch._foreach_lerp_(list(state.average.parameters()), list(state.model.parameters()), 1 - decay)
-    return {"total": loss.item(), **{name: value.item() for name, value in terms.items()}}
+    return dict(zip(sums, values.tolist(), strict=True))
+
+
+def _share_gradients(model: nn.Module, workers: Workers) -> None:
+    """Put the mean gradient of all processes into each; what had no part in a process's batch counts as 0."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    own = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    shared = workers.mean(torch.cat([gradient.reshape(-1) for gradient in own]))
+    for parameter, part in zip(trained, torch.split(shared, [p.numel() for p in trained]), strict=True):
+        parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))  # fused AdamW wants equal strides
 
 
 def fit(
@@ -192,10 +252,10 @@ def fit(
     config: FitConfig,
     *,
     start: Start | None = None,
-    on_step: Callable[[Progress], None] = lambda progress: None,
-    stop_after_s: float | None = None,
+    workers: Workers | None = None,
+    hooks: Hooks | None = None,
 ) -> RunState:
-    """Train until `config.steps`, saving as it goes; resumes what the folder holds.
+    """Train until `config.steps`, or until val gains no more, saving as it goes; resumes what the folder holds.
 
     Args:
         folder: Of the run.
@@ -203,28 +263,77 @@ def fit(
         text: The frozen text encoder.
         config: Of the run; must equal that of a run that is resumed.
         start: Weights to start from; None starts from the seed.
-        on_step: Called after each step.
-        stop_after_s: Save and return after so many seconds; the run can be resumed.
+        workers: The processes that train together, each on its share of every batch; the first one writes.
+        hooks: What is called meanwhile.
 
     Raises:
         InputError: The folder holds a run with another configuration, or the loss is not finite.
     """
-    state = resume(folder, config, start)
+    hooks, workers = hooks or Hooks(), workers or OneProcess(torch.device("cpu"))
+    state = resume(folder, config, start, workers)
     started, first = time.monotonic(), state.step
-    with (folder / "curves.jsonl").open("a", encoding="utf-8") as curves:
-        for step, batch in prefetched(maker, range(first, config.steps)):
-            terms = train_step(state, text, batch, config)
-            elapsed = time.monotonic() - started
-            curves.write(json.dumps({"step": step, **{k: round(v, 5) for k, v in terms.items()}}) + "\n")
-            left = elapsed / (state.step - first) * (config.steps - state.step)
-            on_step(Progress(state.step, terms["total"], terms, left))
-            is_last = stop_after_s is not None and elapsed > stop_after_s
-            if state.step % config.save_every == 0 or state.step == config.steps or is_last:
-                curves.flush()
-                save(folder, state)
-            if is_last:
+    is_writer = workers.rank == 0
+    with (folder / "curves.jsonl" if is_writer else Path(os.devnull)).open("a", encoding="utf-8") as curves:
+        for batches in _updates(maker, config, workers, first):
+            if _has_settled(state, config):
                 break
+            terms = train_step(state, text, batches, config, workers)
+            line = {"step": state.step - 1, **{k: round(v, 5) for k, v in terms.items()}}
+            curves.write(json.dumps(line) + "\n")
+            left = (time.monotonic() - started) / (state.step - first) * (config.steps - state.step)
+            hooks.on_step(Progress(state.step, terms["total"], terms, left))
+            is_measured = config.val_every and (state.step % config.val_every == 0 or state.step == config.steps)
+            if is_measured:
+                _measure(state, hooks, folder / "val.jsonl", workers)
+            if is_measured or state.step % config.save_every == 0 or state.step == config.steps:
+                curves.flush()
+                if is_writer:
+                    save(folder, state)
+                workers.wait()
     return state
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls.
+
+    Attributes:
+        on_step: After each update.
+        measure: Mean Dice of phrases alone on val, of the moving average; needed where `val_every` is set.
+        on_measured: After each measurement: step and Dice.
+    """
+
+    on_step: Callable[[Progress], None] = lambda progress: None
+    measure: Callable[[MiniDetector], float] = lambda detector: math.nan
+    on_measured: Callable[[int, float], None] = lambda step, dice: None
+
+
+def _updates(maker: BatchMaker, config: FitConfig, workers: Workers, first: int) -> Iterator[list[Batch]]:
+    """The batches of each update from `first` on, each process's share of them."""
+    made = prefetched(maker, range(first * config.accumulate, config.steps * config.accumulate))
+    for _ in range(first, config.steps):
+        batches = [batch for _, batch in islice(made, config.accumulate)]
+        yield [batch.share(workers.rank, workers.count) for batch in batches]
+
+
+def _has_settled(state: RunState, config: FitConfig) -> bool:
+    return state.best is not None and state.best.measured_since >= config.patience
+
+
+def _measure(state: RunState, hooks: Hooks, path: Path, workers: Workers) -> None:
+    """Measure val in the first process, and remember the weights where they are the best so far."""
+    measured = torch.zeros(())
+    if workers.rank == 0:
+        measured = torch.tensor(hooks.measure(state.average))
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": state.step, "dice": round(float(measured), 5)}) + "\n")
+        hooks.on_measured(state.step, float(measured))
+    dice = float(workers.mean(measured)) * workers.count
+    if state.best is None or dice > state.best.dice:
+        weights = {name: value.clone() for name, value in state.average.state_dict().items()}
+        state.best = Best(state.step, dice, weights)
+    else:
+        state.best = replace(state.best, measured_since=state.best.measured_since + 1)
 
 
 def save(folder: Path, state: RunState) -> None:
@@ -234,13 +343,14 @@ def save(folder: Path, state: RunState) -> None:
         "model": state.model.state_dict(),
         "average": state.average.state_dict(),
         "optimizer": state.optimizer.state_dict(),
+        "best": None if state.best is None else vars(state.best),
     }
     temporary = folder / "checkpoint.tmp"
     torch.save(content, temporary)
     temporary.replace(folder / "checkpoint.pt")
 
 
-def resume(folder: Path, config: FitConfig, start: Start | None = None) -> RunState:
+def resume(folder: Path, config: FitConfig, start: Start | None = None, workers: Workers | None = None) -> RunState:
     """The state saved in the folder, or a fresh one where there is none, from the seed or from `start`.
 
     Raises:
@@ -251,7 +361,6 @@ def resume(folder: Path, config: FitConfig, start: Start | None = None) -> RunSt
     wanted: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     if written.exists() and json.loads(written.read_text(encoding="utf-8")) != wanted:
         raise InputError(f"{folder} holds a run with another configuration: choose another --out, or the same options")
-    written.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
     state = new_state(config)
     path = folder / "checkpoint.pt"
     if path.exists():
@@ -260,9 +369,15 @@ def resume(folder: Path, config: FitConfig, start: Start | None = None) -> RunSt
         state.average.load_state_dict(content["average"])
         state.optimizer.load_state_dict(content["optimizer"])
         state.step = int(content["step"])
+        state.best = None if content.get("best") is None else Best(**content["best"])
     elif start is not None:
         start_from(state, start)
-    cut_curves(folder / "curves.jsonl", state.step)
+    if workers is not None:
+        workers.wait()  # all have read before the first one writes
+    if workers is None or workers.rank == 0:
+        written.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
+        cut_curves(folder / "curves.jsonl", state.step)
+        cut_curves(folder / "val.jsonl", state.step + 1)
     return state
 
 

@@ -34,13 +34,14 @@ from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
 from medsam3.models.text_encoder import TextEncoder, blank_text_model
 from medsam3.models.tinyvit import TinyViT
 from medsam3.train.batches import Batch, BatchMaker
-from medsam3.train.cache import CachedView, load_or_make_view, view_folder
-from medsam3.train.calibrate import Calibration, calibrate, collect
+from medsam3.train.cache import CachedView, Encode, load_or_make_view, view_folder
+from medsam3.train.calibrate import Calibration, calibrate, collect, text_dice
 from medsam3.train.data import Sample
-from medsam3.train.fit import FitConfig, Progress, Start, fit, new_state, train_step
+from medsam3.train.fit import FitConfig, Hooks, Progress, Start, fit, new_state, train_step
 from medsam3.train.mini_estimate import cost_lines, measure, planned
 from medsam3.train.parts import mini_sizes, table_of
 from medsam3.train.pictures import CachedViews, LiveViews, Views
+from medsam3.train.workers import OneProcess, Workers
 
 ENCODER_KEY = f"{LITE_MEDSAM.sha256[:16]}-bf16"
 BYTES_A_VIEW = 2 * 256 * 64 * 64 + 3 * 256 * 256
@@ -114,59 +115,94 @@ def estimate_run(samples: Sequence[Sample], settings: RunSettings) -> list[str]:
     state = new_state(config)
 
     def step(batch: Batch) -> dict[str, float]:
-        return train_step(state, texts, batch, config)
+        return train_step(state, texts, [batch] * config.accumulate, config)
 
     train = [sample for sample in samples if sample.split == "train"]
     return cost_lines(measure(train, plans, _half_precision_encoder(images), config, step))
 
 
+@dataclass(frozen=True)
+class RunHooks:
+    """What a run calls as it goes: at the start of a phase, with its size; after each item of it; and of the loop."""
+
+    on_phase: Callable[[str, int], None] = lambda name, count: None
+    on_item: Callable[[], None] = lambda: None
+    on_step: Callable[[Progress], None] = lambda progress: None
+    on_measured: Callable[[int, float], None] = lambda step, dice: None
+
+
 def train_and_export(
-    samples: Sequence[Sample],
-    settings: RunSettings,
-    *,
-    on_phase: Callable[[str, int], None] = lambda name, count: None,
-    on_item: Callable[[], None] = lambda: None,
-    on_step: Callable[[Progress], None] = lambda progress: None,
-) -> RunResult:
+    samples: Sequence[Sample], settings: RunSettings, workers: Workers | None = None, *, hooks: RunHooks | None = None
+) -> RunResult | None:
     """The run from samples to weights. Train images are fitted, val images choose the thresholds, test is not read.
 
     Args:
         samples: With train and val splits.
         settings: Of the run.
-        on_phase: Called with the name and size of each phase.
-        on_item: Called after each item of a phase.
-        on_step: Called after each update.
+        workers: The processes that train together; the first one keeps features, chooses thresholds and writes.
+        hooks: Of the first process.
+
+    Returns:
+        What was made; None in the other processes.
 
     Raises:
         InputError: The encoders are not there, or the folder holds another run.
     """
     encoders, config = locate(), settings.config
+    hooks, workers = hooks or RunHooks(), workers or OneProcess(torch.device("cpu"))
     settings.out.mkdir(parents=True, exist_ok=True)
     lite_medsam = read_lite_medsam(encoders.lite_medsam)
     texts = TextEncoder.from_files(encoders.text_model, encoders.tokenizer)
     encode = _half_precision_encoder(ImageEncoder(lite_medsam, dtype=torch.bfloat16))
-    train = [sample for sample in samples if sample.split == "train"]
+    parts = cached_parts(samples, config)
+    kept = _cached_views(parts, settings, encode, workers, hooks)
+    val, val_view = parts[-1][1], kept[-1]
+    segmenter_of = _segmenters(lite_medsam, texts, config)
+    views: Views = CachedViews(kept[:-1]) if config.detector.is_frozen else LiveViews()
+    maker = BatchMaker([s for s in samples if s.split == "train"], views, config.sampling, seed=config.seed)
+    hooks.on_phase("training", config.steps)
+    start = Start(settings.initial, None if config.detector.is_frozen else locate_trunk())
+    loop = Hooks(hooks.on_step, lambda average: text_dice(segmenter_of(average), val, val_view), hooks.on_measured)
+    state = fit(settings.out, maker, texts, config, start=start, workers=workers, hooks=loop)
+    if workers.rank > 0:
+        return None
+    hooks.on_phase("thresholds, val", len(val))
+    chosen = state.chosen()
+    calibration = calibrate(collect(segmenter_of(chosen), val, val_view, on_image=hooks.on_item))
+    return export(chosen, settings, calibration, samples, best_step=None if state.best is None else state.best.step)
 
-    def cached(part: tuple[int, list[Sample]], name: str) -> CachedView:
-        number, chosen = part
-        on_phase(name, len(chosen))
-        folder = view_folder(settings.cache, chosen, number, seed=config.seed, encoder=ENCODER_KEY)
-        return load_or_make_view(folder, chosen, number, encode, seed=config.seed, on_image=on_item)
 
-    *of_train, of_val = cached_parts(samples, config)
-    kept = [cached(part, f"features, view {part[0]}") for part in of_train]
-    views: Views = CachedViews(kept) if config.detector.is_frozen else LiveViews()
-    maker = BatchMaker(train, views, config.sampling, seed=config.seed)
-    on_phase("training", config.steps)
-    trunk = None if config.detector.is_frozen else locate_trunk()
-    state = fit(settings.out, maker, texts, config, start=Start(settings.initial, trunk), on_step=on_step)
-    val_view = cached(of_val, "features, val")
-    boxes = BoxDecoder.from_lite_medsam(lite_medsam)
+def _cached_views(
+    parts: Sequence[tuple[int, list[Sample]]],
+    settings: RunSettings,
+    encode: Encode,
+    workers: Workers,
+    hooks: RunHooks,
+) -> list[CachedView]:
+    """Each part's view from disk; the first process computes what is missing, the others wait for it."""
+
+    def view(number: int, chosen: list[Sample]) -> CachedView:
+        folder = view_folder(settings.cache, chosen, number, seed=settings.config.seed, encoder=ENCODER_KEY)
+        return load_or_make_view(folder, chosen, number, encode, seed=settings.config.seed, on_image=hooks.on_item)
+
+    if workers.rank > 0:
+        workers.wait()
+        return [view(number, chosen) for number, chosen in parts]
+    views = []
+    for place, (number, chosen) in enumerate(parts):
+        hooks.on_phase("features, val" if place == len(parts) - 1 else f"features, view {number}", len(chosen))
+        views.append(view(number, chosen))
+    workers.wait()
+    return views
+
+
+def _segmenters(
+    lite_medsam: dict[str, Tensor], texts: TextEncoder, config: FitConfig
+) -> Callable[[MiniDetector], MiniSegmenter]:
+    """Makes the model of a detector that is being trained."""
+    images, boxes = ImageEncoder(lite_medsam), BoxDecoder.from_lite_medsam(lite_medsam)
     card = MiniCard((config.detector,), MiniThresholds())
-    segmenter = MiniSegmenter(ImageEncoder(lite_medsam), texts, boxes, [state.average], card)
-    on_phase("thresholds, val", len(of_val[1]))
-    calibration = calibrate(collect(segmenter, of_val[1], val_view, on_image=on_item))
-    return export(state.average, settings, calibration, samples)
+    return lambda detector: MiniSegmenter(images, texts, boxes, [detector], card)
 
 
 def join_and_export(
@@ -174,15 +210,14 @@ def join_and_export(
     samples: Sequence[Sample],
     settings: RunSettings,
     *,
-    on_phase: Callable[[str, int], None] = lambda name, count: None,
-    on_item: Callable[[], None] = lambda: None,
+    hooks: RunHooks | None = None,
 ) -> RunResult:
     """Several trained weights as one that answers with their mean logits; thresholds are chosen on val anew.
 
     Raises:
         InputError: The encoders are not there, or a file is not of `medsam3 train`.
     """
-    encoders, config = locate(), settings.config
+    encoders, hooks = locate(), hooks or RunHooks()
     members = [load_mini(path, encoders) for path in weights]
     detectors = [detector for member in members for detector in member.detectors]
     first = members[0]
@@ -190,12 +225,10 @@ def join_and_export(
     joined = MiniSegmenter(first.images, first.texts, first.boxes, detectors, card)
     val = [sample for sample in samples if sample.split == "val"]
     settings.out.mkdir(parents=True, exist_ok=True)
-    on_phase("features, val", len(val))
     encode = _half_precision_encoder(ImageEncoder(read_lite_medsam(encoders.lite_medsam), dtype=torch.bfloat16))
-    folder = view_folder(settings.cache, val, 0, seed=config.seed, encoder=ENCODER_KEY)
-    view = load_or_make_view(folder, val, 0, encode, seed=config.seed, on_image=on_item)
-    on_phase("thresholds, val", len(val))
-    calibration = calibrate(collect(joined, val, view, on_image=on_item))
+    [view] = _cached_views([(0, val)], settings, encode, OneProcess(torch.device("cpu")), hooks)
+    hooks.on_phase("thresholds, val", len(val))
+    calibration = calibrate(collect(joined, val, view, on_image=hooks.on_item))
     content = {
         "detector": [asdict(config) for config in card.detectors],
         **_encoders(*card.detectors),
@@ -214,7 +247,12 @@ def _half_precision_encoder(images: ImageEncoder) -> Callable[[NDArray[np.uint8]
 
 
 def export(
-    detector: MiniDetector, settings: RunSettings, calibration: Calibration, samples: Sequence[Sample]
+    detector: MiniDetector,
+    settings: RunSettings,
+    calibration: Calibration,
+    samples: Sequence[Sample],
+    *,
+    best_step: int | None = None,
 ) -> RunResult:
     """Write `mini.safetensors` (float16) and its card `mini.json` into the run's folder."""
     content = {
@@ -224,6 +262,7 @@ def export(
         "started_from": _lineage(settings.initial),
         "data": data_summary(samples),
         "curve": curve_summary(settings.out / "curves.jsonl"),
+        **({} if best_step is None else {"best_step": best_step}),
     }
     return write_weights(settings.out, detector.state_dict(), content, calibration)
 

@@ -26,7 +26,7 @@ EXAMPLES = """
   medsam3 train --coco train.json --coco-val val.json --images images/ --base sam3 --weights facebook/sam3 --out runs/s3
   medsam3 train data/ --base sam3 --weights sam3.pt --trains lora --out runs/lora --dry-run
   accelerate launch --multi_gpu -m medsam3 train data/ --base sam3 --weights sam3.pt --trains all --out runs/all"""
-_MINI_ONLY = ("init", "views_of")
+_MINI_ONLY = ("init", "views_of", "join", "absent", "val_every", "patience")
 
 
 def add_sam3_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,10 +43,7 @@ def add_sam3_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--rank", type=int, help="of the adapter (default: 16)")
     group.add_argument("--alpha", type=float, help="of the adapter (default: 32)")
-    group.add_argument("--accumulate", type=int, help="batches an update (default: 1)")
     group.add_argument("--image-size", type=int, help="side of the input in pixels: 1008, 672 or 336")
-    group.add_argument("--warmup-steps", type=int, help="updates until the peak rate (default: 100, or a tenth)")
-    group.add_argument("--save-every", type=int, help="updates between checkpoints (default: 100)")
     group.add_argument("--no-cache", action="store_true", help="run the frozen image encoder in every step")
     group.add_argument("--keep-activations", action="store_true", help="compute nothing twice: faster, more memory")
     group.add_argument("--vocabulary", type=Path, help="CLIP's vocabulary, where it is not beside the weights")
@@ -60,8 +57,8 @@ def check_mini(args: argparse.Namespace) -> None:
     Raises:
         InputError: One was given.
     """
-    names = ("weights", "trains", "rank", "alpha", "accumulate", "image_size", "warmup_steps", "save_every")
-    for name in (*names, "vocabulary", "device"):
+    names = ("weights", "trains", "rank", "alpha", "image_size", "vocabulary", "device")
+    for name in names:
         if getattr(args, name) is not None:
             raise InputError(f"--{name.replace('_', '-')} belongs to SAM 3: add --base sam3, or leave it out")
 
@@ -80,7 +77,7 @@ def run_sam3(args: argparse.Namespace, samples: tuple[Sample, ...]) -> int:
         read_start,
         train_sam3,
     )
-    from medsam3.train.sam3_workers import workers_for  # noqa: PLC0415
+    from medsam3.train.workers import workers_for  # noqa: PLC0415
 
     workers = workers_for(_device(args.device))
     settings = Sam3Settings(
@@ -102,8 +99,8 @@ def run_sam3(args: argparse.Namespace, samples: tuple[Sample, ...]) -> int:
     if workers.rank > 0:
         train_sam3(samples, settings, start, workers)
         return 0
-    with Bars() as bars, steps_shown(bars, args.out, has_board=args.board) as on_step:
-        report = Reporter(bars.phase, bars.item, on_step)
+    with Bars() as bars, steps_shown(bars, args.out, has_board=args.board) as shown:
+        report = Reporter(bars.phase, bars.item, shown.on_step)
         result = train_sam3(samples, settings, start, workers, report=report)
     assert result is not None, "the first process has a result"
     told: dict[str, Any] = {"model": str(result.model), "card": str(result.card), "val": result.val}

@@ -23,7 +23,7 @@ from medsam3.train.fit import Progress, cut_curves, learning_rate
 from medsam3.train.sam3_batches import Sam3Batch, Sam3BatchMaker
 from medsam3.train.sam3_config import Sam3FitConfig
 from medsam3.train.sam3_trainee import Sam3Trainee
-from medsam3.train.sam3_workers import State, Workers, gather, scatter
+from medsam3.train.workers import State, Workers, gather, scatter
 
 _PREFIX = "network."
 

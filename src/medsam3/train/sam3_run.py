@@ -45,7 +45,7 @@ from medsam3.train.sam3_trainee import (
     sides_of,
     trunk_of,
 )
-from medsam3.train.sam3_workers import Workers
+from medsam3.train.workers import Workers
 
 _DETECTOR = "detector_model."
 

@@ -132,14 +132,14 @@ class AcceleratedProcesses:
         self._accelerator.wait_for_everyone()
 
 
-def workers_for(device: torch.device) -> Workers:
+def workers_for(device: torch.device | str) -> Workers:
     """The processes that this one belongs to: itself, or those of `accelerate launch`.
 
     Raises:
         InputError: Started by a launcher, and accelerate is not installed.
     """
     is_launched = "ACCELERATE_MIXED_PRECISION" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return AcceleratedProcesses() if is_launched else OneProcess(device)
+    return AcceleratedProcesses() if is_launched else OneProcess(torch.device(device))
 
 
 def gather(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, State]:
