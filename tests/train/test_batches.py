@@ -164,9 +164,10 @@ def test_absent_prompts_are_other_concepts_each_once_and_half_of_them_annotated_
         assert [target is not None and target.is_present for target, _ in prompts] == [True] + [False] * 5
         assert sum(target is not None for target, _ in prompts[1:]) == 2  # there are no more, three are of other kinds
         assert len({phrase for _, phrase in prompts[1:]}) == 5
-    assert (
-        len(choose_prompts(own, {}, replace(config, absent=9), np.random.default_rng(0))) == 1 + 4
-    )  # there are no more
+    more = choose_prompts(own, {}, replace(config, absent=9), np.random.default_rng(0))
+    assert len(more) == 1 + 2
+    few = choose_prompts(own, foreign, replace(config, absent=2), np.random.default_rng(0))
+    assert sum(target is not None for target, _ in few[1:]) == 1
 
 
 def test_processes_share_the_images_of_a_batch_with_their_questions() -> None:

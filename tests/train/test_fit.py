@@ -22,18 +22,8 @@ from medsam3.models.text_encoder import TextEncoder, TextTokens
 from medsam3.train.batches import BatchMaker, SamplingConfig
 from medsam3.train.cache import CachedView
 from medsam3.train.data import Instances, Sample, Target
-from medsam3.train.fit import (
-    TRUNK,
-    FitConfig,
-    Hooks,
-    RunState,
-    Start,
-    fit,
-    learning_rate,
-    new_state,
-    resume,
-    train_step,
-)
+from medsam3.train.fit import TRUNK, Hooks, RunState, Start, fit, learning_rate, new_state, resume, train_step
+from medsam3.train.mini_config import FitConfig
 from medsam3.train.pictures import CachedViews, LiveViews
 
 TINY = MiniDetectorConfig(width=16, heads=2, feed_forward=16, encoder_layers=1, decoder_layers=1, queries=4)

@@ -12,7 +12,7 @@ from medsam3.app.cli import main
 from medsam3.train.batches import Batch, SamplingConfig
 from medsam3.train.cache import NECK_SHAPE, load_or_make_view
 from medsam3.train.data import RGB, samples_from_index
-from medsam3.train.fit import FitConfig
+from medsam3.train.mini_config import FitConfig
 from medsam3.train.mini_estimate import RunCost, cost_lines, measure, peak_gib, planned, time_steps
 
 CONFIG = FitConfig(steps=100, views=1, sampling=SamplingConfig(images=1))

@@ -21,7 +21,7 @@ from medsam3.train.sam3_command import EXAMPLES, add_sam3_arguments, check_mini,
 
 if TYPE_CHECKING:
     from medsam3.train.data import Sample
-    from medsam3.train.fit import FitConfig
+    from medsam3.train.mini_config import FitConfig
     from medsam3.train.run import RunResult, RunSettings
     from medsam3.train.workers import Workers
 
@@ -157,7 +157,7 @@ def _check_cards(weights: Sequence[Path]) -> None:
 
 def _config(args: argparse.Namespace, samples: tuple[Sample, ...]) -> FitConfig:
     from medsam3.models.registry import check_safetensors  # noqa: PLC0415
-    from medsam3.train.fit import FitConfig  # noqa: PLC0415
+    from medsam3.train.mini_config import FitConfig  # noqa: PLC0415
 
     config = FitConfig(bf16=not args.no_bf16)
     if args.init is not None:

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,58 +21,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medsam3.errors import InputError
-from medsam3.models.detector import (
-    ExemplarBoxes,
-    PromptTokens,
-    decode_masks,
-    detect,
-    select_items,
-)
 from medsam3.models.efficientnet import convert_efficientnet
-from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
+from medsam3.models.mini_detector import MiniDetector
 from medsam3.models.text_encoder import TextEncoder
-from medsam3.train.batches import Batch, BatchMaker, Question, SamplingConfig, prefetched
-from medsam3.train.losses import LossWeights, mask_losses, query_losses, weigh
+from medsam3.train.batches import Batch, BatchMaker, prefetched
+from medsam3.train.losses import LossWeights
+from medsam3.train.mini_config import FitConfig
+from medsam3.train.mini_loss import batch_loss
 from medsam3.train.workers import OneProcess, Workers
 
 TRUNK = "levels.trunk."
 TERMS = ("total", *(f.name for f in fields(LossWeights) if f.name not in ("score_positive", "match_score")))
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """All that a run depends on besides the data; saved as JSON beside the weights.
-
-    `views_of` names data sets that have another number of cached views than `views`.
-    `trunk_rate` is the learning rate of an image encoder that trains along, as a share of `learning_rate`.
-    `initial_sha256` names the weights that the run starts from; None is a fresh start from the seed.
-    `accumulate` batches make one update. Every `val_every` updates val is measured (0: never), and the run ends after
-    `patience` measurements in a row without gain.
-    """
-
-    steps: int = 1600
-    learning_rate: float = 8e-4
-    warmup_steps: int = 150
-    weight_decay: float = 0.05
-    clip_norm: float = 0.5
-    ema_decay: float = 0.997
-    bf16: bool = True
-    seed: int = 0
-    views: int = 2
-    views_of: tuple[tuple[str, int], ...] = ()
-    save_every: int = 100
-    trunk_rate: float = 0.4
-    initial_sha256: str | None = None
-    accumulate: int = 1
-    val_every: int = 0
-    patience: int = 3
-    detector: MiniDetectorConfig = field(default_factory=MiniDetectorConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    loss: LossWeights = field(default_factory=LossWeights)
-
-    def views_in(self, dataset: str) -> int:
-        """Cached views of each train image of a data set."""
-        return dict(self.views_of).get(dataset, self.views)
 
 
 @dataclass(frozen=True)
@@ -165,39 +124,6 @@ def _optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
             groups.setdefault((decay, share), []).append(parameter)
     listed = [{"params": held, "weight_decay": decay, "share": share} for (decay, share), held in groups.items()]
     return torch.optim.AdamW(listed, lr=config.learning_rate, fused=True)
-
-
-def text_tokens(model: MiniDetector, text: TextEncoder, phrases: Sequence[str]) -> PromptTokens:
-    """The phrases' projected tokens."""
-    tokens = text.encode(phrases)
-    return model.project_text(tokens.features, tokens.mask)
-
-
-def exemplar_boxes(questions: Sequence[Question]) -> ExemplarBoxes:
-    """The questions' exemplars as one padded batch with one slot each."""
-    boxes = [[0.5, 0.5, 0.5, 0.5] if q.exemplar is None else list(q.exemplar.cxcywh) for q in questions]
-    used = torch.tensor([[q.exemplar is not None] for q in questions])
-    return ExemplarBoxes(torch.tensor(boxes)[:, None], used, used)
-
-
-def batch_loss(
-    model: MiniDetector, text: TextEncoder, batch: Batch, config: FitConfig
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted loss of a batch and its terms. Masks are decoded for prompts whose concept is present."""
-    questions = batch.questions
-    images = torch.tensor([question.image for question in questions])
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-        levels = model.levels(batch.pixels, batch.neck)
-        tokens = text_tokens(model, text, [question.phrase for question in questions])
-        detection = detect(model, levels.coarsest.select(images), tokens, exemplar_boxes(questions))
-    targets = [question.truth for question in questions]
-    terms, matches = query_losses(detection, targets, config.loss)
-    present = torch.tensor([i for i, target in enumerate(targets) if target.is_present], dtype=torch.int64)
-    if len(present):
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-            masks = decode_masks(model, levels.select(images[present]), select_items(detection, present))
-        terms |= mask_losses(masks, [targets[int(i)] for i in present], matches)
-    return weigh(terms, config.loss), terms
 
 
 def train_step(

@@ -37,7 +37,8 @@ from medsam3.train.batches import Batch, BatchMaker
 from medsam3.train.cache import CachedView, Encode, load_or_make_view, view_folder
 from medsam3.train.calibrate import Calibration, calibrate, collect, text_dice
 from medsam3.train.data import Sample
-from medsam3.train.fit import FitConfig, Hooks, Progress, Start, fit, new_state, train_step
+from medsam3.train.fit import Hooks, Progress, Start, fit, new_state, train_step
+from medsam3.train.mini_config import FitConfig
 from medsam3.train.mini_estimate import cost_lines, measure, planned
 from medsam3.train.parts import mini_sizes, table_of
 from medsam3.train.pictures import CachedViews, LiveViews, Views

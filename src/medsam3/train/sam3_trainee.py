@@ -27,8 +27,8 @@ from medsam3.models.detector import (
 )
 from medsam3.models.sam3_network import Sam3Network, fill_constants
 from medsam3.models.sam3_objects import padded
-from medsam3.train.fit import exemplar_boxes
 from medsam3.train.losses import PromptTarget, mask_losses, query_losses, weigh
+from medsam3.train.mini_loss import exemplar_boxes
 from medsam3.train.parts import Parts, PartSize, sizes_by_part
 from medsam3.train.sam3_adapter import TrainedAdapter, add_adapter
 from medsam3.train.sam3_batches import Sam3Batch, Sides

@@ -1,0 +1,49 @@
+"""The loss of a batch of questions: forward pass of the small model, matching, weighted terms. It updates nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from medsam3.models.detector import ExemplarBoxes, PromptTokens, decode_masks, detect, select_items
+from medsam3.models.mini_detector import MiniDetector
+from medsam3.models.text_encoder import TextEncoder
+from medsam3.train.batches import Batch, Question
+from medsam3.train.losses import mask_losses, query_losses, weigh
+from medsam3.train.mini_config import FitConfig
+
+
+def text_tokens(model: MiniDetector, text: TextEncoder, phrases: Sequence[str]) -> PromptTokens:
+    """The phrases' projected tokens; their features have full precision, whoever asks for them first."""
+    with torch.autocast("cpu", enabled=False):
+        tokens = text.encode(phrases)
+    return model.project_text(tokens.features, tokens.mask)
+
+
+def exemplar_boxes(questions: Sequence[Question]) -> ExemplarBoxes:
+    """The questions' exemplars as one padded batch with one slot each."""
+    boxes = [[0.5, 0.5, 0.5, 0.5] if q.exemplar is None else list(q.exemplar.cxcywh) for q in questions]
+    used = torch.tensor([[q.exemplar is not None] for q in questions])
+    return ExemplarBoxes(torch.tensor(boxes)[:, None], used, used)
+
+
+def batch_loss(
+    model: MiniDetector, text: TextEncoder, batch: Batch, config: FitConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted loss of a batch and its terms. Masks are decoded for prompts whose concept is present."""
+    questions = batch.questions
+    images = torch.tensor([question.image for question in questions])
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+        levels = model.levels(batch.pixels, batch.neck)
+        tokens = text_tokens(model, text, [question.phrase for question in questions])
+        detection = detect(model, levels.coarsest.select(images), tokens, exemplar_boxes(questions))
+    targets = [question.truth for question in questions]
+    terms, matches = query_losses(detection, targets, config.loss)
+    present = torch.tensor([i for i, target in enumerate(targets) if target.is_present], dtype=torch.int64)
+    if len(present):
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+            masks = decode_masks(model, levels.select(images[present]), select_items(detection, present))
+        terms |= mask_losses(masks, [targets[int(i)] for i in present], matches)
+    return weigh(terms, config.loss), terms
