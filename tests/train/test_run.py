@@ -98,6 +98,24 @@ def test_coco_json_gives_weights_and_they_can_be_trained_further(tmp_path: Path)
 
 
 @pytest.mark.weights
+@pytest.mark.parametrize("trains", ["detector", "text", "lora"])
+def test_only_what_is_said_trains_and_the_weights_segment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], trains: str
+) -> None:
+    data, out = data_folder(tmp_path / "data"), tmp_path / "run"
+    command = ["train", str(data), "--out", str(out), "--steps", "2", "--images-per-step", "1", "--trains", trains]
+    assert main(command) == 0
+    table = {line[:24].strip(): line[24:].split() for line in capsys.readouterr().err.splitlines()}
+    assert table["image encoder"][1] == "frozen"
+    assert table["text encoder"][1] == ("147,456" if trains == "lora" else "frozen")  # 24 projections x 8 x 2 x 384
+    assert (table["mask head"][1] == "frozen") == (trains == "text")
+    assert table["text projection"][1] != "frozen"
+    model = medsam3.load("mini", weights=out / "mini.safetensors")
+    [masks] = medsam3.segment(data / "2.png", "polyp", model)
+    assert masks.presence is not None
+
+
+@pytest.mark.weights
 def test_joined_weights_are_one_file_that_segments(tmp_path: Path) -> None:
     data, runs = data_folder(tmp_path / "data"), [tmp_path / "lite0", tmp_path / "lite-medsam"]
     shared = ["--images-per-step", "1", "--views", "1", "--cache", str(tmp_path / "cache")]
@@ -121,6 +139,8 @@ def test_joined_weights_are_one_file_that_segments(tmp_path: Path) -> None:
         (["--datasets", "two"], "there is no data set two"),
         (["--views-of", "one=x"], "allowed is SET=N"),
         (["--init", "nothing.safetensors"], "are not a file"),
+        (["--trains", "all", "--image-encoder", "lite-medsam"], "lite-medsam stays frozen"),
+        (["--rank", "4"], "belongs to --trains lora"),
         (["--join", "nothing.safetensors"], "are not both there"),
     ],
 )

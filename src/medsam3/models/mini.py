@@ -128,6 +128,7 @@ class MiniSegmenter:
     ) -> None:
         self.images, self.texts, self.boxes, self.card = images, texts, boxes, card
         self.detectors = [detector.eval().requires_grad_(False) for detector in detectors]
+        self._texts_of = [texts if d.text_lora is None else texts.adapted(d.text_lora) for d in self.detectors]
 
     @property
     def name(self) -> str:
@@ -156,10 +157,10 @@ class MiniSegmenter:
 
     def concept_map(self, features: MiniFeatures, text: str | None, exemplars: tuple[Box, ...] = ()) -> ConceptMap:
         """Presence and pixel logits of a concept, from a phrase, exemplars, or both."""
-        tokens = self.texts.encode([text or VISUAL_PHRASE])
         boxes = _exemplars(exemplars, features.place)
         presences, maps = [], []
-        for detector, levels in zip(self.detectors, features.levels, strict=True):
+        for detector, texts, levels in zip(self.detectors, self._texts_of, features.levels, strict=True):
+            tokens = texts.encode([text or VISUAL_PHRASE])
             detection = detect(detector, levels, detector.project_text(tokens.features, tokens.mask), boxes)
             presences.append(detection.presence[-1, 0, 0])
             maps.append(decode_masks(detector, levels, detection).semantic)

@@ -18,6 +18,7 @@ from transformers.models.sam3 import configuration_sam3 as sam3_config
 from medsam3.models.detector import PromptTokens, VisionLevels
 from medsam3.models.efficientnet import EfficientNet, Variant
 from medsam3.models.roi_align import use_plain_roi_align
+from medsam3.models.text_lora import TextLora
 
 ImageEncoderName = Literal["lite-medsam", "lite0", "lite2"]
 
@@ -27,7 +28,7 @@ class MiniDetectorConfig:
     """Sizes of the small detector; saved as JSON beside its weights.
 
     `image_encoder` says what the detector sees: LiteMedSAM's frozen neck (the pure recipe), or an EfficientNet-Lite
-    whose coarser stages are trained along with it.
+    whose coarser stages are trained along with it. `text_rank` is that of an adapter on the text encoder, 0 is none.
     """
 
     width: int = 96
@@ -42,6 +43,7 @@ class MiniDetectorConfig:
     text_channels: int = 384
     detail_channels: int = 32
     image_encoder: ImageEncoderName = "lite-medsam"
+    text_rank: int = 0
 
     @property
     def is_frozen(self) -> bool:
@@ -146,6 +148,7 @@ class MiniDetector(nn.Module):
             LevelAdapter(config) if config.image_encoder == "lite-medsam" else TrunkLevels(config, config.image_encoder)
         )
         self.text_projection = TextProjection(config)
+        self.text_lora = TextLora(config.text_rank) if config.text_rank else None
         parts = _sam3_config(config)
         self.geometry_encoder = sam3.Sam3GeometryEncoder(parts.geometry_encoder_config)
         self.detr_encoder = sam3.Sam3DetrEncoder(parts.detr_encoder_config)

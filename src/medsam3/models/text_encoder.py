@@ -8,6 +8,7 @@ Source: Wang et al., MiniLM, NeurIPS 2020; Reimers and Gurevych, Sentence-BERT, 
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from medsam3.errors import InputError
+from medsam3.models.text_lora import TextLora
 from medsam3.prompts import check_phrase
 
 FEATURE_DIM = 384
@@ -90,6 +92,19 @@ class TextEncoder:
         features = self._features(keys)
         return _fill_up([features[key] for key in keys])
 
+    def encode_with(self, lora: TextLora, phrases: Sequence[str]) -> TextTokens:
+        """As `encode` through the encoder with an adapter, whose gradients flow; nothing is remembered."""
+        keys = [self._token_ids(check_phrase(phrase)) for phrase in phrases]
+        return _fill_up(self._hidden(keys, lora.merged(dict(self._model.named_parameters()))))
+
+    def adapted(self, lora: TextLora) -> TextEncoder:
+        """This encoder with an adapter merged in for good."""
+        model = copy.deepcopy(self._model)
+        with torch.no_grad():
+            for name, value in lora.merged(dict(model.named_parameters())).items():
+                model.get_parameter(name).copy_(value)
+        return TextEncoder(model, self._tokenizer)
+
     def _token_ids(self, phrase: str) -> tuple[int, ...]:
         ids: list[int] = self._tokenizer.encode(phrase).ids
         if len(ids) > MAX_TOKENS:
@@ -116,11 +131,15 @@ class TextEncoder:
 
     @torch.no_grad()
     def _run(self, keys: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        return [row.clone() for row in self._hidden(keys, {})]
+
+    def _hidden(self, keys: Sequence[tuple[int, ...]], changed: dict[str, Tensor]) -> list[Tensor]:
         length = max(len(key) for key in keys)
         ids = torch.tensor([[*key, *[0] * (length - len(key))] for key in keys])
         mask = torch.arange(length) < torch.tensor([len(key) for key in keys])[:, None]  # (B, L)
-        hidden = self._model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        return [row[: len(key)].clone() for row, key in zip(hidden, keys, strict=True)]
+        inputs = {"input_ids": ids, "attention_mask": mask.long()}
+        hidden = torch.func.functional_call(self._model, changed, (), inputs).last_hidden_state
+        return [row[: len(key)] for row, key in zip(hidden, keys, strict=True)]
 
 
 def minilm_config() -> BertConfig:

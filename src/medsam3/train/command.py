@@ -31,6 +31,7 @@ _EPILOG = f"""examples:
   medsam3 train --folder images/ masks/ --labels "1|2=optic disc,2=optic cup" --out runs/eyes
   medsam3 train data/ --out runs/both --join runs/mine/mini.safetensors runs/frozen/mini.safetensors
   medsam3 train data/ --out runs/careful --steps 6000 --absent 5 --val-every 300 --patience 4
+  medsam3 train data/ --out runs/words --init runs/mine/mini.safetensors --trains text
   accelerate launch --cpu --num_processes 2 -m medsam3 train data/ --out runs/two
   medsam3 train data/ --leave-out cvc_clinicdb --weight busi=2 --out runs/unseen{EXAMPLES}
 
@@ -73,6 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("lite0", "lite-medsam"),
         default="lite0",
         help="lite0 trains along, lite-medsam is frozen (the paper's recipe); default: lite0",
+    )
+    parser.add_argument(
+        "--trains",
+        choices=("detector", "text", "lora", "all"),
+        help="the detector behind frozen encoders (the paper's recipe), its text projection alone, the detector with "
+        "an adapter (small model: on the text encoder; sam3: MedSAM-3 v1's), or everything (default: detector, with "
+        "lite0: all)",
     )
     parser.add_argument("--prompts", type=int, help="prompts an image (default: 2; sam3: 4)")
     parser.add_argument("--negative", type=float, help="share of the further prompts that are absent (default: 0.5)")
@@ -167,7 +175,7 @@ def _config(args: argparse.Namespace, samples: tuple[Sample, ...]) -> FitConfig:
     )
     config = replace(config, **_given(args, ("accumulate",)), **_given(args, ("seed", "val_every"), least=0))
     config = replace(config, views_of=_views_of(args.views_of))
-    config = replace(config, detector=replace(config.detector, image_encoder=args.image_encoder))
+    config = _with_parts(args, config)
     sampling = replace(config.sampling, **_given(args, ("prompts",)), **_given(args, ("absent", "negative"), least=0))
     sampling = replace(sampling, **_given(args, ("dataset_power",), least=0))
     if args.images_per_step is not None:
@@ -177,6 +185,27 @@ def _config(args: argparse.Namespace, samples: tuple[Sample, ...]) -> FitConfig:
     if args.images_per_step is not None and args.images_per_step > train_images:
         raise InputError(f"--images-per-step is {args.images_per_step}, there are only {train_images} train images")
     return replace(config, sampling=replace(config.sampling, images=min(config.sampling.images, train_images)))
+
+
+def _with_parts(args: argparse.Namespace, config: FitConfig) -> FitConfig:
+    """The configuration with its encoders and what trains of them.
+
+    Raises:
+        InputError: A choice that the image encoder does not have.
+    """
+    from medsam3.train.mini_config import TEXT_RANK, Trains  # noqa: PLC0415
+
+    is_frozen = args.image_encoder == "lite-medsam"
+    trains: Trains = args.trains or ("detector" if is_frozen else "all")
+    if trains == "all" and is_frozen:
+        raise InputError(
+            "--trains is 'all', but lite-medsam stays frozen: take --image-encoder lite0, or another choice"
+        )
+    if args.rank is not None and (trains != "lora" or args.rank < 1):
+        raise InputError(f"--rank is {args.rank}, it must be positive and belongs to --trains lora")
+    rank = (args.rank or TEXT_RANK) if trains == "lora" else 0
+    detector = replace(config.detector, image_encoder=args.image_encoder, text_rank=rank)
+    return replace(config, trains=trains, detector=detector)
 
 
 def _given(args: argparse.Namespace, names: Sequence[str], *, least: float = 1e-9) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from medsam3.models.mini_detector import MiniDetector
 from medsam3.models.text_encoder import TextEncoder
 from medsam3.train.batches import Batch, BatchMaker, prefetched
 from medsam3.train.losses import LossWeights
-from medsam3.train.mini_config import FitConfig
+from medsam3.train.mini_config import FitConfig, Trains
 from medsam3.train.mini_loss import batch_loss
 from medsam3.train.workers import OneProcess, Workers
 
@@ -110,8 +110,17 @@ def new_state(config: FitConfig) -> RunState:
     torch.manual_seed(config.seed)
     model, average = MiniDetector(config.detector), MiniDetector(config.detector)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    freeze_all_but(model, config.trains)
     average.load_state_dict(model.state_dict())
     return RunState(model, average.requires_grad_(False).eval(), _optimizer(model, config))
+
+
+def freeze_all_but(model: MiniDetector, trains: Trains) -> None:
+    """Leave gradients to what trains; the finest stages of an image encoder never have any."""
+    for name, parameter in model.named_parameters():
+        is_chosen = name.startswith("text_projection.") if trains == "text" else not name.startswith(TRUNK)
+        if trains != "all" and not is_chosen:
+            parameter.requires_grad_(False)
 
 
 def _optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
@@ -340,7 +349,7 @@ def start_from(state: RunState, start: Start) -> None:
             missing, extra = model.load_state_dict(tensors, strict=False)
         except RuntimeError as error:
             raise InputError(f"{start.weights} does not fit the detector: its tensors have other sizes") from error
-        unfilled = [name for name in missing if not name.startswith("levels.")] if start.weights else []
+        unfilled = [name for name in missing if not name.startswith(("levels.", "text_lora."))] if start.weights else []
         if extra or unfilled:
             raise InputError(
                 f"{start.weights} does not fit the detector ({len(unfilled)} tensors missing, {len(extra)} unknown): "

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from medsam3.models.mini_detector import MiniDetectorConfig
 from medsam3.train.batches import SamplingConfig
 from medsam3.train.losses import LossWeights
+
+Trains = Literal["detector", "text", "lora", "all"]
+TEXT_RANK = 8
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,8 @@ class FitConfig:
     `views_of` names data sets that have another number of cached views than `views`.
     `trunk_rate` is the learning rate of an image encoder that trains along, as a share of `learning_rate`.
     `initial_sha256` names the weights that the run starts from; None is a fresh start from the seed.
+    `trains`: `detector` behind frozen encoders, `text` (its text projection alone), `lora` (the detector, and an
+    adapter on the text encoder), or `all`, an image encoder that trains along included.
     `accumulate` batches make one update. Every `val_every` updates val is measured (0: never), and the run ends after
     `patience` measurements in a row without gain.
     """
@@ -33,6 +39,7 @@ class FitConfig:
     save_every: int = 100
     trunk_rate: float = 0.4
     initial_sha256: str | None = None
+    trains: Trains = "all"
     accumulate: int = 1
     val_every: int = 0
     patience: int = 3

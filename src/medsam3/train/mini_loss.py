@@ -18,7 +18,7 @@ from medsam3.train.mini_config import FitConfig
 def text_tokens(model: MiniDetector, text: TextEncoder, phrases: Sequence[str]) -> PromptTokens:
     """The phrases' projected tokens; their features have full precision, whoever asks for them first."""
     with torch.autocast("cpu", enabled=False):
-        tokens = text.encode(phrases)
+        tokens = text.encode(phrases) if model.text_lora is None else text.encode_with(model.text_lora, phrases)
     return model.project_text(tokens.features, tokens.mask)
 
 

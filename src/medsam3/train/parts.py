@@ -12,7 +12,7 @@ Parts = Sequence[tuple[str, tuple[str, ...]]]
 _ADAPTER = ".lora."
 MINI_PARTS: Parts = (
     ("image encoder", ("image.", "detector.levels.trunk.")),
-    ("text encoder", ("text.",)),
+    ("text encoder", ("text.", "detector.text_lora.")),
     ("level adapter", ("detector.levels.",)),
     ("text projection", ("detector.text_projection.",)),
     ("geometry encoder", ("detector.geometry_encoder.",)),
@@ -21,7 +21,6 @@ MINI_PARTS: Parts = (
     ("mask head", ("detector.mask_decoder.",)),
     ("scoring", ("detector.dot_product_scoring.",)),
 )
-MINI_FROZEN = ("image.", "text.")
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,11 @@ def sizes_by_part(model: nn.Module, is_trained: Mapping[str, bool], parts: Parts
     return [PartSize(name, totals[name], trained[name]) for name in totals]
 
 
-def mini_sizes(
-    image: nn.Module, text: nn.Module, detector: nn.Module, frozen: Collection[str] = MINI_FROZEN
-) -> list[PartSize]:
-    """Parts of the small model, from its two encoders and its detector."""
-    return part_sizes(nn.ModuleDict({"image": image, "text": text, "detector": detector}), frozen, MINI_PARTS)
+def mini_sizes(image: nn.Module, text: nn.Module, detector: nn.Module) -> list[PartSize]:
+    """Parts of the small model, from its two frozen encoders and its detector, whose parameters say what trains."""
+    model = nn.ModuleDict({"image": image, "text": text, "detector": detector})
+    is_trained = {name: name.startswith("detector.") and p.requires_grad for name, p in model.named_parameters()}
+    return sizes_by_part(model, is_trained, MINI_PARTS)
 
 
 def table_of(sizes: Sequence[PartSize]) -> list[str]:

@@ -37,7 +37,7 @@ from medsam3.train.batches import Batch, BatchMaker
 from medsam3.train.cache import CachedView, Encode, load_or_make_view, view_folder
 from medsam3.train.calibrate import Calibration, calibrate, collect, text_dice
 from medsam3.train.data import Sample
-from medsam3.train.fit import Hooks, Progress, Start, fit, new_state, train_step
+from medsam3.train.fit import Hooks, Progress, Start, fit, freeze_all_but, new_state, train_step
 from medsam3.train.mini_config import FitConfig
 from medsam3.train.mini_estimate import cost_lines, measure, planned
 from medsam3.train.parts import mini_sizes, table_of
@@ -70,9 +70,11 @@ class RunResult:
 def describe(samples: Sequence[Sample], config: FitConfig, out: Path) -> list[str]:
     """Lines that tell a person what will be trained on what."""
     views = sum(len(own) for _, own in cached_parts(samples, config))
+    detector = MiniDetector(config.detector)
+    freeze_all_but(detector, config.trains)
     return [
         *describe_data(samples),
-        *table_of(mini_sizes(TinyViT(), blank_text_model(), MiniDetector(config.detector))),
+        *table_of(mini_sizes(TinyViT(), blank_text_model(), detector)),
         f"trains: {config.steps} steps of {config.sampling.images} images, encoder {config.detector.image_encoder}",
         f"features to cache: {views} views, {views * BYTES_A_VIEW / 2**30:.1f} GiB on disk",
         f"run folder: {out}",

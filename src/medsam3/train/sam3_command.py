@@ -36,12 +36,7 @@ def add_sam3_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("with --base sam3")
     group.add_argument("--weights", help="weights to start from: a folder, sam3.pt, or facebook/sam3")
-    group.add_argument(
-        "--trains",
-        choices=("detector", "lora", "all"),
-        help="the detector behind frozen encoders (default), MedSAM-3 v1's adapter, or everything",
-    )
-    group.add_argument("--rank", type=int, help="of the adapter (default: 16)")
+    group.add_argument("--rank", type=int, help="of the adapter (default: 16; small model: 8)")
     group.add_argument("--alpha", type=float, help="of the adapter (default: 32)")
     group.add_argument("--image-size", type=int, help="side of the input in pixels: 1008, 672 or 336")
     group.add_argument("--no-cache", action="store_true", help="run the frozen image encoder in every step")
@@ -57,7 +52,7 @@ def check_mini(args: argparse.Namespace) -> None:
     Raises:
         InputError: One was given.
     """
-    names = ("weights", "trains", "rank", "alpha", "image_size", "vocabulary", "device")
+    names = ("weights", "alpha", "image_size", "vocabulary", "device")
     for name in names:
         if getattr(args, name) is not None:
             raise InputError(f"--{name.replace('_', '-')} belongs to SAM 3: add --base sam3, or leave it out")
@@ -123,6 +118,8 @@ def config_from(args: argparse.Namespace) -> Sam3FitConfig:
     for name in _MINI_ONLY:
         if getattr(args, name):
             raise InputError(f"--{name.replace('_', '-')} belongs to the small model: leave it out with --base sam3")
+    if args.trains == "text":
+        raise InputError("--trains is 'text', which is a choice of the small model: take detector, lora or all")
     config = recipe(args.trains or "detector")
     if config.trains != "lora" and (args.rank is not None or args.alpha is not None):
         raise InputError("--rank and --alpha belong to the adapter: add --trains lora, or leave them out")
