@@ -30,6 +30,7 @@ examples:
   medsam3 eval DATA_DIR --out runs/mini --resume --beside runs/unet/results.json runs/litemedsam/results.json
   medsam3 eval DATA_DIR --datasets busi --fold 2/5 --weights runs/fold2/mini.safetensors
   medsam3 eval DATA_DIR --duplicates
+  medsam3 eval --pool runs/fold*/results.json --out runs/folds
   medsam3 eval --compare runs/a/results.json runs/b/results.json"""
 _WIDTH_OF_A_FILE = 200  # columns, where stdout is not a terminal
 
@@ -71,6 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="R", help="of the agent, default: 3")
     parser.add_argument("--send-images", metavar="PROVIDER", help="of the agent: let pictures go to this provider")
+    parser.add_argument(
+        "--pool",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="results.json of folds, or of data sets evaluated apart, as one; with DATA_DIR its pictures are drawn",
+    )
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("A.json", "B.json"), help="two results.json")
 
 
@@ -80,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         if args.data is not None:
             raise InputError("--compare takes two results.json and no data folder: leave one of them out")
         return _compare(args)
+    if args.pool is not None:
+        return _pool(args)
     if args.data is None:
         raise InputError("no data folder was given: name a folder with an index.csv (see: medsam3 eval --help)")
     if args.duplicates:
@@ -89,6 +99,24 @@ def run(args: argparse.Namespace) -> int:
         return _agent(args, config)
     results, written = evaluate(args, config)
     return report_run(args, results, written)
+
+
+def _pool(args: argparse.Namespace) -> int:
+    from medsam3.eval.pool import make_place, pool  # noqa: PLC0415
+    from medsam3.eval.report import CaseFiles, write_report  # noqa: PLC0415
+    from medsam3.eval.saved import read_results, read_run  # noqa: PLC0415
+    from medsam3.io.index import read_index  # noqa: PLC0415
+
+    runs = [read_run(path) for path in args.pool]
+    results = pool(runs, command=_command(), beside=[read_results(path) for path in args.beside])
+    make_place(args.out)
+    masks = tuple(path.parent / "masks" for path in args.pool)
+    files = None if args.data is None else CaseFiles(args.data, read_index(args.data), masks)
+    return report_run(args, results, write_report(results, args.out, files))
+
+
+def _command() -> str:
+    return shlex.join(["medsam3", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "medsam3" else "from Python"
 
 
 def _agent(args: argparse.Namespace, config: EvalConfig) -> int:
@@ -128,7 +156,7 @@ def evaluate(args: argparse.Namespace, config: EvalConfig) -> tuple[Results, lis
     """
     from medsam3.eval.cases import select  # noqa: PLC0415  scipy and the readers, not for --help
     from medsam3.eval.job import EvalJob, run_job  # noqa: PLC0415
-    from medsam3.eval.report import write_report  # noqa: PLC0415
+    from medsam3.eval.report import CaseFiles, write_report  # noqa: PLC0415
     from medsam3.eval.saved import read_results  # noqa: PLC0415
     from medsam3.io.index import in_fold, read_index  # noqa: PLC0415
 
@@ -145,11 +173,11 @@ def evaluate(args: argparse.Namespace, config: EvalConfig) -> tuple[Results, lis
         is_resumed=args.resume,
         unet_minutes=args.baseline_minutes,
         beside=tuple(read_results(path) for path in args.beside),
-        command=shlex.join(["medsam3", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "medsam3" else "from Python",
+        command=_command(),
     )
     with _progress_bar() as progress:
         results = run_job(job, progress)
-    return results, write_report(results, job.chosen.rows, args.data, args.out)
+    return results, write_report(results, args.out, CaseFiles(args.data, job.chosen.rows, (args.out / "masks",)))
 
 
 def config_from(args: argparse.Namespace) -> EvalConfig:

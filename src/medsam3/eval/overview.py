@@ -41,6 +41,7 @@ def result_tables(results: Results) -> list[Table]:
         objects_table(summary),
         outline_table(summary, results.config.tolerance),
     ]
+    tables.append(pooled_table(results))
     found = [table for table in tables if table.rows]
     duplicates = results.extras.duplicates
     return found if duplicates is None else [*found, duplicates_table(duplicates, None)]
@@ -198,6 +199,25 @@ def phrasings_table(summary: Summary) -> Table:
         "that from the concept's own name, paired by image. Unseen phrasings were never used in training."
     )
     return Table("Phrasings", note, ("phrasing", "n", "Dice", "difference"), rows)
+
+
+def pooled_table(results: Results) -> Table:
+    """The runs that were put together."""
+    rows = tuple(
+        (
+            part.path,
+            part.fold or "",
+            ", ".join(part.datasets),
+            str(part.cases),
+            (part.about.weights_sha256 or "")[:12],
+            (part.about.commit or "")[:12],
+            part.about.date,
+        )
+        for part in results.extras.pooled
+    )
+    note = "Intervals are over the groups of all runs together. What each was made with is in results.json in full."
+    headings = ("run", "fold", "data sets", "cases", "weights", "commit", "date")
+    return Table("Runs pooled", note, headings, rows)
 
 
 _Key = tuple[Scope, EvalMode, float]

@@ -51,7 +51,7 @@ def chosen_cases(cases: Sequence[CaseResult], mode: EvalMode = "T") -> dict[str,
 
 
 def draw_case(
-    case: CaseResult, rows: dict[tuple[str, str], IndexRow], folder: Path, masks_folder: Path
+    case: CaseResult, rows: dict[tuple[str, str], IndexRow], folder: Path, masks_folders: Sequence[Path]
 ) -> Picture | None:
     """The case's image with both outlines; None where the image or the kept answer is not there any more.
 
@@ -59,11 +59,12 @@ def draw_case(
         case: What to draw.
         rows: The index, by image (relative) and concept.
         folder: The data folder.
-        masks_folder: Where the run kept its answers.
+        masks_folders: Where answers were kept; the first that has this one is taken.
     """
     row = rows.get((case.image, case.concept))
-    kept = mask_file(masks_folder, case.dataset, case.image, case.concept)
-    if (row is None and not case.is_foreign) or not kept.is_file():
+    places = [mask_file(masks, case.dataset, case.image, case.concept) for masks in masks_folders]
+    kept = next((place for place in places if place.is_file()), None)
+    if (row is None and not case.is_foreign) or kept is None:
         return None
     try:
         rgb = to_rgb(read(folder / case.image))
