@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from medsam3.errors import InputError
 
 if TYPE_CHECKING:
-    from medsam3.eval.benchmark import Progress
+    from medsam3.eval.answers import Progress
     from medsam3.eval.cases import EvalConfig, EvalMode
     from medsam3.eval.results import Results
     from medsam3.eval.tables import Table
@@ -51,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jitter", default="0", metavar="P,P", help="shift oracle boxes by up to P %% of their side")
     parser.add_argument("--boxes", default="parts", choices=("parts", "whole"), help="oracle boxes, default: parts")
+    parser.add_argument(
+        "--volumes",
+        default="follow",
+        choices=("slices", "follow", "vote"),
+        help="each slice for itself, objects followed (default), or a vote of three planes",
+    )
     parser.add_argument("--tolerance", type=float, default=2.0, metavar="T", help="of NSD, px or mm, default: 2")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N images of each data set")
     parser.add_argument("--seed", type=int, default=0, help="of the jitter and the intervals, default: 0")
@@ -141,7 +147,7 @@ def report_run(args: argparse.Namespace, results: Results, written: Sequence[Pat
         for note in results.extras.notes:
             print(note)
         if results.skipped_volumes:
-            print(f"left out: {results.skipped_volumes} rows of volumes, only pictures are evaluated yet")
+            print(f"left out: {results.skipped_volumes} rows of volumes, which are asked by text and of a model alone")
         print("written: " + ", ".join(str(path) for path in written))
     for failure in results.failures:
         print(f"medsam3: error: {failure.image} {failure.concept}: {failure.error}", file=sys.stderr)
@@ -165,7 +171,7 @@ def evaluate(args: argparse.Namespace, config: EvalConfig) -> tuple[Results, lis
     job = EvalJob(
         folder=args.data,
         rows=rows,
-        chosen=select(rows, config),
+        chosen=select(rows, config, with_volumes=args.baseline is None),
         config=config,
         model=args.baseline or args.model,
         weights=args.weights,
@@ -212,6 +218,7 @@ def config_from(args: argparse.Namespace) -> EvalConfig:
         seed=args.seed,
         absent=args.absent,
         fold=None if args.fold is None else Fold.from_text(args.fold),
+        volumes=args.volumes,
     )
 
 

@@ -16,6 +16,7 @@ from medsam3.eval.tables import (
     Table,
     duplicates_table,
     interval,
+    lengths_table,
     number,
     objects_table,
     outline_table,
@@ -39,6 +40,7 @@ def result_tables(results: Results) -> list[Table]:
         phrasings_table(summary),
         phrasings_by_concept_table(summary),
         objects_table(summary),
+        lengths_table(summary, results.config.tolerance),
         outline_table(summary, results.config.tolerance),
     ]
     tables.append(pooled_table(results))

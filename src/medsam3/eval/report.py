@@ -165,7 +165,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         ("date", about.date),
         ("versions", ", ".join(f"{name} {version}" for name, version in about.versions.items())),
         ("cases", str(len(results.cases))),
-        ("volumes left out", f"{results.skipped_volumes} rows (only pictures are evaluated yet)"),
+        ("volumes left out", _left_out(results)),
         ("not evaluated", f"{len(results.failures)} (listed at the end)" if results.failures else "0"),
     ]
     if any(mode in ("I", "TI") for mode in config.modes):
@@ -175,6 +175,12 @@ def facts(results: Results) -> list[tuple[str, str]]:
         found.append(("foreign concepts", f"{config.absent} a picture, drawn by seed {config.seed}"))
     found += [("note", note) for note in results.extras.notes]
     return found
+
+
+def _left_out(results: Results) -> str:
+    if not results.skipped_volumes:
+        return "0"
+    return f"{results.skipped_volumes} rows (volumes are asked by text, and of a model alone)"
 
 
 def _facts_markdown(results: Results) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medsam3.eval.benchmark import Failure
+from medsam3.eval.answers import Failure
 from medsam3.eval.beside import BesideRow
 from medsam3.eval.cases import EvalConfig
 from medsam3.eval.duplicates import NearDuplicate

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medsam3.errors import InputError
-from medsam3.eval.benchmark import Failure
+from medsam3.eval.answers import Failure
 from medsam3.eval.cases import EvalConfig
 from medsam3.eval.duplicates import NearDuplicate
 from medsam3.eval.provenance import Provenance
