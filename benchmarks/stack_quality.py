@@ -4,8 +4,9 @@
     python benchmarks/stack_quality.py clips --data DATA --split test
 
 DATA is a folder with an `index.csv` (see docs/metrics.md). `volumes` takes the NIfTI rows of `--dataset` (by default
-msd_hippocampus), text only: Dice and NSD at 1 mm of each volume, slice by slice, with propagation, and where asked by a
-vote of three planes. `--nearest K` adds the baseline of asking every K-th slice and taking the nearest one's mask.
+msd_hippocampus), text only, and sets the ways of `medsam3 eval --volumes` side by side: Dice and NSD at 1 mm of each
+volume, slice by slice, with propagation, and where asked by a vote of three planes. `--nearest K` adds the baseline of
+asking every K-th slice and taking the nearest one's mask. For a report with intervals take `medsam3 eval`.
 `clips` takes the sequences of `--dataset` (cvc_clinicdb): mean Dice, Dice of neighbouring frames of the prediction, and
 the flicker rate, which is the share of neighbouring pairs in which the prediction comes or goes and the reference does
 not; then a box around the reference on the first frame alone, followed.
@@ -23,12 +24,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
 import medsam3
+from medsam3.eval.cases import VolumeWay
 from medsam3.eval.metrics import boundary_distances, dice
+from medsam3.eval.volume_cases import LabelMaps, segment_volume
 from medsam3.geometry import box_of_mask
 from medsam3.io.index import IndexRow, concept_mask, load_label_map, read_index
 from medsam3.io.lazy import open_stack
@@ -38,7 +40,6 @@ from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Box, Prompt
 from medsam3.volumes.options import StackOptions
 from medsam3.volumes.run import segment_stack
-from medsam3.volumes.voting import segment_by_vote
 
 Mask = NDArray[np.bool_]
 
@@ -65,21 +66,22 @@ def volumes(rows: Sequence[IndexRow], model: Any, args: argparse.Namespace) -> d
     for image, own in list(by_image.items())[: args.limit]:
         model.images.known.clear()
         stack = open_stack(image)
-        prompts = [Prompt(text=row.concept) for row in own]
-        labels = np.rint(np.asarray(nibabel.load(own[0].mask).dataobj)).astype(np.int64).transpose(2, 1, 0)
+        maps, phrases = LabelMaps(stack), [row.concept for row in own]
+        ways: dict[str, VolumeWay] = {"slice by slice": "slices", "propagated": "follow"}
+        if args.vote:
+            ways["vote of three planes"] = "vote"
+        options = StackOptions(plane=args.plane)
         answers = {
-            "slice by slice": segment_all(stack, prompts, model, StackOptions(plane=args.plane, is_propagated=False)),
-            "propagated": segment_all(stack, prompts, model, StackOptions(plane=args.plane)),
+            name: [found.union() for found in segment_volume(stack, phrases, model, way, options)]
+            for name, way in ways.items()
         }
         if args.nearest:
             answers[f"nearest of every {args.nearest}"] = [
                 nearest(mask, args.nearest) for mask in answers["slice by slice"]
             ]
-        if args.vote:
-            answers["vote of three planes"] = [found.union() for found in segment_by_vote(stack, prompts, model)]
         for name, found in answers.items():
             for row, mask in zip(own, found, strict=True):
-                reference = np.isin(labels, row.label_values)
+                reference = maps.truth(row).mask
                 near = boundary_distances(reference, mask, stack.spacing_mm).nsd(1.0)
                 figures[f"{row.concept}, {name}"].append((dice(reference, mask), near))
         told(image.name, {name: round(pairs[-1][0], 3) for name, pairs in figures.items()})

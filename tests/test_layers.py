@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "infer": CORE | {"models", "io"},  # io only to read a path; see test_infer_takes_the_model_protocol_only
     "volumes": CORE | {"io", "models", "infer"},
     "agent": CORE | {"io", "models", "volumes"},  # models: the protocol; io: whole files; volumes: names of windows
-    "eval": CORE | {"io", "models", "infer", "agent"},  # agent: it is measured beside the plain phrase
+    "eval": CORE | {"io", "models", "infer", "volumes", "agent"},  # agent: it is measured beside the plain phrase
     "train": CORE | {"io", "models", "infer", "eval", "volumes"},  # volumes: slices are trained on as they are asked
     "app": CORE | {"io", "models", "infer", "volumes", "eval", "train", "agent"},
     "__main__": {"app"},

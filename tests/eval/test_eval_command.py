@@ -130,12 +130,12 @@ def test_failures_are_told_and_give_exit_code_2(
     assert "Not evaluated" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_volumes_are_counted_not_dropped_in_silence(
+def test_volumes_that_cannot_be_asked_are_counted_not_dropped_in_silence(
     data: DataFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data.lines.append("brain,brain/images/v.nii.gz,brain/masks/v.nii.gz,hippocampus,1,test,p1,1")
     data.write()
-    command(data.path, "--model", "colour", "--out", tmp_path / "out")
+    command(data.path, "--model", "colour", "--modes", "I", "--out", tmp_path / "out")
     assert "left out: 1 rows of volumes" in capsys.readouterr().out
 
 

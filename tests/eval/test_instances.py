@@ -6,19 +6,17 @@ import numpy as np
 import pytest
 
 from medsam3.eval.instances import THRESHOLDS, ObjectMatch, cgf1, match_objects, positive_micro_f1
-from medsam3.geometry import BoolArray
+from medsam3.image import ObjectMask
 
 
-def bar(first: int, stop: int) -> BoolArray:
-    mask = np.zeros((2, 20), dtype=np.bool_)
-    mask[0, first:stop] = True
-    return mask
+def bar(first: int, stop: int) -> ObjectMask:
+    return ObjectMask((0, 0, first), np.ones((1, 1, stop - first), dtype=np.bool_), 0.5)
 
 
 def reference() -> np.ndarray:
     """Object 3 spans columns 0..4, object 7 columns 6..10, object 9 columns 12..16 of row 0, four pixels each."""
-    numbers = np.zeros((2, 20), dtype=np.int32)
-    numbers[0, 0:4], numbers[0, 6:10], numbers[0, 12:16] = 3, 7, 9
+    numbers = np.zeros((1, 2, 20), dtype=np.int32)
+    numbers[0, 0, 0:4], numbers[0, 0, 6:10], numbers[0, 0, 12:16] = 3, 7, 9
     return numbers
 
 
@@ -42,22 +40,22 @@ def test_one_mask_over_two_objects_fits_one_of_them_at_most() -> None:
 
 
 def test_matching_maximises_the_sum_where_the_first_choice_would_not() -> None:
-    numbers = np.zeros((2, 20), dtype=np.int32)
-    numbers[0, 0:4], numbers[0, 4:8] = 1, 2
+    numbers = np.zeros((1, 2, 20), dtype=np.int32)
+    numbers[0, 0, 0:4], numbers[0, 0, 4:8] = 1, 2
     # mask A (0..6): IoU 4/6 and 2/8; mask B (0..4): IoU 1 and 0. Best: B with 1, A with 2.
     found = match_objects(numbers, [bar(0, 6), bar(0, 4)])
     assert found.overlaps == pytest.approx((1, 2 / 8))
 
 
 def test_no_objects_and_no_predictions_leave_f1_unknown() -> None:
-    nothing = match_objects(np.zeros((2, 20), dtype=np.int32), [])
+    nothing = match_objects(np.zeros((1, 2, 20), dtype=np.int32), [])
     assert nothing == ObjectMatch(0, 0, ())
     assert math.isnan(nothing.f1()) and math.isnan(nothing.panoptic_quality())
 
 
 def test_all_missed_and_all_invented_score_0() -> None:
     assert match_objects(reference(), []).f1() == 0
-    assert match_objects(np.zeros((2, 20), dtype=np.int32), [bar(0, 3)]).panoptic_quality() == 0
+    assert match_objects(np.zeros((1, 2, 20), dtype=np.int32), [bar(0, 3)]).panoptic_quality() == 0
 
 
 def test_pmf1_sums_counts_over_images_with_objects() -> None:

@@ -10,6 +10,7 @@ import pytest
 from medsam3.eval.instances import match_objects
 from medsam3.eval.metrics import boundary_distances
 from medsam3.geometry import BoolArray
+from medsam3.image import Masks
 
 
 def blob(shape: tuple[int, ...], centre: tuple[float, ...], radii: tuple[float, ...]) -> BoolArray:
@@ -43,7 +44,8 @@ def test_objects_agree_with_panoptica() -> None:
     reference, predicted = np.zeros((60, 80), dtype=np.uint8), np.zeros((60, 80), dtype=np.uint8)
     reference[5:15, 5:25], reference[30:50, 10:20], reference[10:20, 50:70] = 1, 2, 3
     predicted[5:15, 7:27], predicted[30:48, 10:20], predicted[40:50, 60:70] = 1, 2, 3  # the third is elsewhere
-    ours = match_objects(reference, [predicted == n for n in (1, 2, 3)])
+    found = Masks.from_dense(np.array([[predicted == n] for n in (1, 2, 3)]), [1.0] * 3)
+    ours = match_objects(reference[None], found.objects)
     evaluator = panoptica.Panoptica_Evaluator(
         expected_input=panoptica.InputType.UNMATCHED_INSTANCE,
         instance_matcher=panoptica.NaiveThresholdMatching(matching_threshold=0.5),

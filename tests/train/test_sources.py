@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from test_folder_samples import folders
-from test_run import data_folder
+from test_run import data_folder, picture
 
 from medsam3.app.cli import main
 from medsam3.errors import InputError
-from medsam3.io.index import read_index
+from medsam3.io.index import COLUMNS, Fold, in_fold, read_index
 from medsam3.train.batches import dataset_chances
 from medsam3.train.data_command import add_data_arguments, sources_from
 from medsam3.train.folder_samples import FolderSource
@@ -68,6 +68,24 @@ def test_only_open_takes_nothing_that_is_not_known_to_be_open(tmp_path: Path) ->
     assert all(one.licence.startswith(allowed) for one in licences().values() if one.is_open)
 
 
+def test_a_fold_trains_and_validates_on_no_group_that_its_evaluation_tests(tmp_path: Path) -> None:
+    table = [",".join(COLUMNS)]
+    for number in range(12):
+        image, mask = picture(tmp_path, number)
+        table.append(f"one,{image.name},{mask.name},polyp,1,train,g{number // 2},1")  # two images a group
+    (tmp_path / "index.csv").write_text("\n".join(table))
+    for number in (1, 2, 3):
+        fold = Fold(number, 3)
+        tested = {row.group for row in in_fold(read_index(tmp_path), fold) if row.split == "test"}
+        samples = read_samples(Sources(indexes=(tmp_path,), fold=fold))
+        groups = {split: {s.group for s in samples if s.split == split} for split in ("train", "val", "test")}
+        assert groups["test"] == tested and len(tested) == 2
+        assert not (groups["train"] | groups["val"]) & tested and not groups["train"] & groups["val"]
+    assert parsed("data", "--fold", "2/3").fold == Fold(2, 3)
+    with pytest.raises(InputError, match="--fold splits an index"):
+        read_samples(Sources(folders=(FolderSource(*folders(tmp_path), "optic disc"),), fold=Fold(1, 3)))
+
+
 def test_an_image_is_given_once(tmp_path: Path) -> None:
     data = data_folder(tmp_path / "data")
     with pytest.raises(InputError, match="3 images are given twice"):
@@ -96,6 +114,7 @@ def test_the_options_after_a_folder_are_that_folder_s(tmp_path: Path) -> None:
         (["--concept", "polyp"], "--concept belongs to a --folder"),
         (["--weight", "one=0"], "allowed is SET=W with W above 0"),
         (["--weight", "2"], "allowed is SET=W"),
+        (["--fold", "4/3"], "fold is 4/3, allowed are 1/n to n/n"),
         (["--slices-every", "-1"], "allowed is 0 and above"),
         (["--coco", "train.json"], "--coco was given without --images"),
     ],

@@ -22,7 +22,7 @@ from medsam3.agent.policies.offline import OfflinePolicy
 from medsam3.agent.policies.oracle import OraclePolicy
 from medsam3.agent.values import Budget, Policy
 from medsam3.errors import InputError
-from medsam3.eval.benchmark import Progress
+from medsam3.eval.answers import Progress
 from medsam3.eval.cases import EvalConfig, Truth, load_truth, select
 from medsam3.eval.intervals import Estimate, paired_interval
 from medsam3.eval.metrics import dice

@@ -6,69 +6,31 @@ Knows the segmenter by its protocol only. Nothing is dropped: what cannot be rea
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
-
 from medsam3.errors import InputError
+from medsam3.eval.answers import Asked, Bench, Failure, Progress, case_result
 from medsam3.eval.cases import (
-    EvalConfig,
     Question,
-    Truth,
     foreign_questions,
     jitter_rng,
     jittered,
     load_truth,
     oracle_boxes,
     questions,
-    shown_mode,
 )
-from medsam3.eval.instances import match_objects
-from medsam3.eval.metrics import boundary_distances, dice, iou
 from medsam3.eval.phrasings import rivals
 from medsam3.eval.records import CaseResult, Journal
+from medsam3.eval.volume_cases import answer_volume
 from medsam3.geometry import BoolArray
-from medsam3.image import Image, Masks
+from medsam3.image import Masks
 from medsam3.io import read
-from medsam3.io.files import replacing
 from medsam3.io.index import IndexRow
-from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Box, Prompt
 from medsam3.render import to_rgb
-
-Progress = Callable[[int, int, str], None]
-"""Called with images done, images in all, and the data set at hand."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image, or one concept of it, that could not be evaluated, and why."""
-
-    image: str
-    concept: str
-    error: str
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What a run needs.
-
-    Attributes:
-        folder: The data folder.
-        segmenter: The model.
-        config: What to measure.
-        masks_folder: Where the unions of answers are kept as 1-bit PNG for the report; None keeps none.
-    """
-
-    folder: Path
-    segmenter: Segmenter
-    config: EvalConfig
-    masks_folder: Path | None = None
 
 
 def run_benchmark(
@@ -88,66 +50,39 @@ def run_benchmark(
         asked = [(row, question) for row in own for question in questions(row, bench.config)]
         asked += foreign_questions(own, bench.config)
         asked = [(row, question) for row, question in asked if _key(bench, row, question) not in done]
-        if asked:
-            for answer in _ask_about_image(bench, own, asked):
-                if isinstance(answer, Failure):
-                    failures.append(answer)
-                else:
-                    journal.add(answer)
+        for answer in _answers(bench, own, asked, _within(report, count, len(images), own[0].dataset)):
+            if isinstance(answer, Failure):
+                failures.append(answer)
+            else:
+                journal.add(answer)
     report(len(images), len(images), "")
     return failures
 
 
-def measure(truth: Truth, found: Masks, spacing: tuple[float, float] | None, tolerance: float) -> dict[str, Any]:
-    """The numbers of one answer over (1, H, W), under the names of `CaseResult`.
-
-    A model that says absent is taken at its word: its union is empty and it has no objects.
-    """
-    says_present = found.is_present if found.is_present is not None else len(found) > 0
-    predicted = found.union()[0] if says_present else np.zeros_like(truth.mask)
-    objects = [found.dense(k)[0] for k in range(len(found))] if says_present else []
-    match = match_objects(truth.objects, objects)
-    numbers: dict[str, Any] = dict.fromkeys(("dice", "iou", "nsd", "hd95", "assd"))
-    if truth.mask.any():
-        distances = boundary_distances(truth.mask, predicted, spacing)
-        numbers = {
-            "dice": dice(truth.mask, predicted),
-            "iou": iou(truth.mask, predicted),
-            "nsd": distances.nsd(tolerance),
-            "hd95": distances.hausdorff(95),
-            "assd": distances.assd(),
-        }
-    return {
-        **numbers,
-        "says_present": says_present,
-        "unit": "px" if spacing is None else "mm",
-        "reference_px": int(truth.mask.sum()),
-        "predicted_px": int(predicted.sum()),
-        "references": match.references,
-        "predictions": match.predictions,
-        "overlaps": match.overlaps,
-    }
-
-
-def mask_file(masks_folder: Path, dataset: str, image: str, concept: str) -> Path:
-    """Where the union of the text answer about a concept of an image is kept."""
-    slug = "".join(letter if letter.isalnum() else "-" for letter in concept.lower())
-    return masks_folder / dataset / f"{Path(image).stem}__{slug}.png"
+def _within(report: Progress, count: int, images: int, name: str) -> Progress:
+    """What a volume tells of its slices, as what is told of the image at hand."""
+    return lambda done, steps, _: report(count, images, f"{name}, volume: step {done} of {steps}")
 
 
 def _key(bench: Bench, row: IndexRow, question: Question) -> tuple[str, str, str, str, str, float]:
-    image = _relative(bench, row.image)
+    image = bench.relative(row.image)
     return row.dataset, image, row.concept, question.mode, question.phrase, question.jitter_percent
 
 
-def _relative(bench: Bench, path: Path) -> str:
-    return path.relative_to(bench.folder).as_posix()
+def _answers(
+    bench: Bench, rows: Sequence[IndexRow], asked: Sequence[tuple[IndexRow, Question]], report: Progress
+) -> Iterator[CaseResult | Failure]:
+    if not asked:
+        return iter(())
+    if rows[0].is_volume:
+        return answer_volume(bench, rows, asked, report)
+    return _answer_picture(bench, rows, asked)
 
 
-def _ask_about_image(
+def _answer_picture(
     bench: Bench, rows: Sequence[IndexRow], asked: Sequence[tuple[IndexRow, Question]]
 ) -> Iterator[CaseResult | Failure]:
-    name = _relative(bench, rows[0].image)
+    name = bench.relative(rows[0].image)
     try:
         image = read(rows[0].image)
         if image.shape[0] != 1:
@@ -167,9 +102,11 @@ def _ask_about_image(
         except InputError as error:
             yield Failure(name, row.concept, str(error))
             continue
-        case = _Case(row, image, features, truth, others)
+        case = _Case(Asked(row, image, truth, others), features)
         for _, question in own:
-            yield _answer(bench, case, question)
+            started = time.perf_counter()
+            found = _decode(bench, case, question)
+            yield case_result(bench, case.asked, question, found, time.perf_counter() - started)
 
 
 def rival_masks(row: IndexRow, rows: Sequence[IndexRow]) -> dict[str, BoolArray]:
@@ -184,49 +121,9 @@ def rival_masks(row: IndexRow, rows: Sequence[IndexRow]) -> dict[str, BoolArray]
 
 @dataclass(frozen=True)
 class _Case:
-    row: IndexRow
-    image: Image
+    asked: Asked
     features: Any
-    truth: Truth
-    rivals: dict[str, BoolArray]
     text_answers: dict[str, Masks] = field(default_factory=dict)  # by phrase, for the modes that start from one
-
-
-def _answer(bench: Bench, case: _Case, question: Question) -> CaseResult:
-    started = time.perf_counter()
-    found = _decode(bench, case, question)
-    seconds = time.perf_counter() - started
-    has_phrase = question.mode in ("T", "TI")
-    presence = found.presence
-    if has_phrase and presence is None:  # a model without a presence output is taken by its best object
-        presence = max(found.scores, default=0.0)
-    spacing = None if case.image.spacing_mm is None else case.image.spacing_mm[1:]
-    numbers = measure(case.truth, found, spacing, bench.config.tolerance)
-    is_kept = (
-        question.phrasing == "name" and question.mode == shown_mode(bench.config.modes) and not question.jitter_percent
-    )
-    if bench.masks_folder is not None and is_kept and not (question.is_foreign and not numbers["predicted_px"]):
-        union = found.union()[0] & numbers["says_present"]
-        name = _relative(bench, case.row.image)
-        _write_mask(mask_file(bench.masks_folder, case.row.dataset, name, case.row.concept), union)
-    return CaseResult(
-        dataset=case.row.dataset,
-        image=_relative(bench, case.row.image),
-        concept=case.row.concept,
-        group=case.row.group,
-        mode=question.mode,
-        phrase=question.phrase,
-        phrasing=question.phrasing,
-        kind=question.kind,
-        jitter_percent=question.jitter_percent,
-        is_present=case.row.is_present,
-        is_foreign=question.is_foreign,
-        presence=presence if has_phrase else None,
-        rivals=tuple(case.rivals),
-        rival_dices=tuple(_dice_of(mask, found, says_present=numbers["says_present"]) for mask in case.rivals.values()),
-        seconds=seconds,
-        **numbers,
-    )
 
 
 def _decode(bench: Bench, case: _Case, question: Question) -> Masks:
@@ -238,18 +135,8 @@ def _decode(bench: Bench, case: _Case, question: Question) -> Masks:
             return found
         boxes = tuple(Box(*part.box) for part in found.objects)
         return bench.segmenter.decode(case.features, Prompt(boxes=boxes))
-    rng = jitter_rng(case.row, question.jitter_percent, bench.config.seed)
-    drawn = oracle_boxes(case.truth, bench.config.box_rule)
-    boxes = jittered(drawn, question.jitter_percent, case.image.shape[1:], rng)
+    rng = jitter_rng(case.asked.row, question.jitter_percent, bench.config.seed)
+    drawn = oracle_boxes(case.asked.truth, bench.config.box_rule)
+    boxes = jittered(drawn, question.jitter_percent, case.asked.image.shape[1:], rng)
     text = question.phrase if question.mode == "TI" else None
     return bench.segmenter.decode(case.features, Prompt(text=text, boxes=boxes))
-
-
-def _dice_of(reference: BoolArray, found: Masks, *, says_present: bool) -> float:
-    return dice(reference, found.union()[0]) if says_present else 0.0
-
-
-def _write_mask(path: Path, mask: BoolArray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, ".png") as temporary:
-        PIL.Image.fromarray(mask).save(temporary, optimize=True)

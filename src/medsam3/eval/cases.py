@@ -18,16 +18,21 @@ from medsam3.errors import InputError
 from medsam3.eval.absent import absent_concepts, drawn_absent
 from medsam3.eval.phrasings import PhraseKind, panel
 from medsam3.geometry import BoolArray, box_of_mask
-from medsam3.io.index import Fold, IndexRow, Split, concept_mask, load_label_map
+from medsam3.io.index import Fold, IndexRow, LabelMap, Split, concept_mask, load_label_map
 from medsam3.prompts import Box
 
 EvalMode = Literal["T", "TB", "I", "TI"]
 """T: phrase alone; TB: the boxes that the phrase gave, as box prompts; I: oracle boxes; TI: phrase and oracle boxes."""
 Phrasing = Literal["name", "synonym", "unseen synonym"]
 BoxRule = Literal["parts", "whole"]
+VolumeWay = Literal["slices", "follow", "vote"]
+"""Each slice for itself; objects followed through them; two of three planes, each followed. See docs/volumes.md."""
 
 MODES: tuple[EvalMode, ...] = ("T", "TB", "I", "TI")
 ORACLE_MODES: tuple[EvalMode, ...] = ("I", "TI")
+VOLUME_MODES: tuple[EvalMode, ...] = ("T",)
+"""A box belongs to one slice of a volume."""
+VOLUME_WAYS: tuple[VolumeWay, ...] = ("slices", "follow", "vote")
 LEAST_PART = 0.01
 """Parts below this share of the concept's pixels get no oracle box: nobody would draw one around a speck."""
 MAX_JITTER_PERCENT = 40.0
@@ -49,6 +54,7 @@ class EvalConfig:
         seed: Of the jitter and the intervals.
         absent: So many concepts of other image families are asked about in each picture, where they surely are not.
         fold: Evaluate fold k of n in place of the split that the data came with; None keeps that.
+        volumes: How volumes are segmented.
 
     Raises:
         InputError: No mode, a jitter, limit or tolerance out of range.
@@ -65,6 +71,7 @@ class EvalConfig:
     seed: int = 0
     absent: int = 0
     fold: Fold | None = None
+    volumes: VolumeWay = "follow"
 
     def __post_init__(self) -> None:
         if not self.modes:
@@ -96,8 +103,9 @@ class Truth:
     """What is annotated of one concept in one image.
 
     Attributes:
-        mask: (H, W) bool.
-        objects: (H, W) numbers of single objects, 0 elsewhere: the data's instances, else 8-connected parts.
+        mask: (H, W) bool, (N, H, W) of a volume.
+        objects: Numbers of single objects, 0 elsewhere: the data's instances, else parts connected at least at a
+            corner.
         are_instances: `objects` come from the data set, not from connected parts.
     """
 
@@ -108,14 +116,16 @@ class Truth:
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows to evaluate, and how many were left out because their image is a volume."""
+    """Rows to evaluate, and how many of volumes were left out."""
 
     rows: tuple[IndexRow, ...]
     skipped_volumes: int
 
 
-def select(rows: Iterable[IndexRow], config: EvalConfig) -> Selection:
+def select(rows: Iterable[IndexRow], config: EvalConfig, *, with_volumes: bool = False) -> Selection:
     """The rows of the configured split and data sets, images of one data set together.
+
+    Volumes are left out where they are not wanted, or not asked by text.
 
     Raises:
         InputError: An unknown data set, or nothing to evaluate.
@@ -130,24 +140,29 @@ def select(rows: Iterable[IndexRow], config: EvalConfig) -> Selection:
         for row in everything
         if row.split == config.split and (not config.datasets or row.dataset in config.datasets)
     ]
-    pictures = sorted(
-        (row for row in chosen if not row.is_volume), key=lambda row: (row.dataset, row.image.as_posix(), row.concept)
+    takes_volumes = with_volumes and any(mode in VOLUME_MODES for mode in config.modes)
+    kept = sorted(
+        (row for row in chosen if takes_volumes or not row.is_volume),
+        key=lambda row: (row.dataset, row.image.as_posix(), row.concept),
     )
-    if not pictures:
-        raise InputError(f"no picture of {', '.join(config.datasets) or 'any data set'} is in split {config.split}")
+    if not kept:
+        kind = "image" if takes_volumes else "picture"
+        raise InputError(f"no {kind} of {', '.join(config.datasets) or 'any data set'} is in split {config.split}")
+    skipped = len(chosen) - len(kept)
     if config.limit is not None:
-        pictures = _limited(pictures, config.limit)
-    return Selection(tuple(pictures), len(chosen) - sum(not row.is_volume for row in chosen))
+        kept = _limited(kept, config.limit)
+    return Selection(tuple(kept), skipped)
 
 
 def questions(row: IndexRow, config: EvalConfig) -> list[Question]:
     """What is asked about a row: on absent concepts text alone, as no box can be drawn around what is not there."""
-    asked: list[Question] = [Question(mode, row.concept) for mode in config.modes if mode not in ORACLE_MODES]
+    modes = [mode for mode in config.modes if mode in VOLUME_MODES or not row.is_volume]
+    asked: list[Question] = [Question(mode, row.concept) for mode in modes if mode not in ORACLE_MODES]
     if not row.is_present:
         return [question for question in asked if question.mode == "T"]
     asked += [
         Question(mode, "" if mode == "I" else row.concept, jitter_percent=jitter)
-        for mode in config.modes
+        for mode in modes
         if mode in ORACLE_MODES
         for jitter in config.jitters_percent
     ]
@@ -182,27 +197,34 @@ def shown_mode(modes: Sequence[EvalMode]) -> EvalMode:
 
 
 def load_truth(row: IndexRow) -> Truth:
-    """Read a row's mask and number its objects.
+    """Read the mask of a picture's row and number its objects.
 
     Raises:
-        InputError: Unreadable maps, maps of different sizes, or a `present` in the index that the mask belies.
+        InputError: Unreadable maps, or what `truth_of` says.
     """
-    labels = load_label_map(row.mask)
+    return truth_of(row, load_label_map(row.mask), None if row.instances is None else load_label_map(row.instances))
+
+
+def truth_of(row: IndexRow, labels: LabelMap, instances: LabelMap | None) -> Truth:
+    """The truth of a row in its label map, (H, W) or (N, H, W), with the data's own numbers of objects if it has any.
+
+    Raises:
+        InputError: Maps of different sizes, or a `present` in the index that the mask belies.
+    """
     mask = concept_mask(labels, row.label_values)
     if bool(mask.any()) != row.is_present:
         said = "present" if row.is_present else "absent"
         raise InputError(f"{row.mask.name}: the index says {row.concept} is {said}, the mask says otherwise")
-    if row.instances is None:
+    if instances is None:
         return Truth(mask, connected_parts(mask), are_instances=False)
-    numbers = load_label_map(row.instances)
-    if numbers.shape != mask.shape:
-        raise InputError(f"{row.instances.name}: instances are {numbers.shape}, the mask is {mask.shape}")
-    return Truth(mask, np.where(mask, numbers.astype(np.int32), 0), are_instances=True)
+    if instances.shape != mask.shape:
+        raise InputError(f"{row.mask.name}: instances are {instances.shape}, the mask is {mask.shape}")
+    return Truth(mask, np.where(mask, instances.astype(np.int32), 0), are_instances=True)
 
 
 def connected_parts(mask: BoolArray) -> NDArray[np.int32]:
-    """Numbers of the 8-connected parts of (H, W), from 1; 0 elsewhere."""
-    numbered, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    """Numbers from 1 of the parts of (H, W), (N, H, W) that touch at least at a corner; 0 elsewhere."""
+    numbered, _ = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
     return np.asarray(numbered, dtype=np.int32)
 
 

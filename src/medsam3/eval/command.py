@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from medsam3.errors import InputError
 
 if TYPE_CHECKING:
-    from medsam3.eval.benchmark import Progress
+    from medsam3.eval.answers import Progress
     from medsam3.eval.cases import EvalConfig, EvalMode
     from medsam3.eval.results import Results
     from medsam3.eval.tables import Table
@@ -30,6 +30,7 @@ examples:
   medsam3 eval DATA_DIR --out runs/mini --resume --beside runs/unet/results.json runs/litemedsam/results.json
   medsam3 eval DATA_DIR --datasets busi --fold 2/5 --weights runs/fold2/mini.safetensors
   medsam3 eval DATA_DIR --duplicates
+  medsam3 eval --pool runs/fold*/results.json --out runs/folds
   medsam3 eval --compare runs/a/results.json runs/b/results.json"""
 _WIDTH_OF_A_FILE = 200  # columns, where stdout is not a terminal
 
@@ -50,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jitter", default="0", metavar="P,P", help="shift oracle boxes by up to P %% of their side")
     parser.add_argument("--boxes", default="parts", choices=("parts", "whole"), help="oracle boxes, default: parts")
+    parser.add_argument(
+        "--volumes",
+        default="follow",
+        choices=("slices", "follow", "vote"),
+        help="each slice for itself, objects followed (default), or a vote of three planes",
+    )
     parser.add_argument("--tolerance", type=float, default=2.0, metavar="T", help="of NSD, px or mm, default: 2")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N images of each data set")
     parser.add_argument("--seed", type=int, default=0, help="of the jitter and the intervals, default: 0")
@@ -71,6 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="R", help="of the agent, default: 3")
     parser.add_argument("--send-images", metavar="PROVIDER", help="of the agent: let pictures go to this provider")
+    parser.add_argument(
+        "--pool",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="results.json of folds, or of data sets evaluated apart, as one; with DATA_DIR its pictures are drawn",
+    )
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("A.json", "B.json"), help="two results.json")
 
 
@@ -80,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
         if args.data is not None:
             raise InputError("--compare takes two results.json and no data folder: leave one of them out")
         return _compare(args)
+    if args.pool is not None:
+        return _pool(args)
     if args.data is None:
         raise InputError("no data folder was given: name a folder with an index.csv (see: medsam3 eval --help)")
     if args.duplicates:
@@ -89,6 +105,24 @@ def run(args: argparse.Namespace) -> int:
         return _agent(args, config)
     results, written = evaluate(args, config)
     return report_run(args, results, written)
+
+
+def _pool(args: argparse.Namespace) -> int:
+    from medsam3.eval.pool import make_place, pool  # noqa: PLC0415
+    from medsam3.eval.report import CaseFiles, write_report  # noqa: PLC0415
+    from medsam3.eval.saved import read_results, read_run  # noqa: PLC0415
+    from medsam3.io.index import read_index  # noqa: PLC0415
+
+    runs = [read_run(path) for path in args.pool]
+    results = pool(runs, command=_command(), beside=[read_results(path) for path in args.beside])
+    make_place(args.out)
+    masks = tuple(path.parent / "masks" for path in args.pool)
+    files = None if args.data is None else CaseFiles(args.data, read_index(args.data), masks)
+    return report_run(args, results, write_report(results, args.out, files))
+
+
+def _command() -> str:
+    return shlex.join(["medsam3", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "medsam3" else "from Python"
 
 
 def _agent(args: argparse.Namespace, config: EvalConfig) -> int:
@@ -113,7 +147,7 @@ def report_run(args: argparse.Namespace, results: Results, written: Sequence[Pat
         for note in results.extras.notes:
             print(note)
         if results.skipped_volumes:
-            print(f"left out: {results.skipped_volumes} rows of volumes, only pictures are evaluated yet")
+            print(f"left out: {results.skipped_volumes} rows of volumes, which are asked by text and of a model alone")
         print("written: " + ", ".join(str(path) for path in written))
     for failure in results.failures:
         print(f"medsam3: error: {failure.image} {failure.concept}: {failure.error}", file=sys.stderr)
@@ -128,7 +162,7 @@ def evaluate(args: argparse.Namespace, config: EvalConfig) -> tuple[Results, lis
     """
     from medsam3.eval.cases import select  # noqa: PLC0415  scipy and the readers, not for --help
     from medsam3.eval.job import EvalJob, run_job  # noqa: PLC0415
-    from medsam3.eval.report import write_report  # noqa: PLC0415
+    from medsam3.eval.report import CaseFiles, write_report  # noqa: PLC0415
     from medsam3.eval.saved import read_results  # noqa: PLC0415
     from medsam3.io.index import in_fold, read_index  # noqa: PLC0415
 
@@ -137,7 +171,7 @@ def evaluate(args: argparse.Namespace, config: EvalConfig) -> tuple[Results, lis
     job = EvalJob(
         folder=args.data,
         rows=rows,
-        chosen=select(rows, config),
+        chosen=select(rows, config, with_volumes=args.baseline is None),
         config=config,
         model=args.baseline or args.model,
         weights=args.weights,
@@ -145,11 +179,11 @@ def evaluate(args: argparse.Namespace, config: EvalConfig) -> tuple[Results, lis
         is_resumed=args.resume,
         unet_minutes=args.baseline_minutes,
         beside=tuple(read_results(path) for path in args.beside),
-        command=shlex.join(["medsam3", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "medsam3" else "from Python",
+        command=_command(),
     )
     with _progress_bar() as progress:
         results = run_job(job, progress)
-    return results, write_report(results, job.chosen.rows, args.data, args.out)
+    return results, write_report(results, args.out, CaseFiles(args.data, job.chosen.rows, (args.out / "masks",)))
 
 
 def config_from(args: argparse.Namespace) -> EvalConfig:
@@ -184,6 +218,7 @@ def config_from(args: argparse.Namespace) -> EvalConfig:
         seed=args.seed,
         absent=args.absent,
         fold=None if args.fold is None else Fold.from_text(args.fold),
+        volumes=args.volumes,
     )
 
 

@@ -1,6 +1,6 @@
 """How well single objects are found: matching by overlap, F1, panoptic quality, and SAM 3's cgF1. numpy and scipy only.
 
-Objects are numbered maps (H, W) for the reference and single masks for the prediction, which may overlap.
+Objects are a numbered map (N, H, W) for the reference and single masks for the prediction, which may overlap.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from medsam3.geometry import BoolArray, FloatArray
+from medsam3.geometry import FloatArray
+from medsam3.image import ObjectMask
 
 THRESHOLDS: tuple[float, ...] = tuple(round(0.5 + 0.05 * n, 2) for n in range(10))
 """IoU thresholds of cgF1, 0.50 to 0.95."""
@@ -50,27 +51,26 @@ class ObjectMatch:
         return 2 * sum(overlap for overlap in self.overlaps if overlap > 0.5) / total if total else float("nan")
 
 
-def match_objects(reference: NDArray[np.integer], predicted: Sequence[BoolArray]) -> ObjectMatch:
-    """Match the numbered objects of (H, W), 0 for background, with masks (H, W); empty masks count as predictions."""
-    numbers = np.unique(reference)
-    numbers = numbers[numbers > 0]
-    overlaps = iou_matrix(reference, numbers, predicted)
+def match_objects(reference: NDArray[np.integer], predicted: Sequence[ObjectMask]) -> ObjectMatch:
+    """Match the numbered objects of (N, H, W), 0 for background, with objects found there."""
+    overlaps = iou_matrix(reference, predicted)
     rows, columns = linear_sum_assignment(overlaps, maximize=True)
     pairs = sorted((float(value) for value in overlaps[rows, columns] if value > 0), reverse=True)
-    return ObjectMatch(len(numbers), len(predicted), tuple(pairs))
+    return ObjectMatch(len(overlaps), len(predicted), tuple(pairs))
 
 
-def iou_matrix(
-    reference: NDArray[np.integer], numbers: NDArray[np.integer], predicted: Sequence[BoolArray]
-) -> FloatArray:
-    """IoU of every reference object with every mask, (len(numbers), len(predicted))."""
-    order = np.searchsorted(numbers, reference)  # the map with objects numbered 0, 1, ... where they are known
+def iou_matrix(reference: NDArray[np.integer], predicted: Sequence[ObjectMask]) -> FloatArray:
+    """IoU of every reference object, in the order of their numbers, with every predicted one, (R, K)."""
     known = reference > 0
-    areas = np.bincount(order[known], minlength=len(numbers)).astype(np.float64)
+    numbers, found = np.unique(reference[known], return_inverse=True)
+    order = np.zeros(reference.shape, dtype=np.int32)
+    order[known] = found + 1  # the map with objects numbered 1, 2, ...
+    areas = np.bincount(found, minlength=len(numbers)).astype(np.float64)
     overlaps = np.zeros((len(numbers), len(predicted)))
-    for column, mask in enumerate(predicted):
-        shared = np.bincount(order[mask & known], minlength=len(numbers))
-        overlaps[:, column] = shared / np.maximum(areas + mask.sum() - shared, 1)
+    for column, item in enumerate(predicted):
+        block = tuple(slice(low, low + size) for low, size in zip(item.start, item.crop.shape, strict=True))
+        shared = np.bincount(order[block][item.crop], minlength=len(numbers) + 1)[1:]
+        overlaps[:, column] = shared / (areas + item.voxels - shared)
     return overlaps
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from medsam3.errors import InputError
-from medsam3.eval.benchmark import Bench, Failure, Progress, run_benchmark
+from medsam3.eval.answers import Bench, Failure, Progress
+from medsam3.eval.benchmark import run_benchmark
 from medsam3.eval.beside import beside_rows
-from medsam3.eval.cases import EvalConfig, Selection
+from medsam3.eval.cases import VOLUME_MODES, EvalConfig, Selection, VolumeWay
 from medsam3.eval.duplicates import NearDuplicate, near_duplicates, thumbnails
 from medsam3.eval.provenance import Provenance, provenance
 from medsam3.eval.records import Journal
@@ -19,6 +20,12 @@ from medsam3.eval.results import Extras, Results
 from medsam3.eval.saved import SavedResults
 from medsam3.eval.summary import summarise
 from medsam3.io.index import IndexRow
+
+_WAYS: dict[VolumeWay, str] = {
+    "slices": "each slice for itself",
+    "follow": "objects followed through the slices",
+    "vote": "two of three planes, objects followed",
+}
 
 
 @dataclass(frozen=True)
@@ -90,9 +97,22 @@ def _answer(job: EvalJob, about: Provenance, progress: Progress) -> tuple[Journa
 
     segmenter = load(job.model, weights=job.weights)  # before the journal, which a model that fails must not begin
     with _journal(job, about, {}) as journal:
-        bench = Bench(job.folder, segmenter, job.config, job.out / "masks")
+        work = about.weights_sha256 or about.model
+        bench = Bench(job.folder, segmenter, job.config, job.out / "masks", job.out / "volumes", work)
         failures = run_benchmark(bench, job.chosen.rows, journal, progress)
-    return journal, _Answered(tuple(failures), (), about)
+    return journal, _Answered(tuple(failures), _about_volumes(job), about)
+
+
+def _about_volumes(job: EvalJob) -> tuple[str, ...]:
+    """How volumes were asked, where there are any."""
+    volumes = len({row.image for row in job.chosen.rows if row.is_volume})
+    unasked = [mode for mode in job.config.modes if mode not in VOLUME_MODES]
+    if not volumes:
+        return ()
+    said = f"{volumes} volumes were segmented whole ({_WAYS[job.config.volumes]}) and measured in mm"
+    if unasked:
+        said += f"; they were asked by text alone, not in modes {', '.join(unasked)}: a box belongs to one slice"
+    return (said,)
 
 
 def _answer_by_baseline(job: EvalJob, about: Provenance, progress: Progress) -> tuple[Journal, _Answered]:

@@ -16,6 +16,7 @@ from medsam3.eval.tables import (
     Table,
     duplicates_table,
     interval,
+    lengths_table,
     number,
     objects_table,
     outline_table,
@@ -39,8 +40,10 @@ def result_tables(results: Results) -> list[Table]:
         phrasings_table(summary),
         phrasings_by_concept_table(summary),
         objects_table(summary),
+        lengths_table(summary, results.config.tolerance),
         outline_table(summary, results.config.tolerance),
     ]
+    tables.append(pooled_table(results))
     found = [table for table in tables if table.rows]
     duplicates = results.extras.duplicates
     return found if duplicates is None else [*found, duplicates_table(duplicates, None)]
@@ -198,6 +201,25 @@ def phrasings_table(summary: Summary) -> Table:
         "that from the concept's own name, paired by image. Unseen phrasings were never used in training."
     )
     return Table("Phrasings", note, ("phrasing", "n", "Dice", "difference"), rows)
+
+
+def pooled_table(results: Results) -> Table:
+    """The runs that were put together."""
+    rows = tuple(
+        (
+            part.path,
+            part.fold or "",
+            ", ".join(part.datasets),
+            str(part.cases),
+            (part.about.weights_sha256 or "")[:12],
+            (part.about.commit or "")[:12],
+            part.about.date,
+        )
+        for part in results.extras.pooled
+    )
+    note = "Intervals are over the groups of all runs together. What each was made with is in results.json in full."
+    headings = ("run", "fold", "data sets", "cases", "weights", "commit", "date")
+    return Table("Runs pooled", note, headings, rows)
 
 
 _Key = tuple[Scope, EvalMode, float]

@@ -14,13 +14,18 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medsam3.errors import InputError
-from medsam3.eval.benchmark import mask_file
+from medsam3.eval.answers import mask_file
 from medsam3.eval.cases import EvalMode
 from medsam3.eval.records import CaseResult
+from medsam3.eval.volume_cases import label_stack
 from medsam3.geometry import BoolArray
 from medsam3.io import read
-from medsam3.io.index import IndexRow, concept_mask, load_label_map
+from medsam3.io.index import IndexRow, concept_mask, is_volume_file, load_label_map
+from medsam3.io.lazy import open_stack
+from medsam3.io.stack import Stack
 from medsam3.render import to_rgb
+from medsam3.volumes.planes import Turn, chosen_plane, turn_to, turned
+from medsam3.volumes.presentation import Presenter, automatic_window
 
 RGB = NDArray[np.uint8]
 
@@ -51,32 +56,72 @@ def chosen_cases(cases: Sequence[CaseResult], mode: EvalMode = "T") -> dict[str,
 
 
 def draw_case(
-    case: CaseResult, rows: dict[tuple[str, str], IndexRow], folder: Path, masks_folder: Path
+    case: CaseResult, rows: dict[tuple[str, str], IndexRow], folder: Path, masks_folders: Sequence[Path]
 ) -> Picture | None:
-    """The case's image with both outlines; None where the image or the kept answer is not there any more.
+    """The case's image with both outlines, of a volume a middle slice of the truth (else of the answer).
+
+    None where the image or the kept answer is not there any more.
 
     Args:
         case: What to draw.
         rows: The index, by image (relative) and concept.
         folder: The data folder.
-        masks_folder: Where the run kept its answers.
+        masks_folders: Where answers were kept; the first that has this one is taken.
     """
     row = rows.get((case.image, case.concept))
-    kept = mask_file(masks_folder, case.dataset, case.image, case.concept)
-    if (row is None and not case.is_foreign) or not kept.is_file():
+    places = [mask_file(masks, case.dataset, case.image, case.concept) for masks in masks_folders]
+    kept = next((place for place in places if place.is_file()), None)
+    if (row is None and not case.is_foreign) or kept is None:
         return None
+    view_of = _slice_view if is_volume_file(case.image) else _picture_view
     try:
-        rgb = to_rgb(read(folder / case.image))
-        predicted = load_label_map(kept) > 0
-        reference = np.zeros_like(predicted)
-        if row is not None:
-            reference = concept_mask(load_label_map(row.mask), row.label_values)
+        view = view_of(folder / case.image, row, kept)
     except InputError:
         return None
-    drawn = outlined(rgb, reference, predicted)
+    drawn = outlined(view.rgb, view.reference, view.predicted)
     score = "absent, false alarm" if case.dice is None else f"Dice {case.dice:.3f}"
     presence = "" if case.presence is None else f", presence {case.presence:.2f}"
-    return Picture(f"{case.concept}, {Path(case.image).name}: {score}{presence}", _png_base64(drawn))
+    return Picture(f"{case.concept}, {Path(case.image).name}{view.note}: {score}{presence}", _png_base64(drawn))
+
+
+@dataclass(frozen=True)
+class _View:
+    rgb: RGB
+    reference: BoolArray
+    predicted: BoolArray
+    note: str = ""
+
+
+def _picture_view(image: Path, row: IndexRow | None, kept: Path) -> _View:
+    predicted = load_label_map(kept) > 0
+    reference = np.zeros_like(predicted)
+    if row is not None:
+        reference = concept_mask(load_label_map(row.mask), row.label_values)
+    return _View(to_rgb(read(image)), reference, predicted)
+
+
+def _slice_view(image: Path, row: IndexRow | None, kept: Path) -> _View:
+    """The slice as the model was shown it; where nothing is outlined in the volume, that in its middle."""
+    stack = open_stack(image)
+    plane = chosen_plane(stack, "auto")
+    turn = Turn.none(stack.shape) if plane is None else turn_to(stack, plane)
+    cut, answer = turned(stack, turn), turned(label_stack(kept, stack), turn)
+    truth = None if row is None else turned(label_stack(row.mask, stack), turn)
+    values = () if row is None else row.label_values
+    count = cut.shape[0]
+
+    def true_on(n: int) -> BoolArray:
+        return np.zeros(cut.shape[1:], dtype=np.bool_) if truth is None else np.isin(_values(truth, n), values)
+
+    shown = [n for n in range(count) if true_on(n).any()] or [n for n in range(count) if _values(answer, n).any()]
+    n = shown[len(shown) // 2] if shown else count // 2
+    presenter = Presenter(cut, automatic_window(cut))
+    reference, predicted = (presenter.mask_in_view(mask) for mask in (true_on(n), _values(answer, n) > 0))
+    return _View(presenter.rgb(n), reference, predicted, f", slice {n} of {count}")
+
+
+def _values(labels: Stack, n: int) -> NDArray[np.floating]:
+    return np.rint(labels.pixels(n)[..., 0].astype(np.float64))
 
 
 def outlined(rgb: RGB, reference: BoolArray, predicted: BoolArray) -> RGB:

@@ -39,23 +39,33 @@ summary { cursor: pointer; color: #0b5fa5; margin: .5em 0; }
 """
 
 
-def write_report(results: Results, rows: Iterable[IndexRow], folder: Path, out: Path) -> list[Path]:
+@dataclass(frozen=True)
+class CaseFiles:
+    """Where the pictures of cases come from.
+
+    Attributes:
+        folder: The data folder.
+        rows: Its rows that were evaluated.
+        masks: Folders of kept answers; the first that has one is taken.
+    """
+
+    folder: Path
+    rows: tuple[IndexRow, ...]
+    masks: tuple[Path, ...]
+
+
+def write_report(results: Results, out: Path, files: CaseFiles | None) -> list[Path]:
     """Write results.json, report.html, report.md, and a CSV for the cases and for each kind of row into `out`.
 
     Args:
         results: What was found.
-        rows: The rows that were evaluated.
-        folder: The data folder, for the pictures.
-        out: The run's folder, which holds the kept answers in `masks`.
+        out: The run's folder.
+        files: For the pictures; None draws none.
 
     Raises:
         InputError: The folder cannot be written.
     """
-    index = {(row.image.relative_to(folder).as_posix(), row.concept): row for row in rows}
-    pictures = {
-        dataset: [picture for case in cases if (picture := draw_case(case, index, folder, out / "masks")) is not None]
-        for dataset, cases in chosen_cases(results.cases, shown_mode(results.config.modes)).items()
-    }
+    pictures = {} if files is None else _drawn(results, files)
     texts = {
         "report.html": html_page(results, pictures),
         "report.md": f"# Evaluation of {results.about.model}\n\n{_facts_markdown(results)}\n"
@@ -73,6 +83,14 @@ def write_report(results: Results, rows: Iterable[IndexRow], folder: Path, out: 
         with replacing(out / name, Path(name).suffix) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return [out / "results.json", *(out / name for name in texts)]
+
+
+def _drawn(results: Results, files: CaseFiles) -> dict[str, list[Picture]]:
+    index = {(row.image.relative_to(files.folder).as_posix(), row.concept): row for row in files.rows}
+    return {
+        dataset: [found for case in cases if (found := draw_case(case, index, files.folder, files.masks)) is not None]
+        for dataset, cases in chosen_cases(results.cases, shown_mode(results.config.modes)).items()
+    }
 
 
 def html_page(results: Results, pictures: dict[str, list[Picture]]) -> str:
@@ -118,13 +136,20 @@ def _section(title: str, note: str, content: str) -> _Section:
 
 
 def _subtitle(results: Results) -> str:
-    split = f"fold {results.config.fold}" if results.config.fold else f"split {results.config.split}"
     sets = len({case.dataset for case in results.cases})
     images = len({case.image for case in results.cases})
     return (
-        f"{split}, {sets} data sets, {images} images, {len(results.cases)} answers; {results.about.date}. "
+        f"{_split(results)}, {sets} data sets, {images} images, {len(results.cases)} answers; {results.about.date}. "
         "For research only; not a medical device."
     )
+
+
+def _split(results: Results) -> str:
+    folds = sorted({part.fold for part in results.extras.pooled if part.fold is not None})
+    if folds:
+        return f"folds {', '.join(folds)}, split anew by group"
+    fold = results.config.fold
+    return f"split {results.config.split}" if fold is None else f"fold {fold}, split anew by group"
 
 
 def facts(results: Results) -> list[tuple[str, str]]:
@@ -132,15 +157,15 @@ def facts(results: Results) -> list[tuple[str, str]]:
     about, config = results.about, results.config
     found = [
         ("model", about.model),
-        ("weights", about.weights_sha256 or "no file of its own"),
+        ("weights", about.weights_sha256 or ("see the runs" if results.extras.pooled else "no file of its own")),
         ("data", about.data_sha256),
-        ("split", config.split if config.fold is None else f"fold {config.fold}, split anew by group"),
-        ("commit", about.commit or "not in a repository"),
+        ("split", _split(results)),
+        ("commit", about.commit or ("see the runs" if results.extras.pooled else "not in a repository")),
         ("command", about.command),
         ("date", about.date),
         ("versions", ", ".join(f"{name} {version}" for name, version in about.versions.items())),
         ("cases", str(len(results.cases))),
-        ("volumes left out", f"{results.skipped_volumes} rows (only pictures are evaluated yet)"),
+        ("volumes left out", _left_out(results)),
         ("not evaluated", f"{len(results.failures)} (listed at the end)" if results.failures else "0"),
     ]
     if any(mode in ("I", "TI") for mode in config.modes):
@@ -150,6 +175,12 @@ def facts(results: Results) -> list[tuple[str, str]]:
         found.append(("foreign concepts", f"{config.absent} a picture, drawn by seed {config.seed}"))
     found += [("note", note) for note in results.extras.notes]
     return found
+
+
+def _left_out(results: Results) -> str:
+    if not results.skipped_volumes:
+        return "0"
+    return f"{results.skipped_volumes} rows (volumes are asked by text, and of a model alone)"
 
 
 def _facts_markdown(results: Results) -> str:

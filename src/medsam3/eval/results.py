@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medsam3.eval.benchmark import Failure
+from medsam3.eval.answers import Failure
 from medsam3.eval.beside import BesideRow
 from medsam3.eval.cases import EvalConfig
 from medsam3.eval.duplicates import NearDuplicate
@@ -20,6 +20,25 @@ from medsam3.io.files import replacing
 
 
 @dataclass(frozen=True)
+class PooledRun:
+    """One of the runs that results were pooled from.
+
+    Attributes:
+        path: Its results.json, as it was named.
+        fold: `2/5`; None where it is no fold.
+        datasets: That it has cases of.
+        cases: How many.
+        about: What it was made with.
+    """
+
+    path: str
+    fold: str | None
+    datasets: tuple[str, ...]
+    cases: int
+    about: Provenance
+
+
+@dataclass(frozen=True)
 class Extras:
     """What a report tells beside the run's own numbers.
 
@@ -27,11 +46,13 @@ class Extras:
         notes: Lines on how the run was made, such as how a comparator was trained.
         beside: This run against others, paired by case.
         duplicates: Near-copies of the evaluated data sets across splits; None where nobody looked.
+        pooled: The runs that these results were put together from; () for a run of its own.
     """
 
     notes: tuple[str, ...] = ()
     beside: tuple[BesideRow, ...] = ()
     duplicates: tuple[NearDuplicate, ...] | None = None
+    pooled: tuple[PooledRun, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,12 @@ class IndexRow:
     @property
     def is_volume(self) -> bool:
         """The image is a NIfTI volume, not a picture."""
-        return self.image.name.lower().endswith(_VOLUME_SUFFIXES)
+        return is_volume_file(self.image.name)
+
+
+def is_volume_file(name: str) -> bool:
+    """The name is that of a NIfTI volume."""
+    return name.lower().endswith(_VOLUME_SUFFIXES)
 
 
 def read_index(folder: Path) -> tuple[IndexRow, ...]:
@@ -167,7 +172,7 @@ def load_label_map(path: Path) -> LabelMap:
     Raises:
         InputError: Missing, a volume, not a readable image, or one with colour channels.
     """
-    if path.name.lower().endswith(_VOLUME_SUFFIXES):
+    if is_volume_file(path.name):
         raise InputError(f"{path.name} is a volume, a label map of a picture is wanted: read it with medsam3.read")
     try:
         with PIL.Image.open(path) as opened:

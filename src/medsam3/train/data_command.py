@@ -68,6 +68,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     chosen = parser.add_argument_group("which of the data")
     chosen.add_argument("--datasets", help="only these data sets, joined by commas")
     chosen.add_argument("--leave-out", metavar="SET,SET", default="", help="keep these data sets out of every split")
+    chosen.add_argument(
+        "--fold", metavar="K/N", help="split each data set anew by group and keep fold K of N for medsam3 eval --fold"
+    )
     chosen.add_argument("--only-open", action="store_true", help="only data sets with an open licence")
     chosen.add_argument(
         "--weight", metavar="SET=W", action="append", default=[], help="draw a data set W times as often as by its size"
@@ -156,6 +159,7 @@ def sources_from(args: argparse.Namespace) -> Sources:
     Raises:
         InputError: An argument that lacks another, or one of a wrong form.
     """
+    from medsam3.io.index import Fold  # noqa: PLC0415
     from medsam3.train.sources import Sources  # noqa: PLC0415
     from medsam3.train.volume_samples import SlicePlan  # noqa: PLC0415
 
@@ -170,6 +174,7 @@ def sources_from(args: argparse.Namespace) -> Sources:
         left_out=_names(args.leave_out),
         is_only_open=args.only_open,
         weights=_weights(args.weight),
+        fold=None if args.fold is None else Fold.from_text(args.fold),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medsam3.errors import InputError
-from medsam3.io.index import Split
+from medsam3.io.index import Fold, Split, in_fold, read_index
 from medsam3.train.data import Sample, samples_from_coco, samples_from_index
 from medsam3.train.folder_samples import FolderSource, samples_from_folder
 from medsam3.train.licences import is_open
@@ -40,6 +40,7 @@ class Sources:
         left_out: Data sets that go to no split, so that `medsam3 eval --datasets NAME` measures what was never seen.
         is_only_open: Take only data sets with an open licence; see `licences`.
         weights: How much more often than by its size a data set is drawn, by name; 1 where it is not named.
+        fold: Split the indexes anew, as `medsam3 eval --fold` does; None keeps the splits that they came with.
     """
 
     indexes: tuple[Path, ...] = ()
@@ -50,19 +51,22 @@ class Sources:
     left_out: tuple[str, ...] = ()
     is_only_open: bool = False
     weights: tuple[tuple[str, float], ...] = ()
+    fold: Fold | None = None
 
 
 def read_samples(sources: Sources) -> tuple[Sample, ...]:
     """The samples that are trained and validated on, `test` ones among them.
 
     Raises:
-        InputError: A source that cannot be read, a data set that is not there, two samples of one name, or no sample
-            left for train or val.
+        InputError: A source that cannot be read, a data set that is not there, two samples of one name, no sample left
+            for train or val, or a fold of something else than an index.
     """
+    if sources.fold is not None and (sources.coco or sources.folders):
+        raise InputError("--fold splits an index.csv by its groups: leave --coco and --folder out, or leave out --fold")
     samples: list[Sample] = []
     for folder in sources.indexes:
-        samples += samples_from_index(folder)
-        samples += samples_from_volumes(folder, sources.slices) if sources.slices else ()
+        own = [*samples_from_index(folder), *(samples_from_volumes(folder, sources.slices) if sources.slices else ())]
+        samples += own if sources.fold is None else _split_anew(own, folder, sources.fold)
     for coco in sources.coco:
         samples += samples_from_coco(coco.annotations, coco.images, coco.split)
     for plain in sources.folders:
@@ -85,6 +89,12 @@ def read_samples(sources: Sources) -> tuple[Sample, ...]:
             why = ", none of it under an open licence" if sources.is_only_open and not taken else ""
             raise InputError(f"no image has the split {split}{why}: give data with a train and a val split")
     return tuple(kept)
+
+
+def _split_anew(samples: Sequence[Sample], folder: Path, fold: Fold) -> list[Sample]:
+    """The samples of an index in the splits of a fold, those of `medsam3 eval`: its test groups are in no other."""
+    splits = {(row.dataset, row.group): row.split for row in in_fold(read_index(folder), fold)}
+    return [replace(sample, split=splits[sample.dataset, sample.group]) for sample in samples]
 
 
 def _check_names(samples: Sequence[Sample]) -> None:

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from medsam3.errors import InputError
+from medsam3.eval.answers import Bench, Failure, Progress
 from medsam3.eval.baselines.fit import FitState, UnetConfig, fit_unet, stopped_by
 from medsam3.eval.baselines.squares import load_squares
 from medsam3.eval.baselines.unet import UnetSegmenter, unet
-from medsam3.eval.benchmark import Bench, Failure, Progress, run_benchmark
+from medsam3.eval.benchmark import run_benchmark
 from medsam3.eval.cases import EvalConfig, EvalMode
 from medsam3.eval.provenance import data_hash
 from medsam3.eval.records import Journal

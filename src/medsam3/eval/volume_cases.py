@@ -1,0 +1,169 @@
+"""Volumes of a data folder: each is segmented whole, as `medsam3 segment` does, and measured in three axes.
+
+Volumes are asked by text alone: a box drawn from the truth, or from an answer, belongs to one slice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsam3.errors import InputError
+from medsam3.eval.answers import Asked, Bench, Failure, Progress, case_result
+from medsam3.eval.cases import Question, Truth, VolumeWay, truth_of
+from medsam3.eval.phrasings import rivals
+from medsam3.eval.records import CaseResult
+from medsam3.geometry import BoolArray
+from medsam3.image import Masks
+from medsam3.io.index import IndexRow, concept_mask
+from medsam3.io.lazy import open_stack
+from medsam3.io.stack import Stack
+from medsam3.models.segmenter import Segmenter
+from medsam3.prompts import Prompt
+from medsam3.volumes.options import StackOptions
+from medsam3.volumes.run import segment_stack
+from medsam3.volumes.voting import segment_by_vote
+
+Labels = NDArray[np.uint16]
+
+PLACE_TOLERANCE_MM = 1e-2
+"""Largest difference of two affines that still counts as the same place."""
+
+
+def segment_volume(
+    stack: Stack,
+    phrases: Sequence[str],
+    segmenter: Segmenter,
+    way: VolumeWay,
+    options: StackOptions | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Masks]:
+    """Masks of each phrase over the whole volume: slice by slice, followed, or by a vote of three planes.
+
+    Raises:
+        InputError: See `volumes.run.segment_stack`.
+    """
+    prompts = [Prompt(text=phrase) for phrase in phrases]
+    chosen = replace(options or StackOptions(), is_propagated=way != "slices")
+    if way == "vote":
+        return segment_by_vote(stack, prompts, segmenter, chosen, progress=progress)
+    return [found.masks() for found in segment_stack(stack, prompts, segmenter, chosen, progress=progress)]
+
+
+def answer_volume(
+    bench: Bench, rows: Sequence[IndexRow], asked: Sequence[tuple[IndexRow, Question]], report: Progress
+) -> Iterator[CaseResult | Failure]:
+    """Answer questions about one volume, whose rows are `rows`: all phrases in one run over its slices.
+
+    `seconds` of each case is an equal share of that run.
+    """
+    name = bench.relative(rows[0].image)
+    try:
+        stack = open_stack(rows[0].image)
+    except InputError as error:
+        yield Failure(name, "", str(error))
+        return
+    maps = LabelMaps(stack)
+    known: list[tuple[IndexRow, list[Question]]] = []
+    for row, own in groupby(asked, key=lambda pair: pair[0]):
+        try:
+            maps.truth(row)
+            known.append((row, [question for _, question in own]))
+        except InputError as error:
+            yield Failure(name, row.concept, str(error))
+    phrases = list(dict.fromkeys(question.phrase for _, questions in known for question in questions))
+    if not phrases:
+        return
+    started = time.perf_counter()
+    try:
+        found = dict(zip(phrases, _segmented(bench, rows[0], stack, phrases, report), strict=True))
+    except InputError as error:
+        yield Failure(name, "", str(error))
+        return
+    seconds = (time.perf_counter() - started) / len(phrases)
+    for row, questions in known:
+        case = Asked(row, stack.outline(), maps.truth(row), maps.rivals(row, rows))
+        for question in questions:
+            yield case_result(bench, case, question, found[question.phrase], seconds)
+
+
+def label_stack(path: Path, image: Stack) -> Stack:
+    """A label map in the place of its volume.
+
+    Raises:
+        InputError: Unreadable, or of another size or place than the image.
+    """
+    labels = open_stack(path)
+    if labels.shape != image.shape or labels.channels != 1:
+        raise InputError(f"{path.name} has {labels.shape} voxels, its image has {image.shape}: they must be the same")
+    if (
+        labels.affine is not None
+        and image.affine is not None
+        and not np.allclose(labels.affine, image.affine, atol=PLACE_TOLERANCE_MM)
+    ):
+        raise InputError(f"{path.name} lies in another place than its image: give it the image's affine")
+    return labels
+
+
+class LabelMaps:
+    """The label maps of one volume, each read once; truths are large, and made of them when they are needed."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._read: dict[Path, Labels] = {}
+
+    def truth(self, row: IndexRow) -> Truth:
+        """Of one row, over (N, H, W).
+
+        Raises:
+            InputError: See `label_stack` and `truth_of`; values that are no labels.
+        """
+        instances = None if row.instances is None else self._labels(row.instances)
+        return truth_of(row, self._labels(row.mask), instances)
+
+    def rivals(self, row: IndexRow, rows: Sequence[IndexRow]) -> dict[str, BoolArray]:
+        """Truth of the concepts of the same volume that this row's is easily taken for."""
+        names = rivals(row.concept)
+        return {
+            other.concept: concept_mask(self._labels(other.mask), other.label_values)
+            for other in rows
+            if other.concept in names and other.is_present
+        }
+
+    def _labels(self, path: Path) -> Labels:
+        if path not in self._read:
+            labels = label_stack(path, self._stack)
+            whole = np.empty(labels.shape, dtype=np.uint16)
+            for n in range(labels.shape[0]):
+                values = np.rint(labels.pixels(n)[..., 0].astype(np.float64))
+                if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
+                    raise InputError(f"{path.name} holds values outside 0..65535: save the mask as whole numbers")
+                whole[n] = values
+            self._read[path] = whole
+        return self._read[path]
+
+
+def _segmented(bench: Bench, row: IndexRow, stack: Stack, phrases: Sequence[str], report: Progress) -> Sequence[Masks]:
+    """Masks of the phrases; what a killed run found of this volume is taken up, and forgotten once it is whole."""
+    way = bench.config.volumes
+
+    def told(done: int, count: int) -> None:
+        report(done, count, "")
+
+    if bench.journals is None:
+        return segment_volume(stack, phrases, bench.segmenter, way, progress=told)
+    work = repr((bench.work, row.dataset, bench.relative(row.image), way, tuple(phrases)))
+    stem = hashlib.sha256(work.encode()).hexdigest()[:16]
+    options = StackOptions(journal=bench.journals / f".{stem}.journal", work=work)
+    found = segment_volume(stack, phrases, bench.segmenter, way, options, progress=told)
+    for journal in bench.journals.glob(f".{stem}.*"):
+        journal.unlink()
+    return found
