@@ -61,6 +61,14 @@ def test_a_better_box_decoder_gets_a_share_and_a_worse_one_gets_none() -> None:
     assert worse.dice_text == {"one/polyp": 1.0}
 
 
+def test_a_concept_of_many_images_weighs_more_than_one_of_a_single_image() -> None:
+    over = logits(truth(5), inside=1.0)  # the box decoder is right where the text is not, and the other way round
+    helped = answer(concept="rare", text=over, refined=logits(truth(), inside=3.0))
+    harmed = answer(refined=over, text=logits(truth(), inside=0.1, outside=-0.1))
+    assert calibrate([helped] + [harmed] * 30).thresholds.refine_share == 0
+    assert calibrate([helped] * 30 + [harmed]).thresholds.refine_share > 0.25
+
+
 def test_the_presence_threshold_keeps_nearly_all_that_is_present() -> None:
     cases = [answer(presence=p) for p in (0.7234, 0.8, 0.95)]
     cases += [answer(presence=p, is_present=False, truth=np.zeros(SHAPE, np.bool_)) for p in (0.1, 0.6)]

@@ -152,7 +152,7 @@ def test_weights_are_asked_for_by_name(place: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="without --weights"):
         command.run(parser.parse_args([*data, "--base", "sam3"]))
     with pytest.raises(InputError, match="add --base sam3"):
-        command.run(parser.parse_args([*data, "--trains", "lora"]))
+        command.run(parser.parse_args([*data, "--alpha", "16"]))
 
 
 @pytest.mark.slow
