@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 from box_segmenter import BoxSegmenter
 from made_stacks import HEIGHT, WIDTH, blocks, stack_from
+from numpy.typing import NDArray
 
+from medsam3.concepts import CONCEPTS
 from medsam3.errors import InputError
 from medsam3.geometry import affine_from_directions
 from medsam3.prompts import Box, Point, Prompt
+from medsam3.volumes import run
 from medsam3.volumes.options import StackOptions
+from medsam3.volumes.packed import PackedMask
+from medsam3.volumes.recognise import recognised
 from medsam3.volumes.run import segment_stack
+from medsam3.volumes.sweep import Found
 
 BRIGHT = Prompt(text="bright")
 
@@ -155,3 +161,44 @@ def test_settings_out_of_range_are_refused() -> None:
         StackOptions(weak_score=2)
     with pytest.raises(InputError, match="key frames need propagation"):
         StackOptions(key_every=2, is_propagated=False)
+
+
+def jumping() -> NDArray[np.uint8]:
+    """A video of six frames whose one block jumps across the picture after the third."""
+    pixels = np.zeros((6, HEIGHT, WIDTH), dtype=np.uint8)
+    pixels[:3, 4:10, 4:12] = 200
+    pixels[3:, 14:20, 20:28] = 200
+    return pixels
+
+
+def test_a_box_on_a_videos_frame_is_recognised_and_found_again_where_following_loses_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stack = stack_from(jumping(), kind="video", fps=10.0)
+    box = Prompt(boxes=(Box(3.5, 3.5, 11.5, 9.5),))
+    (lost,) = segment_stack(stack, [box], BoxSegmenter())
+    assert lost.recognised == ""
+    assert not lost.masks().union()[3:].any()
+    monkeypatch.setattr(run, "RECOGNISING", frozenset({"boxes"}))
+    (found,) = segment_stack(stack, [box], BoxSegmenter())
+    assert found.recognised == CONCEPTS[0].name  # the model without weights finds what is bright by any name
+    assert len(found.trails) == 1
+    np.testing.assert_array_equal(found.masks().union(), jumping() > 128)
+    assert found.masks().presence is None
+    (off,) = segment_stack(stack, [box], BoxSegmenter(), StackOptions(is_recognised=False))
+    assert not off.masks().union()[3:].any()
+
+
+def test_a_box_in_a_volume_is_not_looked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "RECOGNISING", frozenset({"boxes"}))
+    box = Prompt(boxes=(Box(3.5, 3.5, 11.5, 9.5),))
+    (result,) = segment_stack(stack_from(jumping()), [box], BoxSegmenter(), StackOptions(at=0))
+    assert result.recognised == ""
+    assert not result.masks().union()[3:].any()
+
+
+def test_what_no_name_fits_is_only_followed() -> None:
+    features = jumping()[0]
+    assert recognised(BoxSegmenter(), features, [Found(PackedMask.of(features == 0), 0.9)]) == ""
+    assert recognised(BoxSegmenter(), features, []) == ""
+    assert recognised(BoxSegmenter(), features, [Found(PackedMask.of(features > 128), 0.9)], ["bright"]) == "bright"

@@ -130,3 +130,26 @@ def test_rules_out_of_range_are_refused() -> None:
         TrackingRules(same_iou=0)
     with pytest.raises(InputError, match=r"growth, memory and patience are 3\.0, 1 and 3"):
         TrackingRules(memory=1)
+
+
+def test_a_track_takes_up_the_clearest_object_where_it_was_not_found() -> None:
+    found = {
+        0: [Found(block(0, 4), 0.9)],
+        1: [Found(block(8, 4), 0.6), Found(block(14, 4), 0.8)],
+        2: [Found(block(14, 4), 0.9)],
+    }
+    steps = sweep(range(3), found, stays, TrackingRules(takes_up=True, patience=None))
+    assert [(step.track, step.found) for step in steps[1]] == [(0, 1), (1, 0)]  # the other begins a track of its own
+    assert (0, 0) in [(step.track, step.found) for step in steps[2]]
+    assert steps[1][0].followed is None  # what was followed lies elsewhere and has no vote
+
+
+def test_a_lost_track_takes_up_what_is_found_later() -> None:
+    def lost(n: int, track: int, past: Sequence[PastMask]) -> PackedMask:
+        return PackedMask.of(np.zeros((SIDE, SIDE), dtype=np.bool_)) if n else past[0].mask
+
+    found = {0: [Found(block(0, 4), 0.9)], 2: [Found(block(14, 4), 0.8)]}
+    rules = TrackingRules(takes_up=True, may_return=True, patience=None)
+    steps = sweep(range(3), found, lost, rules)
+    assert 1 not in steps
+    assert [(step.track, step.found) for step in steps[2]] == [(0, 0)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -153,7 +154,13 @@ def segment_whole(
     )
     if is_vote:
         return segment_by_vote(stack, prompts, segmenter, options, progress=progress)
-    return [found.masks() for found in segment_stack(stack, prompts, segmenter, options, progress=progress)]
+    results = segment_stack(stack, prompts, segmenter, options, progress=progress)
+    for name in dict.fromkeys(found.recognised for found in results if found.recognised):
+        print(
+            f"medsam3: what was drawn is taken for: {name}; by this name it is found again where it is lost",
+            file=sys.stderr,
+        )
+    return [found.masks() for found in results]
 
 
 def image_for(stack: Stack, formats: Sequence[str], choice: StackChoice) -> Image:

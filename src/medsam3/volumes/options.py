@@ -28,6 +28,8 @@ class StackOptions:
         threshold: Least score in 0..1 of an object that is kept; None takes the weights' own.
         weak_score: Least score of an object on a slice that only the neighbours' presence makes count.
         weak_share: See `presence.held`.
+        is_recognised: An object that is drawn on a video's frame is named, by asking all concepts there, and where
+            following loses it, it is what is found by that name. The small model only, which asks fast enough.
         tracking: When an object is the same, and when it is lost.
         fusion: How votes count.
         memory_bytes: Encoded frames that are kept in memory; older ones go to a temporary file of `disk_bytes`.
@@ -45,6 +47,7 @@ class StackOptions:
     threshold: float | None = None
     weak_score: float = 0.1
     weak_share: float = WEAK_SHARE
+    is_recognised: bool = True
     tracking: TrackingRules = field(default_factory=TrackingRules)
     fusion: FusionRules = field(default_factory=FusionRules)
     memory_bytes: int = 256 << 20

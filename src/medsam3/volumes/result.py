@@ -22,6 +22,7 @@ class StackMasks:
         trails: The objects, the largest first; masks in pixels of the cut slices.
         presence: By slice; None where no phrase was asked there.
         is_held: By slice, whether the concept counts as there.
+        recognised: What a drawn object was taken for; "" where it was not recognised, or need not be.
         least_share: Specks of a volume's objects below this share are left out of `masks`; 0 keeps all.
     """
 
@@ -30,6 +31,7 @@ class StackMasks:
     trails: tuple[Trail, ...]
     presence: tuple[float | None, ...]
     is_held: tuple[bool, ...]
+    recognised: str = ""
     least_share: float = 0.0
 
     def masks(self) -> Masks:

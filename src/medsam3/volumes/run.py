@@ -28,10 +28,13 @@ from medsam3.volumes.packed import PackedMask
 from medsam3.volumes.planes import Turn, chosen_plane, prompt_turned, turn_to, turned
 from medsam3.volumes.presence import held
 from medsam3.volumes.presentation import Presenter, automatic_window
+from medsam3.volumes.recognise import recognised
 from medsam3.volumes.result import StackMasks
 from medsam3.volumes.sweep import Found, PastMask, Step, TrackingRules, sweep
 
 Report = Callable[[int, int], None]
+RECOGNISING = frozenset({"mini"})
+"""Models that name what is drawn: it takes a question for each concept."""
 
 
 def segment_stack(
@@ -120,10 +123,12 @@ class StackRun:
     def _ask_all(self) -> list[list[Answer]]:
         """Answers by prompt and slice; each slice is encoded once for all prompts, or not at all."""
         answers: list[list[Answer]] = [[] for _ in self.prompts]
+        drawn_on = _Once(lambda: self._encoded(self.at or 0))
+        self.recognised = [self._recognised(k, prompt, drawn_on) for k, prompt in enumerate(self.prompts)]
         for n in range(self.count):
-            slice_features = _Once(lambda n=n: self._encoded(n))  # type: ignore[misc]
-            for k, prompt in enumerate(self.prompts):
-                asked = self._asked(prompt, n)
+            slice_features = drawn_on if n == self.at else _Once(lambda n=n: self._encoded(n))  # type: ignore[misc]
+            for k in range(len(self.prompts)):
+                asked = self._asked(k, n)
                 answers[k].append(Answer() if asked is None else self._answer(k, n, asked, slice_features))
             self._tick()
         return answers
@@ -148,20 +153,44 @@ class StackRun:
             from_fields=Answer.from_fields,
         )
 
-    def _asked(self, prompt: Prompt, n: int) -> Prompt | None:
+    def _recognised(self, k: int, prompt: Prompt, features: _Once) -> str:
+        """The name of a video's drawn object; "" where it has none, or is not looked for by name."""
+        is_drawn = has_geometry(prompt) and asked_elsewhere(prompt) is None and not prompt.exemplars
+        options = self.options
+        if not (is_drawn and self.cut.kind == "video" and options.is_propagated and options.is_recognised):
+            return ""
+        if self.segmenter.name not in RECOGNISING:
+            return ""
+        assert self.at is not None, "something is drawn"
+        drawn = self._answer(k, self.at, prompt, features).objects
+        names = () if prompt.text is None else (prompt.text,)
+        return self._journal.get_or_make(
+            ("name", k),
+            lambda: recognised(self.segmenter, features.get(), drawn, names),
+            to_fields=lambda name: {"name": name},
+            from_fields=lambda fields: str(fields["name"]),
+        )
+
+    def _asked(self, k: int, n: int) -> Prompt | None:
         """What is asked on slice n; None where nothing is."""
+        prompt = self.prompts[k]
         if has_geometry(prompt) and n == self.at:
             return prompt
-        is_key = n % self.options.key_every == 0 or n == self.count - 1
-        return asked_elsewhere(prompt) if is_key else None
+        if n % self.options.key_every and n != self.count - 1:
+            return None
+        return Prompt(text=self.recognised[k]) if self.recognised[k] else asked_elsewhere(prompt)
 
     def _finished(self, k: int, answers: Sequence[Answer]) -> StackMasks:
         """Everything after the asking, for one prompt."""
-        prompt, options = self.prompts[k], self.options
+        prompt, options, name = self.prompts[k], self.options, self.recognised[k]
         is_held = _held(prompt, answers, options.weak_share)
         found = {n: list(answer.objects) for n, answer in enumerate(answers) if answer.objects and is_held[n]}
         is_phrase = asked_elsewhere(prompt) is not None
         rules = _rules(options, is_phrase=is_phrase, is_video=self.cut.kind == "video")
+        if name:
+            assert self.at is not None, "something is drawn"
+            found = _clearest(found, len(found.get(self.at, ())))
+            rules = replace(rules, takes_up=True)
         ways = {way: self._way(k, way, found, rules) for way in ("up", "down")}
         may_extend = is_held if is_phrase else np.ones(self.count, dtype=np.bool_)
         fusion = options.fusion
@@ -173,8 +202,9 @@ class StackRun:
             turn=self.turn,
             concept=prompt.text or "",
             trails=tuple(self._in_slices(trail) for trail in trails if trail.score >= least),
-            presence=tuple(answer.presence for answer in answers),
+            presence=tuple(None if name else answer.presence for answer in answers),
             is_held=tuple(bool(value) for value in is_held),
+            recognised=name,
             least_share=options.fusion.least_share if self.cut.kind == "volume" else 0.0,
         )
 
@@ -263,10 +293,15 @@ def _rules(options: StackOptions, *, is_phrase: bool, is_video: bool) -> Trackin
     return replace(rules, patience=max(rules.patience, options.key_every))
 
 
+def _clearest(found: dict[int, list[Found]], count: int) -> dict[int, list[Found]]:
+    """On each slice as many objects as were drawn, the clearest ones."""
+    return {n: sorted(here, key=lambda one: -one.score)[:count] for n, here in found.items()}
+
+
 def _held(prompt: Prompt, answers: Sequence[Answer], weak_share: float) -> BoolArray:
     """Slices on which what was found counts; of what is drawn, the slice that it is drawn on."""
     if asked_elsewhere(prompt) is None:
-        return np.array([answer.is_asked for answer in answers], dtype=np.bool_)
+        return np.array([answer.is_asked and answer.is_present is not False for answer in answers], dtype=np.bool_)
     return held(
         [answer.presence for answer in answers], [answer.is_present for answer in answers], weak_share=weak_share
     )

@@ -37,6 +37,7 @@ class TrackingRules:
             but one lies inside the other by this share. The larger of the two has run over, and is not believed.
         may_return: A lost object is looked for again on the next frames, as long as patience lasts: an object of a
             video leaves the picture and comes back, one of a volume ends.
+        takes_up: An object that was not found where it was followed to is the clearest one that was found elsewhere.
     """
 
     match_iou: float = 0.3
@@ -48,6 +49,7 @@ class TrackingRules:
     same_iou: float = 0.5
     inside_share: float = 0.7
     may_return: bool = False
+    takes_up: bool = False
 
     def __post_init__(self) -> None:
         if not (0 <= self.match_iou <= 1 and 0 <= self.stop_iou <= 1):
@@ -119,11 +121,19 @@ class Sweep:
         owner = _matched([mask for _, mask in alive], seen, self._rules.match_iou)
         rough = self._roughly_matched(alive, seen, owner)
         index_of = {place: index for index, place in (owner | rough).items()}
-        self._active = [track for track in lost if self._rules.may_return and self._goes_on(track, found)]
-        steps: list[Step] = []
+        missed = [track for place, (track, _) in enumerate(alive) if place not in index_of] + lost
+        taken = self._taken_up(missed, found, {*owner, *rough})
+        self._active = [
+            track
+            for track in lost
+            if track.number not in taken and self._rules.may_return and self._goes_on(track, found)
+        ]
+        steps = [self._moved(track, n, seen, taken[track.number]) for track in missed if track.number in taken]
         going_on = [mask for place, (_, mask) in enumerate(alive) if place in index_of] + seen
         for place, (track, mask) in enumerate(alive):
             index = index_of.get(place)
+            if track.number in taken:
+                continue
             if index is None:
                 if not self._goes_on(track, found) or self._is_double(mask, going_on):
                     continue
@@ -133,7 +143,22 @@ class Sweep:
             has_run_over = index in rough and mask.area < seen[index].area
             self._remember(track, n, mask if index is None or has_run_over else seen[index])
             steps.append(Step(track.number, mask, index, track.age, has_run_over))
-        return [*steps, *self._begun(n, found, {*owner, *rough})]
+        return [*steps, *self._begun(n, found, {*owner, *rough, *taken.values()})]
+
+    def _taken_up(self, missed: Sequence[_Track], found: Sequence[Found], owned: set[int]) -> dict[int, int]:
+        """For tracks that were not found, by number, the objects that no track has, the clearest first."""
+        if not self._rules.takes_up:
+            return {}
+        free = [index for index, one in enumerate(found) if index not in owned and not one.mask.is_empty]
+        free.sort(key=lambda index: -found[index].score)
+        by_hits = sorted(missed, key=lambda track: -track.hits)
+        return {track.number: index for track, index in zip(by_hits, free, strict=False)}
+
+    def _moved(self, track: _Track, n: int, seen: Sequence[PackedMask], index: int) -> Step:
+        """The track goes on from an object that was found away from it."""
+        track.age, track.hits = 0, track.hits + 1
+        self._remember(track, n, seen[index])
+        return Step(track.number, None, index, 0)
 
     def _begun(self, n: int, found: Sequence[Found], taken: set[int]) -> list[Step]:
         """New tracks for what no track has taken."""
