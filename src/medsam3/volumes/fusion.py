@@ -28,6 +28,7 @@ class FusionRules:
         agree_iou: Least overlap of a followed mask with what was found, or with the one from the other side.
         followed_weight: A followed mask's vote, where the vote of what was found is 1; above 0.5 two followed masks
             together outvote what was found. One alone moves the outline towards its own by this weight.
+        volume_weight: The same in a volume, where what a slice shows is trusted more than its neighbours.
         least_found: An object that was found on fewer frames than this comes and goes: it does not count where another
             one, found on at least so many, was found more clearly. 1 keeps all.
         may_fill_beside: Two followed masks fill a gap also on frames on which another object was found.
@@ -37,12 +38,13 @@ class FusionRules:
 
     agree_iou: float = 0.3
     followed_weight: float = 0.8
+    volume_weight: float = 0.4
     least_found: int = 2
     may_fill_beside: bool = False
     least_share: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("agree_iou", "followed_weight", "least_share"):
+        for name in ("agree_iou", "followed_weight", "volume_weight", "least_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}, allowed is 0 to 1")
         if self.least_found < 1:

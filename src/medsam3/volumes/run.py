@@ -195,7 +195,7 @@ class StackRun:
         may_extend = is_held if is_phrase else np.ones(self.count, dtype=np.bool_)
         fusion = options.fusion
         if not options.is_propagated or self.cut.kind != "video":
-            fusion = replace(fusion, least_found=1, may_fill_beside=True)
+            fusion = replace(fusion, least_found=1, may_fill_beside=True, followed_weight=fusion.volume_weight)
         trails = fuse(found, ways["up"], ways["down"], fusion, may_extend=may_extend)
         least = options.threshold or 0.0
         return StackMasks(

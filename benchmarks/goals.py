@@ -1,0 +1,171 @@
+"""Set measured results against the goals of docs/results.md, beside a U-Net and LiteMedSAM on the same cases.
+
+Run: medsam3 eval DATA --modes T,TB,I,TI --synonyms --absent 3 --out mini
+     medsam3 eval DATA --baseline unet --out unet; medsam3 eval DATA --baseline litemedsam --out litemedsam
+     python benchmarks/goals.py mini/results.json --unet unet/results.json --litemedsam litemedsam/results.json
+
+It replaces what stands between the marks of docs/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medsam3.eval.intervals import Estimate, mean_interval, paired_interval
+from medsam3.eval.records import CaseResult
+from medsam3.eval.saved import read_results
+
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+MARKS = re.compile(r"(<!-- goals -->\n).*?(<!-- /goals -->)", re.DOTALL)
+LEAST_POSITIVES = 5
+UNET_MARGIN = 0.02
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What text alone has to pass on some data sets of one concept, in mean Dice."""
+
+    label: str
+    datasets: tuple[str, ...]
+    concept: str
+    must: float
+    aim: float | None = None
+
+
+GOALS = (
+    Goal("polyp", ("kvasir_seg",), "polyp", 0.8831, 0.92),
+    Goal("skin lesion", ("ph2", "isic2017"), "skin lesion", 0.93, 0.945),
+    Goal("optic cup", ("drishti_gs",), "optic cup", 0.8977, 0.92),
+    Goal("breast tumor", ("busi",), "breast tumor", 0.7772, 0.8064),
+    Goal("optic disc", ("drishti_gs",), "optic disc", 0.95),
+    Goal("fetal head", ("hc18",), "fetal head", 0.96),
+    Goal("liver", ("lits_liver",), "liver", 0.92),
+    Goal("cell nucleus", ("dsb2018",), "cell nucleus", 0.85),
+    Goal("lung", ("covid_cxr",), "lung", 0.95),
+    Goal("polyp, unseen source", ("cvc_colondb",), "polyp", 0.72, 0.80),
+)
+ORACLE = (
+    Goal("polyp", ("kvasir_seg",), "polyp", 0.8831),
+    Goal("skin lesion", ("ph2", "isic2017"), "skin lesion", 0.9058),
+    Goal("optic cup", ("drishti_gs",), "optic cup", 0.8977),
+    Goal("breast tumor", ("busi",), "breast tumor", 0.7772),
+)
+
+Cases = Sequence[CaseResult]
+
+
+def dice_of(cases: Cases, datasets: Sequence[str], concept: str, mode: str) -> dict[str, tuple[float, str]]:
+    """Dice and group by image, of a concept by its name where it is present, without jitter."""
+    return {
+        case.image: (case.dice, case.draw_group)
+        for case in cases
+        if case.dataset in datasets
+        and case.concept == concept
+        and case.mode == mode
+        and case.is_present
+        and case.phrasing == "name"
+        and not case.jitter_percent
+    }
+
+
+def estimate(found: dict[str, tuple[float, str]]) -> Estimate:
+    """Their mean with its interval."""
+    return mean_interval([dice for dice, _ in found.values()], [group for _, group in found.values()])
+
+
+def told(value: Estimate) -> str:
+    """A mean with its interval as tables show it."""
+    if not value.cases:
+        return ""
+    interval = "" if np.isnan(value.low) else f" ({value.low:.3f}-{value.high:.3f})"
+    return f"{value.value:.3f}{interval}"
+
+
+def verdict(value: float, goal: Goal) -> str:
+    """Whether a goal is reached."""
+    if goal.aim is not None and value >= goal.aim:
+        return "aim reached"
+    return "reached" if value >= goal.must else f"missed by {goal.must - value:.3f}"
+
+
+def text_table(cases: Cases, unet: Cases) -> list[str]:
+    """Text alone against the goals."""
+    lines = [
+        "| text alone | test set | n | mean Dice (95 %) | must pass | aim | | our U-Net |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for goal in GOALS:
+        mine = estimate(dice_of(cases, goal.datasets, goal.concept, "T"))
+        other = estimate(dice_of(unet, goal.datasets, goal.concept, "T"))
+        aim = "" if goal.aim is None else f"{goal.aim:g}"
+        lines.append(
+            f"| {goal.label} | {', '.join(goal.datasets)} | {mine.cases} | {told(mine)} | {goal.must:g} | {aim} "
+            f"| {verdict(mine.value, goal)} | {told(other)} |"
+        )
+    return lines
+
+
+def oracle_table(cases: Cases, litemedsam: Cases) -> list[str]:
+    """With the box from the truth, which tells where the object is and that it is there."""
+    lines = [
+        "| box from the truth (oracle) | test set | n | box | phrase and box | must pass | | LiteMedSAM, same boxes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for goal in ORACLE:
+        box, both = (estimate(dice_of(cases, goal.datasets, goal.concept, mode)) for mode in ("I", "TI"))
+        other = estimate(dice_of(litemedsam, goal.datasets, goal.concept, "I"))
+        lines.append(
+            f"| {goal.label} | {', '.join(goal.datasets)} | {box.cases} | {told(box)} | {told(both)} | {goal.must:g} "
+            f"| {verdict(max(box.value, both.value), goal)} | {told(other)} |"
+        )
+    return lines
+
+
+def unet_table(cases: Cases, unet: Cases) -> list[str]:
+    """All concepts that a U-Net was trained for, on the same images, the difference paired."""
+    pairs = sorted({(case.dataset, case.concept) for case in unet if case.is_present})
+    lines = [
+        "| data set | concept | n | text alone | our U-Net | difference (95 %, paired) | |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for dataset, concept in pairs:
+        mine, other = dice_of(cases, [dataset], concept, "T"), dice_of(unet, [dataset], concept, "T")
+        images = sorted(mine.keys() & other.keys())
+        if len(images) < LEAST_POSITIVES:
+            continue
+        a, b = np.array([mine[name][0] for name in images]), np.array([other[name][0] for name in images])
+        gain = paired_interval(b, a, [mine[name][1] for name in images])
+        is_held = gain.value >= -UNET_MARGIN
+        lines.append(
+            f"| {dataset} | {concept} | {len(images)} | {a.mean():.3f} | {b.mean():.3f} "
+            f"| {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}) | {'held' if is_held else 'below'} |"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="results.json of medsam3 eval")
+    parser.add_argument("--unet", type=Path, help="that of --baseline unet")
+    parser.add_argument("--litemedsam", type=Path, help="that of --baseline litemedsam")
+    args = parser.parse_args()
+    own, unet, lite = (
+        () if path is None else read_results(path).cases for path in (args.results, args.unet, args.litemedsam)
+    )
+    tables = [text_table(own, unet), oracle_table(own, lite), *([unet_table(own, unet)] if unet else [])]
+    block = "\n\n".join("\n".join(lines) for lines in tables) + "\n"
+    text, count = MARKS.subn(lambda found: found[1] + block + found[2], PAGE.read_text(encoding="utf-8"))
+    if count != 1:
+        raise SystemExit("docs/results.md has no marks for goals")
+    PAGE.write_text(text, encoding="utf-8")
+    print(block)
+
+
+if __name__ == "__main__":
+    main()
