@@ -13,8 +13,8 @@ from medsam3.prompts import Prompt
 from medsam3.volumes.packed import PackedMask
 from medsam3.volumes.sweep import Found
 
-LEAST_IOU = 0.5
-"""Least overlap of a name's answer with what is drawn."""
+LEAST_IOU = 0.3
+"""Least overlap of a name's answer with what is drawn, as that of a followed object with what is found."""
 
 
 def recognised(segmenter: Segmenter, features: Any, drawn: Sequence[Found], names: Sequence[str] = ()) -> str:
