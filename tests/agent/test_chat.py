@@ -15,7 +15,8 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 
 from medsam3.agent import pricing
-from medsam3.agent.chat import Address, ChatError, Picture, ToolResult, ToolSpec, Usage, open_chat, parse_address
+from medsam3.agent.chat import Address, ChatError, Picture, ToolResult, ToolSpec, Usage, parse_address
+from medsam3.agent.connect import open_chat
 from medsam3.agent.providers import ProviderChat, Terms
 from medsam3.errors import InputError
 

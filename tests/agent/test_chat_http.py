@@ -15,7 +15,8 @@ import pytest
 from llm_server import KEY, Answer, Call, Cut, Format, Hang, LlmServer, Raw, Refuse, Step
 from PIL import Image
 
-from medsam3.agent.chat import Chat, ChatError, Picture, Reply, ToolResult, ToolSpec, Usage, open_chat
+from medsam3.agent.chat import Chat, ChatError, Picture, Reply, ToolResult, ToolSpec, Usage
+from medsam3.agent.connect import open_chat
 from medsam3.errors import InputError
 
 pytest.importorskip("pydantic_ai")

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from medsam3.agent.chat import Chat, Picture, ToolResult, ToolSpec, open_chat, parse_address
+from medsam3.agent.chat import Chat, Picture, ToolResult, ToolSpec, parse_address
+from medsam3.agent.connect import open_chat
 from medsam3.agent.toolbox import TOOLS
 from medsam3.agent.values import Decision, Situation, Step
 from medsam3.errors import InputError
