@@ -24,6 +24,14 @@ def blocks(count: int, *, hidden: tuple[int, ...] = (), first: int = 2, last: in
     return pixels
 
 
+def jumping() -> NDArray[np.uint8]:
+    """A video of six frames whose one block jumps across the picture after the third."""
+    pixels = np.zeros((6, HEIGHT, WIDTH), dtype=np.uint8)
+    pixels[:3, 4:10, 4:12] = 200
+    pixels[3:, 14:20, 20:28] = 200
+    return pixels
+
+
 def stack_from(
     pixels: NDArray[np.uint8], *, kind: Kind = "volume", affine: Affine | None = None, fps: float | None = None
 ) -> Stack:

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from box_segmenter import BoxSegmenter
-from made_stacks import HEIGHT, WIDTH, blocks, stack_from
-from numpy.typing import NDArray
+from made_stacks import HEIGHT, WIDTH, blocks, jumping, stack_from
 
 from medsam3.concepts import CONCEPTS
 from medsam3.errors import InputError
 from medsam3.geometry import affine_from_directions
 from medsam3.prompts import Box, Point, Prompt
-from medsam3.volumes import run
+from medsam3.volumes import recognise
 from medsam3.volumes.options import StackOptions
 from medsam3.volumes.packed import PackedMask
 from medsam3.volumes.recognise import recognised
@@ -163,14 +162,6 @@ def test_settings_out_of_range_are_refused() -> None:
         StackOptions(key_every=2, is_propagated=False)
 
 
-def jumping() -> NDArray[np.uint8]:
-    """A video of six frames whose one block jumps across the picture after the third."""
-    pixels = np.zeros((6, HEIGHT, WIDTH), dtype=np.uint8)
-    pixels[:3, 4:10, 4:12] = 200
-    pixels[3:, 14:20, 20:28] = 200
-    return pixels
-
-
 def test_a_box_on_a_videos_frame_is_recognised_and_found_again_where_following_loses_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -179,7 +170,7 @@ def test_a_box_on_a_videos_frame_is_recognised_and_found_again_where_following_l
     (lost,) = segment_stack(stack, [box], BoxSegmenter())
     assert lost.recognised == ""
     assert not lost.masks().union()[3:].any()
-    monkeypatch.setattr(run, "RECOGNISING", frozenset({"boxes"}))
+    monkeypatch.setattr(recognise, "RECOGNISING", frozenset({"boxes"}))
     (found,) = segment_stack(stack, [box], BoxSegmenter())
     assert found.recognised == CONCEPTS[0].name  # the model without weights finds what is bright by any name
     assert len(found.trails) == 1
@@ -190,7 +181,7 @@ def test_a_box_on_a_videos_frame_is_recognised_and_found_again_where_following_l
 
 
 def test_a_box_in_a_volume_is_not_looked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "RECOGNISING", frozenset({"boxes"}))
+    monkeypatch.setattr(recognise, "RECOGNISING", frozenset({"boxes"}))
     box = Prompt(boxes=(Box(3.5, 3.5, 11.5, 9.5),))
     (result,) = segment_stack(stack_from(jumping()), [box], BoxSegmenter(), StackOptions(at=0))
     assert result.recognised == ""
@@ -201,4 +192,4 @@ def test_what_no_name_fits_is_only_followed() -> None:
     features = jumping()[0]
     assert recognised(BoxSegmenter(), features, [Found(PackedMask.of(features == 0), 0.9)]) == ""
     assert recognised(BoxSegmenter(), features, []) == ""
-    assert recognised(BoxSegmenter(), features, [Found(PackedMask.of(features > 128), 0.9)], ["bright"]) == "bright"
+    assert recognised(BoxSegmenter(), features, [Found(PackedMask.of(features > 128), 0.9)], "bright") == "bright"

@@ -17,19 +17,30 @@ LEAST_IOU = 0.3
 """Least overlap of a name's answer with what is drawn, as that of a followed object with what is found."""
 
 
-def recognised(segmenter: Segmenter, features: Any, drawn: Sequence[Found], names: Sequence[str] = ()) -> str:
+RECOGNISING = frozenset({"mini"})
+"""Models that name what is drawn: it takes a question for each concept."""
+
+
+def is_named(segmenter: Segmenter, prompt: Prompt) -> bool:
+    """Whether what a prompt draws can be named: boxes or points, no exemplars, and a model that is asked fast."""
+    is_drawn = bool(prompt.boxes or prompt.points) and not prompt.exemplars
+    return is_drawn and segmenter.name in RECOGNISING
+
+
+def recognised(segmenter: Segmenter, features: Any, drawn: Sequence[Found], text: str | None = None) -> str:
     """The phrase whose answer on this frame is present and overlaps best with the drawn objects; "" where none does.
 
     Args:
-        segmenter: The model; it is asked once for each name.
+        segmenter: The model; it is asked once for each phrase.
         features: Of the frame that the objects are drawn on.
         drawn: The objects.
-        names: Phrases to try; none given, all concepts of the table.
+        text: The phrase to try; None tries all concepts of the table.
     """
     if not drawn:
         return ""
     whole = PackedMask.of(np.logical_or.reduce([one.mask.dense() for one in drawn]))
-    scores = {name: _fit(segmenter, features, whole, name) for name in names or [one.name for one in CONCEPTS]}
+    names = [one.name for one in CONCEPTS] if text is None else [text]
+    scores = {name: _fit(segmenter, features, whole, name) for name in names}
     best = max(scores, key=lambda name: scores[name])
     return best if scores[best] > 0 else ""
 
@@ -43,3 +54,8 @@ def _fit(segmenter: Segmenter, features: Any, drawn: PackedMask, name: str) -> f
     mask = drawn.dense()
     iou = float((together & mask).sum() / (together | mask).sum())
     return iou * (1.0 if found.presence is None else found.presence) if iou >= LEAST_IOU else 0.0
+
+
+def clearest(found: Sequence[Found], count: int) -> list[Found]:
+    """As many objects as were drawn, those with the best scores."""
+    return sorted(found, key=lambda one: -one.score)[:count]

@@ -28,13 +28,11 @@ from medsam3.volumes.packed import PackedMask
 from medsam3.volumes.planes import Turn, chosen_plane, prompt_turned, turn_to, turned
 from medsam3.volumes.presence import held
 from medsam3.volumes.presentation import Presenter, automatic_window
-from medsam3.volumes.recognise import recognised
+from medsam3.volumes.recognise import clearest, is_named, recognised
 from medsam3.volumes.result import StackMasks
 from medsam3.volumes.sweep import Found, PastMask, Step, TrackingRules, sweep
 
 Report = Callable[[int, int], None]
-RECOGNISING = frozenset({"mini"})
-"""Models that name what is drawn: it takes a question for each concept."""
 
 
 def segment_stack(
@@ -155,18 +153,14 @@ class StackRun:
 
     def _recognised(self, k: int, prompt: Prompt, features: _Once) -> str:
         """The name of a video's drawn object; "" where it has none, or is not looked for by name."""
-        is_drawn = has_geometry(prompt) and asked_elsewhere(prompt) is None and not prompt.exemplars
-        options = self.options
-        if not (is_drawn and self.cut.kind == "video" and options.is_propagated and options.is_recognised):
-            return ""
-        if self.segmenter.name not in RECOGNISING:
+        is_followed = self.cut.kind == "video" and self.options.is_propagated and self.options.is_recognised
+        if not is_followed or not is_named(self.segmenter, prompt):
             return ""
         assert self.at is not None, "something is drawn"
         drawn = self._answer(k, self.at, prompt, features).objects
-        names = () if prompt.text is None else (prompt.text,)
         return self._journal.get_or_make(
             ("name", k),
-            lambda: recognised(self.segmenter, features.get(), drawn, names),
+            lambda: recognised(self.segmenter, features.get(), drawn, prompt.text),
             to_fields=lambda name: {"name": name},
             from_fields=lambda fields: str(fields["name"]),
         )
@@ -189,7 +183,8 @@ class StackRun:
         rules = _rules(options, is_phrase=is_phrase, is_video=self.cut.kind == "video")
         if name:
             assert self.at is not None, "something is drawn"
-            found = _clearest(found, len(found.get(self.at, ())))
+            count = len(found.get(self.at, ()))
+            found = {n: clearest(here, count) for n, here in found.items()}
             rules = replace(rules, takes_up=True)
         ways = {way: self._way(k, way, found, rules) for way in ("up", "down")}
         may_extend = is_held if is_phrase else np.ones(self.count, dtype=np.bool_)
@@ -291,11 +286,6 @@ def _rules(options: StackOptions, *, is_phrase: bool, is_video: bool) -> Trackin
     if rules.patience is None:
         return rules
     return replace(rules, patience=max(rules.patience, options.key_every))
-
-
-def _clearest(found: dict[int, list[Found]], count: int) -> dict[int, list[Found]]:
-    """On each slice as many objects as were drawn, the clearest ones."""
-    return {n: sorted(here, key=lambda one: -one.score)[:count] for n, here in found.items()}
 
 
 def _held(prompt: Prompt, answers: Sequence[Answer], weak_share: float) -> BoolArray:

@@ -17,6 +17,7 @@ from medsam3.prompts import Prompt
 from medsam3.volumes.asking import Answer, ask, asked_elsewhere, has_geometry
 from medsam3.volumes.options import StackOptions
 from medsam3.volumes.packed import PackedMask
+from medsam3.volumes.recognise import clearest, is_named, recognised
 from medsam3.volumes.run import in_video, tracker_for
 from medsam3.volumes.sweep import PastMask, Sweep
 
@@ -77,7 +78,9 @@ class _PromptStream:
         rules = in_video(options.tracking)
         if asked_elsewhere(prompt) is None:
             rules = replace(rules, patience=None)
-        self._sweep = Sweep(self._follow, rules)
+        self._is_named = options.is_recognised and is_named(segmenter, prompt)
+        self._name, self._drawn = "", 0
+        self._sweep = Sweep(self._follow, replace(rules, takes_up=self._is_named))
         self._scores: dict[int, float] = {}
         self._lowest_yes: float | None = None
 
@@ -86,6 +89,8 @@ class _PromptStream:
         self._kept[n] = self._tracker.keep(features)
         answer = self._answer(n, features)
         found = answer.objects if self._counts(answer) else ()
+        if self._name:
+            found = tuple(clearest(found, self._drawn))
         objects: list[ObjectMask] = []
         scores: dict[int, float] = {}
         for step in self._sweep.advance(n, found):
@@ -95,21 +100,26 @@ class _PromptStream:
             objects.append(ObjectMask((0, *mask.start), mask.block()[None], scores[step.track]))
         self._scores = scores
         self._kept = {k: kept for k, kept in self._kept.items() if k in self._sweep.remembered}
-        text = self._prompt.text or ""
-        return Masks((1, *size), tuple(objects), text, answer.presence, answer.is_present), tuple(scores)
+        verdict = (None, None) if self._name else (answer.presence, answer.is_present)  # of the prompt's own phrase
+        return Masks((1, *size), tuple(objects), self._prompt.text or "", *verdict), tuple(scores)
 
     def _answer(self, n: int, features: Any) -> Answer:
         options = self._options
         is_drawn = has_geometry(self._prompt) and n == (options.at or 0)
-        asked = self._prompt if is_drawn else asked_elsewhere(self._prompt)
+        elsewhere = Prompt(text=self._name) if self._name else asked_elsewhere(self._prompt)
+        asked = self._prompt if is_drawn else elsewhere
         if asked is None or (not is_drawn and n % options.key_every):
             return Answer()
-        return ask(self._segmenter, features, asked, threshold=options.threshold, weak_score=options.weak_score)
+        answer = ask(self._segmenter, features, asked, threshold=options.threshold, weak_score=options.weak_score)
+        if is_drawn and self._is_named:
+            self._name = recognised(self._segmenter, features, answer.objects, self._prompt.text)
+            self._drawn = len(answer.objects)
+        return answer
 
     def _counts(self, answer: Answer) -> bool:
-        """Hysteresis with what has come so far; what is drawn always counts."""
-        if answer.is_present is None:
-            return answer.is_asked
+        """Hysteresis with what has come so far; what is drawn always counts, and of its name what is surely there."""
+        if answer.is_present is None or self._name:
+            return answer.is_asked and answer.is_present is not False
         presence = answer.presence or 0.0
         if answer.is_present:
             self._lowest_yes = presence if self._lowest_yes is None else min(self._lowest_yes, presence)
