@@ -44,6 +44,8 @@ from medsam3.train.parts import mini_sizes, table_of
 from medsam3.train.pictures import CachedViews, LiveViews, Views
 from medsam3.train.workers import OneProcess, Workers
 
+WRITTEN_ANEW = frozenset({"model", "sha256", "made", "thresholds", "val", "versions"})
+"""What `write_weights` writes into every card."""
 ENCODER_KEY = f"{LITE_MEDSAM.sha256[:16]}-bf16"
 BYTES_A_VIEW = 2 * 256 * 64 * 64 + 3 * 256 * 256
 
@@ -217,6 +219,8 @@ def join_and_export(
 ) -> RunResult:
     """Several trained weights as one that answers with their mean logits; thresholds are chosen on val anew.
 
+    Of one file only the thresholds are chosen; its card says the same of how it was made.
+
     Raises:
         InputError: The encoders are not there, or a file is not of `medsam3 train`.
     """
@@ -232,13 +236,17 @@ def join_and_export(
     [view] = _cached_views([(0, val)], settings, encode, OneProcess(torch.device("cpu")), hooks)
     hooks.on_phase("thresholds, val", len(val))
     calibration = calibrate(collect(joined, val, view, on_image=hooks.on_item))
+    state = (detectors[0] if len(detectors) == 1 else nn.ModuleList(detectors)).state_dict()
+    if len(weights) == 1:
+        kept = {key: value for key, value in first.card.about.items() if key not in WRITTEN_ANEW}
+        return write_weights(settings.out, state, kept, calibration)
     content = {
         "detector": [asdict(config) for config in card.detectors],
         **_encoders(*card.detectors),
         "joined": [_lineage(path) for path in weights],
         "data": data_summary(samples),
     }
-    return write_weights(settings.out, nn.ModuleList(detectors).state_dict(), content, calibration)
+    return write_weights(settings.out, state, content, calibration)
 
 
 def _half_precision_encoder(images: ImageEncoder) -> Callable[[NDArray[np.uint8]], NDArray[np.float16]]:
