@@ -71,7 +71,7 @@ def main() -> None:
     results = json.loads(source.read_text(encoding="utf-8"))
     results.pop("cases", None)
     KEPT.parent.mkdir(parents=True, exist_ok=True)
-    KEPT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    KEPT.write_text(json.dumps(results) + "\n", encoding="utf-8")
     KEPT.with_suffix(".md").write_text(source.with_name("report.md").read_text(encoding="utf-8"), encoding="utf-8")
     readme = ROOT / "README.md"
     text, count = MARKS.subn(lambda found: found[1] + table(results) + found[2], readme.read_text(encoding="utf-8"))
