@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from medsam3.eval.intervals import Estimate, mean_interval, paired_interval
+from medsam3.eval.paper import PAPER_ROWS
 from medsam3.eval.records import CaseResult
 from medsam3.eval.saved import read_results
 
@@ -38,11 +39,12 @@ class Goal:
     aim: float | None = None
 
 
+PAPER = {row.concept: row for row in PAPER_ROWS}
 GOALS = (
-    Goal("polyp", ("kvasir_seg",), "polyp", 0.8831, 0.92),
+    Goal("polyp", ("kvasir_seg",), "polyp", PAPER["polyp"].medsam3_both, 0.92),
     Goal("skin lesion", ("ph2", "isic2017"), "skin lesion", 0.93, 0.945),
-    Goal("optic cup", ("drishti_gs",), "optic cup", 0.8977, 0.92),
-    Goal("breast tumor", ("busi",), "breast tumor", 0.7772, 0.8064),
+    Goal("optic cup", ("drishti_gs",), "optic cup", PAPER["optic cup"].medsam3_both, 0.92),
+    Goal("breast tumor", ("busi",), "breast tumor", PAPER["breast tumor"].medsam3_both, PAPER["breast tumor"].agent),
     Goal("optic disc", ("drishti_gs",), "optic disc", 0.95),
     Goal("fetal head", ("hc18",), "fetal head", 0.96),
     Goal("liver", ("lits_liver",), "liver", 0.92),
@@ -50,12 +52,7 @@ GOALS = (
     Goal("lung", ("covid_cxr",), "lung", 0.95),
     Goal("polyp, unseen source", ("cvc_colondb",), "polyp", 0.72, 0.80),
 )
-ORACLE = (
-    Goal("polyp", ("kvasir_seg",), "polyp", 0.8831),
-    Goal("skin lesion", ("ph2", "isic2017"), "skin lesion", 0.9058),
-    Goal("optic cup", ("drishti_gs",), "optic cup", 0.8977),
-    Goal("breast tumor", ("busi",), "breast tumor", 0.7772),
-)
+ORACLE = tuple(Goal(row.concept, row.datasets, row.concept, row.medsam3_both) for row in reversed(PAPER_ROWS))
 
 Cases = Sequence[CaseResult]
 

@@ -17,14 +17,13 @@ from medsam3.errors import InputError
 from medsam3.eval.answers import mask_file
 from medsam3.eval.cases import EvalMode
 from medsam3.eval.records import CaseResult
-from medsam3.eval.volume_cases import label_stack
+from medsam3.eval.volume_cases import label_stack, label_values
 from medsam3.geometry import BoolArray
 from medsam3.io import read
 from medsam3.io.index import IndexRow, concept_mask, is_volume_file, load_label_map
 from medsam3.io.lazy import open_stack
-from medsam3.io.stack import Stack
 from medsam3.render import to_rgb
-from medsam3.volumes.planes import Turn, chosen_plane, turn_to, turned
+from medsam3.volumes.planes import turn_for, turned
 from medsam3.volumes.presentation import Presenter, automatic_window
 
 RGB = NDArray[np.uint8]
@@ -103,25 +102,20 @@ def _picture_view(image: Path, row: IndexRow | None, kept: Path) -> _View:
 def _slice_view(image: Path, row: IndexRow | None, kept: Path) -> _View:
     """The slice as the model was shown it; where nothing is outlined in the volume, that in its middle."""
     stack = open_stack(image)
-    plane = chosen_plane(stack, "auto")
-    turn = Turn.none(stack.shape) if plane is None else turn_to(stack, plane)
+    turn = turn_for(stack, "auto")
     cut, answer = turned(stack, turn), turned(label_stack(kept, stack), turn)
     truth = None if row is None else turned(label_stack(row.mask, stack), turn)
     values = () if row is None else row.label_values
     count = cut.shape[0]
 
     def true_on(n: int) -> BoolArray:
-        return np.zeros(cut.shape[1:], dtype=np.bool_) if truth is None else np.isin(_values(truth, n), values)
+        return np.zeros(cut.shape[1:], dtype=np.bool_) if truth is None else np.isin(label_values(truth, n), values)
 
-    shown = [n for n in range(count) if true_on(n).any()] or [n for n in range(count) if _values(answer, n).any()]
+    shown = [n for n in range(count) if true_on(n).any()] or [n for n in range(count) if label_values(answer, n).any()]
     n = shown[len(shown) // 2] if shown else count // 2
     presenter = Presenter(cut, automatic_window(cut))
-    reference, predicted = (presenter.mask_in_view(mask) for mask in (true_on(n), _values(answer, n) > 0))
+    reference, predicted = (presenter.mask_in_view(mask) for mask in (true_on(n), label_values(answer, n) > 0))
     return _View(presenter.rgb(n), reference, predicted, f", slice {n} of {count}")
-
-
-def _values(labels: Stack, n: int) -> NDArray[np.floating]:
-    return np.rint(labels.pixels(n)[..., 0].astype(np.float64))
 
 
 def outlined(rgb: RGB, reference: BoolArray, predicted: BoolArray) -> RGB:

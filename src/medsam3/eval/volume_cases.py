@@ -20,7 +20,7 @@ from medsam3.eval.answers import Asked, Bench, Failure, Progress, case_result
 from medsam3.eval.cases import Question, Truth, VolumeWay, truth_of
 from medsam3.eval.phrasings import rivals
 from medsam3.eval.records import CaseResult
-from medsam3.geometry import BoolArray
+from medsam3.geometry import BoolArray, FloatArray
 from medsam3.image import Masks
 from medsam3.io.index import IndexRow, concept_mask
 from medsam3.io.lazy import open_stack
@@ -113,6 +113,12 @@ def label_stack(path: Path, image: Stack) -> Stack:
     return labels
 
 
+def label_values(labels: Stack, n: int) -> FloatArray:
+    """Slice n (H, W) of a label map, in whole numbers."""
+    values: FloatArray = np.rint(labels.pixels(n)[..., 0].astype(np.float64))
+    return values
+
+
 class LabelMaps:
     """The label maps of one volume, each read once; truths are large, and made of them when they are needed."""
 
@@ -143,7 +149,7 @@ class LabelMaps:
             labels = label_stack(path, self._stack)
             whole = np.empty(labels.shape, dtype=np.uint16)
             for n in range(labels.shape[0]):
-                values = np.rint(labels.pixels(n)[..., 0].astype(np.float64))
+                values = label_values(labels, n)
                 if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
                     raise InputError(f"{path.name} holds values outside 0..65535: save the mask as whole numbers")
                 whole[n] = values

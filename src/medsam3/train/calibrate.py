@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medsam3.eval.metrics import dice
 from medsam3.geometry import box_of_mask
 from medsam3.models.box_decoder import Geometry
 from medsam3.models.letterbox import Letterbox, letterbox_labels
@@ -68,15 +69,19 @@ def collect(
     """Answers for every target of the samples, from cached features."""
     answers = []
     for sample in samples:
-        row = view.rows[sample.name]
-        square = np.array(view.pixels[row])
-        neck = torch.from_numpy(np.array(view.neck[row])).float()[None]
-        features = segmenter.features(square, Letterbox(256, 256), neck)
+        features = _features(segmenter, sample, view)
         for target in sample.targets:
             truth = letterbox_labels(target.load()) > 0
             answers.append(_answer(segmenter, features, sample.dataset, target.concept, truth))
         on_image()
     return answers
+
+
+def _features(segmenter: MiniSegmenter, sample: Sample, view: CachedView) -> MiniFeatures:
+    """Of a sample's square as it is cached."""
+    row = view.rows[sample.name]
+    neck = torch.from_numpy(np.array(view.neck[row])).float()[None]
+    return segmenter.features(np.array(view.pixels[row]), Letterbox(256, 256), neck)
 
 
 def _answer(
@@ -99,16 +104,15 @@ def text_dice(segmenter: MiniSegmenter, samples: Sequence[Sample], view: CachedV
     """Mean over the concepts of the mean Dice of a phrase alone, without the box decoder: what early stopping reads."""
     found: dict[str, list[float]] = defaultdict(list)
     for sample in samples:
-        row = view.rows[sample.name]
-        neck = torch.from_numpy(np.array(view.neck[row])).float()[None]
-        features = segmenter.features(np.array(view.pixels[row]), Letterbox(256, 256), neck)
+        features = _features(segmenter, sample, view)
         for target in sample.targets:
             if target.is_present:
                 truth = letterbox_labels(target.load()) > 0
                 with torch.inference_mode():
                     mask = segmenter.concept_map(features, target.concept).logits.numpy() > 0
-                found[f"{sample.dataset}/{target.concept}"].append(_dice(mask, truth))
-    return _mean({name: float(np.mean(values)) for name, values in found.items()})
+                scored = dice(truth, mask) if truth.any() else 0.0  # too small for the square: it cannot be found
+                found[f"{sample.dataset}/{target.concept}"].append(scored)
+    return float(np.mean([np.mean(values) for values in found.values()])) if found else 0.0
 
 
 def calibrate(answers: Sequence[Answer]) -> Calibration:
@@ -158,16 +162,8 @@ def dice_by_concept(
     for answer in answers:
         if answer.is_present:
             mask = logits(answer) > level
-            found[f"{answer.dataset}/{answer.concept}"].append(_dice(mask, answer.truth))
+            found[f"{answer.dataset}/{answer.concept}"].append(dice(answer.truth, mask))
     return {name: float(np.mean(values)) for name, values in sorted(found.items())}
-
-
-def _dice(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    return float(2 * (mask & truth).sum() / max(1, mask.sum() + truth.sum()))
-
-
-def _mean(values: dict[str, float]) -> float:
-    return float(np.mean(list(values.values()))) if values else 0.0
 
 
 def presence_threshold(probabilities: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:

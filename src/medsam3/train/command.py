@@ -170,14 +170,12 @@ def _config(args: argparse.Namespace, samples: tuple[Sample, ...]) -> FitConfig:
     config = FitConfig(bf16=not args.no_bf16)
     if args.init is not None:
         config = replace(config, initial_sha256=hashlib.sha256(check_safetensors(args.init).read_bytes()).hexdigest())
-    config = replace(
-        config, **_given(args, ("steps", "views", "learning_rate", "warmup_steps", "save_every", "patience"))
-    )
-    config = replace(config, **_given(args, ("accumulate",)), **_given(args, ("seed", "val_every"), least=0))
+    positive = ("steps", "views", "learning_rate", "warmup_steps", "save_every", "patience", "accumulate")
+    config = replace(config, **_given(args, positive), **_given(args, ("seed", "val_every"), least=0))
     config = replace(config, views_of=_views_of(args.views_of))
     config = _with_parts(args, config)
-    sampling = replace(config.sampling, **_given(args, ("prompts",)), **_given(args, ("absent", "negative"), least=0))
-    sampling = replace(sampling, **_given(args, ("dataset_power",), least=0))
+    shares = _given(args, ("absent", "negative", "dataset_power"), least=0)
+    sampling = replace(config.sampling, **_given(args, ("prompts",)), **shares)
     if args.images_per_step is not None:
         sampling = replace(sampling, images=args.images_per_step)
     config = replace(config, sampling=sampling)

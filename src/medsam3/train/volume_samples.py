@@ -21,7 +21,7 @@ from medsam3.io.lazy import open_stack
 from medsam3.io.stack import Stack
 from medsam3.train.data import RGB, Instances, Sample, Target, connected_objects
 from medsam3.volumes.packed import PackedMask
-from medsam3.volumes.planes import CHOICES, PlaneChoice, Turn, chosen_plane, turn_to, turned
+from medsam3.volumes.planes import CHOICES, PlaneChoice, Turn, turn_for, turned
 from medsam3.volumes.presentation import Presenter, automatic_window
 
 _PLACE_TOLERANCE = 1e-2
@@ -131,8 +131,7 @@ def _rgb(image: Path, plane: PlaneChoice, n: int) -> RGB:
 def _presented(image: Path, plane: PlaneChoice) -> tuple[Presenter, Turn]:
     """A volume as it is shown, and how its file was turned for that; the last few stay open."""
     stack = open_stack(image)
-    chosen = chosen_plane(stack, plane)
-    turn = Turn.none(stack.shape) if chosen is None else turn_to(stack, chosen)
+    turn = turn_for(stack, plane)
     cut = turned(stack, turn)
     return Presenter(cut, automatic_window(cut)), turn
 

@@ -114,6 +114,16 @@ def chosen_plane(stack: Stack, choice: PlaneChoice) -> Plane | None:
     return next(plane for plane in PLANES if axes[_VIEWS[plane][0][0]] == across)
 
 
+def turn_for(stack: Stack, choice: PlaneChoice) -> Turn:
+    """The turn that cuts a stack as chosen.
+
+    Raises:
+        InputError: See `chosen_plane`.
+    """
+    plane = chosen_plane(stack, choice)
+    return Turn.none(stack.shape) if plane is None else turn_to(stack, plane)
+
+
 def turn_to(stack: Stack, plane: Plane) -> Turn:
     """The turn that cuts a stack with a position along a plane."""
     assert stack.affine is not None, "checked when the plane was chosen"

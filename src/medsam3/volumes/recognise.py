@@ -10,13 +10,11 @@ import numpy as np
 from medsam3.concepts import CONCEPTS
 from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Prompt
-from medsam3.volumes.packed import PackedMask
+from medsam3.volumes.packed import PackedMask, overlap
 from medsam3.volumes.sweep import Found
 
 LEAST_IOU = 0.3
 """Least overlap of a name's answer with what is drawn, as that of a followed object with what is found."""
-
-
 RECOGNISING = frozenset({"mini"})
 """Models that name what is drawn: it takes a question for each concept."""
 
@@ -48,11 +46,9 @@ def recognised(segmenter: Segmenter, features: Any, drawn: Sequence[Found], text
 def _fit(segmenter: Segmenter, features: Any, drawn: PackedMask, name: str) -> float:
     """Presence times overlap; 0 where the model says no, or means another place."""
     found = segmenter.decode(features, Prompt(text=name))
-    if not found.is_present or not len(found):
+    if not found.is_present:
         return 0.0
-    together = found.union()[0]
-    mask = drawn.dense()
-    iou = float((together & mask).sum() / (together | mask).sum())
+    iou = overlap(PackedMask.of(found.union()[0]), drawn)
     return iou * (1.0 if found.presence is None else found.presence) if iou >= LEAST_IOU else 0.0
 
 

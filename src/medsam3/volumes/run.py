@@ -25,7 +25,7 @@ from medsam3.volumes.journal import Journal
 from medsam3.volumes.kept import KeptFrames
 from medsam3.volumes.options import StackOptions
 from medsam3.volumes.packed import PackedMask
-from medsam3.volumes.planes import Turn, chosen_plane, prompt_turned, turn_to, turned
+from medsam3.volumes.planes import Turn, prompt_turned, turn_for, turned
 from medsam3.volumes.presence import held
 from medsam3.volumes.presentation import Presenter, automatic_window
 from medsam3.volumes.recognise import clearest, is_named, recognised
@@ -88,8 +88,7 @@ class StackRun:
             raise InputError("no prompt was given: name at least one concept such as 'polyp'")
         for prompt in prompts:
             prompt.check_inside(*stack.shape[1:])
-        plane = chosen_plane(stack, options.plane)
-        self.turn = Turn.none(stack.shape) if plane is None else turn_to(stack, plane)
+        self.turn = turn_for(stack, options.plane)
         self.at = _drawn_on(stack, prompts, options, self.turn)
         self.cut = turned(stack, self.turn)
         window = options.window or automatic_window(self.cut)
@@ -105,6 +104,7 @@ class StackRun:
             memory_bytes=options.memory_bytes,
             disk_bytes=options.disk_bytes,
         )
+        self.recognised = [""] * len(prompts)
         self._done = 0.0
         self._steps = self.count * (3 if options.is_propagated else 1)
 

@@ -131,9 +131,9 @@ class Sweep:
         steps = [self._moved(track, n, seen, taken[track.number]) for track in missed if track.number in taken]
         going_on = [mask for place, (_, mask) in enumerate(alive) if place in index_of] + seen
         for place, (track, mask) in enumerate(alive):
-            index = index_of.get(place)
             if track.number in taken:
                 continue
+            index = index_of.get(place)
             if index is None:
                 if not self._goes_on(track, found) or self._is_double(mask, going_on):
                     continue
