@@ -15,10 +15,11 @@ import medsam3
 
 ROOT = Path(medsam3.__file__).parent
 
-CORE = {"errors", "geometry", "image", "prompts", "render", "concepts"}
+CORE = {"errors", "geometry", "image", "prompts", "render", "concepts", "windows"}
 MAY_IMPORT = {
     "errors": set(),
     "geometry": {"errors"},
+    "windows": set(),
     "image": {"errors", "geometry"},
     "prompts": {"errors", "geometry"},
     "concepts": {"errors", "geometry"},

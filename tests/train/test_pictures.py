@@ -31,7 +31,7 @@ def test_labels_lie_where_the_picture_shows_them(tmp_path: Path, concept: str) -
     item, views, rng = sample(tmp_path, concept), LiveViews(), np.random.default_rng(0)
     for _ in range(10):
         shown = views.draw(item, rng)
-        inside = shown.warp(views.labels(item, item.targets[0])) == 7
+        inside = shown.labels(item.targets[0]) == 7
         bright = shown.square.mean(axis=2)
         assert inside.sum() > 1000
         assert bright[inside].mean() > bright[~inside].mean() + 60
@@ -45,7 +45,7 @@ def test_each_draw_is_another_view(tmp_path: Path) -> None:
 
 def centres(folder: Path, concept: str) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     item, views, rng = sample(folder, concept), LiveViews(), np.random.default_rng(0)
-    drawn = [views.draw(item, rng).warp(views.labels(item, item.targets[0])) for _ in range(60)]
+    drawn = [views.draw(item, rng).labels(item.targets[0]) for _ in range(60)]
     return np.array([np.argwhere(labels == 7).mean(axis=0) for labels in drawn])
 
 
@@ -57,3 +57,18 @@ def test_only_pictures_without_up_and_down_are_turned_and_only_those_without_sid
     assert (rows < 128).all() and (columns > 140).any()
     rows, columns = centres(tmp_path, "left ventricle").T
     assert (rows < 128).all() and (columns < 128).all()
+
+
+def test_a_closer_view_enlarges_an_object_and_its_labels(tmp_path: Path) -> None:
+    item, rng = sample(tmp_path, "polyp"), np.random.default_rng(0)
+    shares = []
+    for _ in range(60):
+        shown = LiveViews(closer=1.0).draw(item, rng)
+        inside = shown.labels(item.targets[0]) == 7
+        if inside.sum() > 1000:
+            bright = shown.square.mean(axis=2)
+            assert bright[inside].mean() > bright[~inside].mean() + 60
+        shares.append(inside.mean())
+    whole = 60 * 70 / SIDE**2
+    assert np.median(shares) > 2 * whole
+    assert min(shares) < whole  # now and then the window is elsewhere

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsam3.agent.windows import Window
+from medsam3.windows import Window
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.image import Window as GreyWindow
 from medsam3.models.segmenter import Segmenter

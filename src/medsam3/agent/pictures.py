@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from medsam3.agent.chat import Picture
 from medsam3.agent.redact import hide_burnt_in_text
 from medsam3.agent.values import Mark
-from medsam3.agent.windows import Window
+from medsam3.windows import Window
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks
 from medsam3.render import number_marks, overlay

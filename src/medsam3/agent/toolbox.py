@@ -24,7 +24,7 @@ from medsam3.agent.tools import (
     turn_to,
 )
 from medsam3.agent.values import Observation, ToolError
-from medsam3.agent.windows import Window, closer_window, quarters
+from medsam3.windows import Window, closer_window, quarters
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks, ObjectMask
 from medsam3.prompts import Point, Prompt, check_phrase

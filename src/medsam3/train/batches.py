@@ -43,6 +43,7 @@ class SamplingConfig:
         exemplar_only: Share of those that carry no phrase.
         box_noise: Jitter of an exemplar box's edges, as a share of its sides.
         max_objects: Concepts with more objects than this are taught as one.
+        closer: Share of the views that enlarge a window around an object; not with a frozen encoder's cached views.
     """
 
     images: int = 8
@@ -54,6 +55,7 @@ class SamplingConfig:
     exemplar_only: float = 0.3
     box_noise: float = 0.1
     max_objects: int = 16
+    closer: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class BatchMaker:
             for target, phrase in choose_prompts(sample, self.foreign, self.config, rng):
                 labels = np.zeros((SIDE, SIDE), np.int32)
                 if target is not None:
-                    labels = shown.warp(self.views.labels(sample, target))
+                    labels = shown.labels(target)
                 truth, boxes = prompt_target(labels, max_objects=self.config.max_objects)
                 questions.append(ask(image, phrase, (truth, boxes), self.config, rng))
         necks = [shown.neck for shown in pictures if shown.neck is not None]

@@ -84,6 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompts", type=int, help="prompts an image (default: 2; sam3: 4)")
     parser.add_argument("--negative", type=float, help="share of the further prompts that are absent (default: 0.5)")
+    parser.add_argument(
+        "--closer", type=float, metavar="S", help="share of the views that enlarge a window around an object (default: 0.3)"
+    )
     parser.add_argument("--absent", type=int, metavar="N", help="N more absent prompts an image (default: 0)")
     parser.add_argument("--accumulate", type=int, metavar="N", help="batches an update (default: 1)")
     parser.add_argument("--warmup-steps", type=int, help="updates until the peak rate (default: 150; sam3: 100)")
@@ -174,7 +177,7 @@ def _config(args: argparse.Namespace, samples: tuple[Sample, ...]) -> FitConfig:
     config = replace(config, **_given(args, positive), **_given(args, ("seed", "val_every"), least=0))
     config = replace(config, views_of=_views_of(args.views_of))
     config = _with_parts(args, config)
-    shares = _given(args, ("absent", "negative", "dataset_power"), least=0)
+    shares = _given(args, ("absent", "closer", "negative", "dataset_power"), least=0)
     sampling = replace(config.sampling, **_given(args, ("prompts",)), **shares)
     if args.images_per_step is not None:
         sampling = replace(sampling, images=args.images_per_step)

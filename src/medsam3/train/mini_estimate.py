@@ -94,7 +94,7 @@ def measure(
         started = time.perf_counter()
         neck = encode(square)
         view_s = time.perf_counter() - started
-    views: Views = LiveViews()
+    views: Views = LiveViews(config.sampling.closer)
     if of_train and missing:
         rows = {sample.name: row for row, sample in enumerate(train)}
         pixels = np.broadcast_to(square, (len(train), *square.shape))

@@ -14,17 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam3 import concepts
+from medsam3.geometry import box_of_mask
 from medsam3.models.letterbox import letterbox, letterbox_labels
 from medsam3.train.augment import random_view, view_of, warp_labels, warp_pixels
 from medsam3.train.cache import RESTAINED_CONCEPT, CachedView
 from medsam3.train.data import Sample, Target, is_sided
 from medsam3.train.stain import restain
+from medsam3.windows import Window, random_window
 
 RGB = NDArray[np.uint8]
 Labels = NDArray[np.int32]
 Value = TypeVar("Value", bound=np.generic)
 RESTAINED_SHARE = 0.4
 PLAIN_SHARE = 0.1
+ONE_OBJECT_SHARE = 0.5
 UPRIGHT_FREE = ("gastrointestinal endoscopy", "dermoscopy", "microscopy")
 """Image families without an up and down: they may be flipped and turned by quarters."""
 
@@ -36,12 +39,12 @@ class Shown:
     Attributes:
         square: (256, 256, 3) uint8.
         neck: (256, 64, 64) float16 of a cached view; None where the encoder runs in the loop.
-        warp: Brings a label map of the plain square (256, 256) into the view.
+        labels: Gives a target's instance numbers (256, 256) as the view shows them.
     """
 
     square: RGB
     neck: NDArray[np.float16] | None
-    warp: Callable[[Labels], Labels]
+    labels: Callable[[Target], Labels]
 
 
 class Views(Protocol):
@@ -53,10 +56,6 @@ class Views(Protocol):
 
     def draw(self, sample: Sample, rng: np.random.Generator) -> Shown:
         """A view of the sample."""
-        ...
-
-    def labels(self, sample: Sample, target: Target) -> Labels:
-        """Instance numbers (256, 256) of a target on the plain square."""
         ...
 
 
@@ -81,19 +80,19 @@ class CachedViews:
         return Shown(
             square=np.array(view.pixels[row][:, ::step]),
             neck=np.array(view.neck[row][:, :, ::step]),
-            warp=lambda labels: warp_labels(labels, warp)[:, ::step],
+            labels=lambda target: warp_labels(letterbox_labels(target.load()), warp)[:, ::step],
         )
-
-    def labels(self, sample: Sample, target: Target) -> Labels:
-        """Read anew each time."""
-        del sample
-        return letterbox_labels(target.load())
 
 
 class LiveViews:
-    """Views made when they are drawn. Squares and labels are read once and kept in memory, about 0.4 MB a sample."""
+    """Views made when they are drawn. Whole squares and their labels are read once and kept, about 0.4 MB a sample.
 
-    def __init__(self) -> None:
+    A share `closer` of the draws shows a window around an object, enlarged from the picture's own pixels: what is small
+    in the square is then learnt at a size that shows its outline, and the model can be asked to look again.
+    """
+
+    def __init__(self, closer: float = 0.0) -> None:
+        self.closer = closer
         self._squares: dict[str, RGB] = {}
         self._labels: dict[tuple[str, str], NDArray[np.int16]] = {}
 
@@ -103,19 +102,23 @@ class LiveViews:
         return 1
 
     def draw(self, sample: Sample, rng: np.random.Generator) -> Shown:
-        """A random view: warp, tones, flips and quarter turns as the kind of picture allows, stains of microscopy."""
-        square = self._square(sample)
+        """A random view: window, warp, tones, flips and quarter turns as the picture allows, stains of microscopy."""
+        window = _window_of(sample, rng) if self.closer and rng.random() < self.closer else None
+
+        def labels(target: Target) -> Labels:
+            return self._whole_labels(sample, target) if window is None else letterbox_labels(window.cut(target.load()))
+
+        square = self._square(sample) if window is None else letterbox(window.cut(sample.load_rgb()))[0]
         nuclei = [target for target in sample.targets if target.concept == RESTAINED_CONCEPT]
         if nuclei and rng.random() < RESTAINED_SHARE:
-            square = restain(square, self.labels(sample, nuclei[0]) > 0, rng)
+            square = restain(square, labels(nuclei[0]) > 0, rng)
         if rng.random() >= PLAIN_SHARE:
             view = random_view(rng)
             turn = _random_turn(sample, rng)
-            return Shown(turn(warp_pixels(square, view)), None, lambda labels: turn(warp_labels(labels, view)))
-        return Shown(square, None, lambda labels: labels)
+            return Shown(turn(warp_pixels(square, view)), None, lambda target: turn(warp_labels(labels(target), view)))
+        return Shown(square, None, labels)
 
-    def labels(self, sample: Sample, target: Target) -> Labels:
-        """Kept after the first reading."""
+    def _whole_labels(self, sample: Sample, target: Target) -> Labels:
         key = (sample.name, target.concept)
         if key not in self._labels:
             self._labels[key] = letterbox_labels(target.load()).astype(np.int16)
@@ -125,6 +128,18 @@ class LiveViews:
         if sample.name not in self._squares:
             self._squares[sample.name] = letterbox(sample.load_rgb())[0]
         return self._squares[sample.name]
+
+
+def _window_of(sample: Sample, rng: np.random.Generator) -> Window | None:
+    """A window around a concept that is there, or around one object of it; None where all fill the picture."""
+    present = [target for target in sample.targets if target.is_present]
+    if not present:
+        return None
+    labels = present[rng.integers(len(present))].load()
+    numbers = np.unique(labels[labels > 0])
+    is_one = rng.random() < ONE_OBJECT_SHARE and len(numbers) > 0
+    box = box_of_mask(labels == numbers[rng.integers(len(numbers))] if is_one else labels > 0)
+    return None if box is None else random_window(box, (labels.shape[0], labels.shape[1]), rng)
 
 
 class Turn(Protocol):

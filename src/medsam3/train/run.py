@@ -163,7 +163,7 @@ def train_and_export(
     kept = _cached_views(parts, settings, encode, workers, hooks)
     val, val_view = parts[-1][1], kept[-1]
     segmenter_of = _segmenters(lite_medsam, texts, config)
-    views: Views = CachedViews(kept[:-1]) if config.detector.is_frozen else LiveViews()
+    views: Views = CachedViews(kept[:-1]) if config.detector.is_frozen else LiveViews(config.sampling.closer)
     maker = BatchMaker([s for s in samples if s.split == "train"], views, config.sampling, seed=config.seed)
     hooks.on_phase("training", config.steps)
     start = Start(settings.initial, None if config.detector.is_frozen else locate_trunk())

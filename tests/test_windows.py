@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from medsam3.agent.bench import objects_of, pasted
-from medsam3.agent.windows import Window, closer_window, quarters
+from medsam3.windows import Window, closer_window, quarters
 
 
 def test_a_window_holds_the_box_with_half_its_side_around_it() -> None:

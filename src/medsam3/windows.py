@@ -1,4 +1,4 @@
-"""Where the agent looks closer: windows of a frame that are shown to the model enlarged. Knows no model."""
+"""Where to look closer: windows of a frame that are shown to a model enlarged."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ CLOSER_BELOW = 0.7
 """A window that is not clearly smaller than the frame shows nothing new."""
 MARGIN = 0.5
 OVERLAP = 0.125
+FILLED_SHARES = (0.25, 0.8)
+"""Of a window of training, how much the longer side of the box fills."""
+LEAST_SHARE = 0.25
+ELSEWHERE_SHARE = 0.15
+
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Window:
         return frame[self.top : self.bottom, self.left : self.right]
 
 
-def closer_window(box: tuple[float, float, float, float], shape: tuple[int, int]) -> Window | None:
+def closer_window(box: Box, shape: tuple[int, int]) -> Window | None:
     """A square window around a box xyxy with half its longer side left free on each side; None where it is no closer.
 
     Args:
@@ -62,6 +68,25 @@ def quarters(shape: tuple[int, int]) -> tuple[Window, ...]:
         for top, bottom in ((0, down), (height - down, height))
         for left, right in ((0, across), (width - across, width))
     )
+
+
+def random_window(box: Box, shape: tuple[int, int], rng: np.random.Generator) -> Window | None:
+    """A square window that a training view enlarges: of random size around a box, off its centre, now and then elsewhere.
+
+    None where it would not be clearly smaller than the frame. Arguments as for `closer_window`.
+    """
+    height, width = shape
+    longest = max(shape)
+    side = max(box[2] - box[0], box[3] - box[1]) / rng.uniform(*FILLED_SHARES)
+    side = round(max(side, LEAST_SHARE * longest))
+    if side > CLOSER_BELOW * longest:
+        return None
+    centre = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]) + rng.uniform(-0.25, 0.25, size=2) * side
+    if rng.random() < ELSEWHERE_SHARE:
+        centre = rng.uniform(0, 1, size=2) * (width, height)
+    left, right = _span(float(centre[0]), side, width, 1)
+    top, bottom = _span(float(centre[1]), side, height, 1)
+    return Window(top, bottom, left, right)
 
 
 def _span(centre: float, side: int, length: int, step: int) -> tuple[int, int]:
