@@ -71,7 +71,7 @@ def quarters(shape: tuple[int, int]) -> tuple[Window, ...]:
 
 
 def random_window(box: Box, shape: tuple[int, int], rng: np.random.Generator) -> Window | None:
-    """A square window that a training view enlarges: of random size around a box, off its centre, now and then elsewhere.
+    """A square window that a training view enlarges, of random size around a box, off its centre, sometimes elsewhere.
 
     None where it would not be clearly smaller than the frame. Arguments as for `closer_window`.
     """

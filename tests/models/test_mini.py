@@ -20,8 +20,10 @@ from medsam3.models.box_decoder import BoxDecoder, BoxMasks, Geometry
 from medsam3.models.encoder_files import EncoderFiles
 from medsam3.models.letterbox import Letterbox, letterbox, letterbox_labels
 from medsam3.models.mini import (
+    ConceptMap,
     ImageEncoder,
     MiniCard,
+    MiniFeatures,
     MiniSegmenter,
     MiniThresholds,
     load_mini,
@@ -132,6 +134,60 @@ def test_an_absent_concept_gives_no_object_unless_a_threshold_is_asked_for() -> 
     features = model.encode(frame())
     assert len(model.decode(features, Prompt("polyp"))) == 0
     assert model.decode(features, Prompt("polyp")).is_present is False
+
+
+class SquareMeans(MiniSegmenter):
+    """Finds the bright block of a frame: logits of 5 where the square is bright, presence by how much of it is."""
+
+    def features(self, square: NDArray[np.uint8], place: Letterbox, neck: Tensor | None = None) -> MiniFeatures:
+        del neck
+        return MiniFeatures(place, (), lambda: torch.from_numpy(square))
+
+    def concept_map(self, features: MiniFeatures, text: str | None, exemplars: tuple[Box, ...] = ()) -> ConceptMap:
+        bright = features.neck.float().mean(dim=-1) > 128
+        return ConceptMap(0.5 + float(bright.float().mean()), torch.where(bright, 5.0, -5.0))
+
+
+def finder(**thresholds: float) -> MiniSegmenter:
+    plain = segmenter(**thresholds)
+    return SquareMeans(plain.images, plain.texts, plain.boxes, [], plain.card)
+
+
+def small_block() -> NDArray[np.uint8]:
+    """512 x 384 with a block of 41 x 31 pixels, whose odd edges a square of 256 cannot show."""
+    rgb = np.zeros((384, 512, 3), np.uint8)
+    rgb[101:132, 301:342] = 255
+    return rgb
+
+
+def test_a_closer_look_sharpens_what_is_small_and_stays_in_place() -> None:
+    truth = small_block()[..., 0] > 0
+    coarse, fine = (
+        finder(closer_share=share).decode(finder().encode(small_block()), Prompt("block")).union()[0]
+        for share in (0.0, 1.0)
+    )
+    assert (fine != truth).sum() < (coarse != truth).sum()
+    assert (fine != truth).sum() <= 0.02 * truth.sum()
+
+
+def test_a_closer_look_has_its_share_in_presence() -> None:
+    model = finder(closer_presence=1.0)
+    features = model.encode(small_block())
+    look = model.closer_look(features, Prompt("block"), model.concept_map(features, "block"))
+    assert look is not None
+    assert model.decode(features, Prompt("block")).presence == pytest.approx(look.presence)
+    assert finder().decode(features, Prompt("block")).presence == pytest.approx(0.5 + 41 * 31 / 512 / 512, abs=0.001)
+
+
+def test_a_drawn_box_says_where_to_look_closer_and_examples_forbid_it() -> None:
+    model = finder()
+    features = model.encode(small_block())
+    found = model.concept_map(features, "block")
+    look = model.closer_look(features, Prompt("block", boxes=(Box(20, 30, 60, 70),)), found)
+    assert look is not None
+    assert (look.window.left, look.window.top) == (0, 0) and look.window.right < 200
+    assert model.closer_look(features, Prompt("block", exemplars=(Box(20, 30, 60, 70),)), found) is None
+    assert model.closer_look(features, Prompt(boxes=(Box(20, 30, 60, 70),)), found) is None
 
 
 def test_exemplars_change_the_answer() -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from medsam3.train.calibrate import Answer, Logits, auroc, calibrate, dice_by_concept, presence_threshold
 
 SHAPE = (8, 10)
+NOWHERE = np.full(SHAPE, np.nan, dtype=np.float32)
 
 
 def truth(columns: int = 4) -> NDArray[np.bool_]:
@@ -28,10 +29,13 @@ def answer(**changes: object) -> Answer:
         "concept": "polyp",
         "is_present": True,
         "presence": 0.9,
+        "closer_presence": None,
         "truth": truth(),
         "text": right,
         "refined": right,
+        "closer": NOWHERE,
         "boxed_text": right,
+        "boxed_closer": NOWHERE,
         "box": right,
     }
     return Answer(**(parts | changes))  # type: ignore[arg-type]
@@ -59,6 +63,28 @@ def test_a_better_box_decoder_gets_a_share_and_a_worse_one_gets_none() -> None:
     elsewhere = ~truth()
     worse = calibrate([answer(refined=logits(elsewhere, inside=9.0, outside=-9.0))])
     assert worse.dice_text == {"one/polyp": 1.0}
+
+
+def test_a_better_closer_look_gets_a_share_and_a_worse_one_gets_none() -> None:
+    over = logits(truth(5), inside=1.0)
+    right = logits(truth(), inside=3.0)
+    right[:, 8:] = np.nan  # outside its window
+    better = answer(text=over, refined=over, closer=right)
+    assert calibrate([better]).thresholds.closer_share > 0.25
+    assert calibrate([better]).dice_text == {"one/polyp": 1.0}
+    worse = calibrate([answer(closer=logits(~truth()))])
+    assert worse.thresholds.closer_share < 0.5
+    assert worse.dice_text == {"one/polyp": 1.0}
+
+
+def test_a_closer_look_that_tells_better_what_is_there_is_heard() -> None:
+    cases = [answer(presence=p, closer_presence=0.9) for p in (0.3, 0.5)]
+    nothing = np.zeros(SHAPE, np.bool_)
+    cases += [answer(presence=p, closer_presence=0.1, is_present=False, truth=nothing) for p in (0.4, 0.6)]
+    cases += [answer(presence=0.95), answer(presence=0.01, is_present=False, truth=nothing)]
+    chosen = calibrate(cases)
+    assert chosen.thresholds.closer_presence >= 0.3
+    assert chosen.presence_auroc == 1.0
 
 
 def test_a_concept_of_many_images_weighs_more_than_one_of_a_single_image() -> None:

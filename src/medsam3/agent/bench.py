@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsam3.windows import Window
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.image import Window as GreyWindow
 from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Box, Prompt
 from medsam3.render import to_rgb
+from medsam3.windows import Window
 
 RGB = NDArray[np.uint8]
 Map = NDArray[np.float32]

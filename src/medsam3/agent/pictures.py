@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from medsam3.agent.chat import Picture
 from medsam3.agent.redact import hide_burnt_in_text
 from medsam3.agent.values import Mark
-from medsam3.windows import Window
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks
 from medsam3.render import number_marks, overlay
+from medsam3.windows import Window
 
 RGB = NDArray[np.uint8]
 LEAST_SIDE = 512

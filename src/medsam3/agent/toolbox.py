@@ -24,11 +24,11 @@ from medsam3.agent.tools import (
     turn_to,
 )
 from medsam3.agent.values import Observation, ToolError
-from medsam3.windows import Window, closer_window, quarters
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks, ObjectMask
 from medsam3.prompts import Point, Prompt, check_phrase
 from medsam3.volumes.presentation import WINDOWS, window_named
+from medsam3.windows import Window, closer_window, quarters
 
 MIX_LEVEL = 0.5
 """Where several answers are averaged, a pixel belongs to the concept above this mean probability."""

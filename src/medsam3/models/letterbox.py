@@ -7,6 +7,7 @@ right. The way back is exact to the sub-pixel: both sides keep pixel centres at 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import PIL.Image
@@ -19,6 +20,7 @@ from medsam3.geometry import BoolArray
 
 SIDE = 256
 RGB = NDArray[np.uint8]
+Value = TypeVar("Value", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,14 @@ class Letterbox:
         moved: NDArray[np.float64] = (boxes + 0.5) * scale - 0.5
         return moved
 
+    def sampled_on_square(self, values: NDArray[Value], *, outside: float) -> NDArray[Value]:
+        """Values (H, W) of the frame on the square (256, 256) by nearest neighbour, `outside` where it is padded."""
+        rows = ((np.arange(self.inner_height) + 0.5) * self.height / self.inner_height).astype(np.intp)
+        columns = ((np.arange(self.inner_width) + 0.5) * self.width / self.inner_width).astype(np.intp)
+        square = np.full((SIDE, SIDE), outside, dtype=values.dtype)
+        square[: self.inner_height, : self.inner_width] = values[rows[:, None], columns[None]]
+        return square
+
     def logits_to_frame(self, logits: Tensor) -> Tensor:
         """Logits (K, h, w) over the square at any stride that divides it, to (K, height, width)."""
         stride = SIDE // logits.shape[-1]
@@ -78,12 +88,7 @@ def letterbox(rgb: RGB) -> tuple[RGB, Letterbox]:
 
 def letterbox_labels(labels: NDArray[np.int32]) -> NDArray[np.int32]:
     """A map of integers (H, W) on the same square by nearest neighbour, 0 where it is padded."""
-    place = Letterbox(labels.shape[0], labels.shape[1])
-    rows = ((np.arange(place.inner_height) + 0.5) * place.height / place.inner_height).astype(np.intp)
-    columns = ((np.arange(place.inner_width) + 0.5) * place.width / place.inner_width).astype(np.intp)
-    square = np.zeros((SIDE, SIDE), dtype=np.int32)
-    square[: place.inner_height, : place.inner_width] = labels[rows[:, None], columns[None]]
-    return square
+    return Letterbox(labels.shape[0], labels.shape[1]).sampled_on_square(labels.astype(np.int32, copy=False), outside=0)
 
 
 def square_tensor(square: RGB) -> Tensor:

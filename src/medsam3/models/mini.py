@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medsam3.errors import InputError
-from medsam3.geometry import normalised_cxcywh_from_xyxy
+from medsam3.geometry import box_of_mask, normalised_cxcywh_from_xyxy
 from medsam3.image import Masks, ObjectMask
 from medsam3.models.box_decoder import BoxDecoder, Geometry
 from medsam3.models.detector import ExemplarBoxes, VisionLevels, decode_masks, detect
@@ -33,11 +33,16 @@ from medsam3.models.mini_objects import agreeing, blend_where_agreed, split_obje
 from medsam3.models.text_encoder import TextEncoder
 from medsam3.models.tinyvit import TinyViT, convert_lite_medsam
 from medsam3.prompts import Box, Prompt
+from medsam3.windows import Window, closer_window
 
 SHIPPED_WEIGHTS = Path(__file__).parent.parent / "weights" / "mini.safetensors"
 FROZEN_WEIGHTS = SHIPPED_WEIGHTS.with_name("mini-frozen.safetensors")
 VISUAL_PHRASE = "visual"
 MOST_REFINED = 4
+LOOKED_AT_FROM = 0.1
+"""Least presence in the whole frame at which a phrase is worth a closer look."""
+MOST_WINDOWS = 4
+"""Of one frame, how many windows' features are kept for the next phrase."""
 CLICK_HALF_SIDES_PX = (8, 16, 28, 44, 64, 96)
 RGB = NDArray[np.uint8]
 
@@ -52,6 +57,8 @@ class MiniThresholds:
         box_share: Weight in 0..1 of the box decoder's logits where a phrase and a box are given.
         refine_share: Weight in 0..1 of the box decoder's logits where a phrase alone is given and both agree.
         refine_iou: Least intersection over union at which they agree.
+        closer_share: Weight in 0..1 of the logits from a closer look at the found parts; 0 takes no such look.
+        closer_presence: Weight in 0..1 of that look's logit in the presence of a phrase.
     """
 
     presence: float = 0.5
@@ -59,6 +66,13 @@ class MiniThresholds:
     box_share: float = 0.5
     refine_share: float = 0.0
     refine_iou: float = 0.8
+    closer_share: float = 0.0
+    closer_presence: float = 0.0
+
+    @property
+    def looks_closer(self) -> bool:
+        """Whether a closer look counts for anything."""
+        return self.closer_share > 0 or self.closer_presence > 0
 
 
 @dataclass(frozen=True)
@@ -72,11 +86,14 @@ class MiniCard:
 
 @dataclass(frozen=True)
 class MiniFeatures:
-    """One encoded frame. The neck, which boxes, clicks and following need, is computed when it is first asked for."""
+    """One encoded frame. The neck, which boxes, clicks and following need, is computed when it is first asked for, and
+    so are the features of a window of the frame; `closer` is None where the frame itself is not at hand.
+    """
 
     place: Letterbox
     levels: tuple[VisionLevels, ...]  # one for each detector
     make_neck: Callable[[], Tensor]
+    closer: Callable[[Window], MiniFeatures] | None = None
 
     @cached_property
     def neck(self) -> Tensor:
@@ -90,6 +107,21 @@ class ConceptMap:
 
     presence: float
     logits: Tensor  # (256, 256)
+
+
+@dataclass(frozen=True)
+class CloserLook:
+    """What a phrase gives in a window of the frame, enlarged to the whole square."""
+
+    window: Window
+    presence: float
+    logits: Tensor  # (h, w) of the window
+
+    def onto(self, logits: Tensor, share: float) -> Tensor:
+        """The frame's logits (H, W), mixed inside the window with `share` of these."""
+        mixed = logits.clone()
+        self.window.cut(mixed).lerp_(self.logits, share)
+        return mixed
 
 
 class ImageEncoder:
@@ -139,7 +171,12 @@ class MiniSegmenter:
         """Features of one frame (H, W, 3) uint8."""
         square, place = letterbox(rgb)
         needs_neck = any(detector.config.is_frozen for detector in self.detectors)
-        return self.features(square, place, self.images.neck(square) if needs_neck else None)
+        features = self.features(square, place, self.images.neck(square) if needs_neck else None)
+        return replace(features, closer=self.closer_features(rgb))
+
+    def closer_features(self, rgb: RGB) -> Callable[[Window], MiniFeatures]:
+        """Features of a frame's windows, the last few of which are kept for the next phrase."""
+        return lru_cache(MOST_WINDOWS)(lambda window: self.encode(window.cut(rgb)))
 
     def features(self, square: RGB, place: Letterbox, neck: Tensor | None = None) -> MiniFeatures:
         """The same from a square, with its neck (1, 256, 64, 64) where that is already there."""
@@ -170,8 +207,9 @@ class MiniSegmenter:
     def probability_map(self, features: MiniFeatures, prompt: Prompt) -> NDArray[np.float32]:
         """Probability (H, W) in 0..1 that a pixel belongs to the phrase's concept, given that it is there."""
         with torch.inference_mode():
-            logits = self._settled(features, prompt, self.concept_map(features, prompt.text, prompt.exemplars).logits)
-            probability: NDArray[np.float32] = features.place.logits_to_frame(logits[None])[0].sigmoid().numpy()
+            found = self.concept_map(features, prompt.text, prompt.exemplars)
+            look = self.closer_look(features, prompt, found) if self.card.thresholds.looks_closer else None
+            probability: NDArray[np.float32] = self._settled(features, prompt, found, look).sigmoid().numpy()
             return probability
 
     def refined(self, features: MiniFeatures, logits: Tensor) -> Tensor:
@@ -185,34 +223,64 @@ class MiniSegmenter:
         boxes = torch.tensor([part.box for part in parts], dtype=torch.float32)
         return self.boxes.decode(features.neck, Geometry(boxes=boxes)).logits.amax(dim=(0, 1))
 
+    def closer_look(self, features: MiniFeatures, prompt: Prompt, found: ConceptMap) -> CloserLook | None:
+        """A phrase asked again in a window around drawn boxes, or around all parts that the whole frame showed of it.
+
+        None where the concept is hardly there, what was found fills the frame, or the prompt has examples.
+        """
+        if features.closer is None or prompt.text is None or prompt.exemplars:
+            return None
+        edges = np.array([box.xyxy for box in prompt.boxes], dtype=np.float64)
+        if not len(edges):
+            parts = box_of_mask((found.logits > 0).numpy()) if found.presence >= LOOKED_AT_FROM else None
+            if parts is None:
+                return None
+            edges = features.place.boxes_from_square(np.array([parts]))
+        low, high = edges.min(axis=0), edges.max(axis=0)
+        shape = (features.place.height, features.place.width)
+        window = closer_window((low[0], low[1], high[2], high[3]), shape)
+        if window is None:
+            return None
+        near = features.closer(window)
+        again = self.concept_map(near, prompt.text, tuple(_moved(box, window) for box in prompt.boxes))
+        return CloserLook(window, again.presence, near.place.logits_to_frame(again.logits[None])[0])
+
     def _decode_concept(self, features: MiniFeatures, prompt: Prompt, threshold: float | None) -> Masks:
         limits = self.card.thresholds
         found = self.concept_map(features, prompt.text, prompt.exemplars + prompt.boxes)
+        look = self.closer_look(features, prompt, found) if limits.looks_closer else None
+        presence = with_second_presence(found.presence, None if look is None else look.presence, limits.closer_presence)
         # A drawn box or an example says that the concept is there; the phrase alone has to earn it.
-        is_present = found.presence >= limits.presence or bool(prompt.boxes) or prompt.text is None
+        is_present = presence >= limits.presence or bool(prompt.boxes) or prompt.text is None
         objects: list[ObjectMask] = []
         frame = (features.place.height, features.place.width)
-        if is_present if threshold is None else found.presence >= threshold:
-            probability = features.place.logits_to_frame(self._settled(features, prompt, found.logits)[None])[0]
-            parts = agreeing(split_objects(probability.sigmoid().numpy(), limits.mask), frame, prompt.points)
-            scored = [replace(part, score=found.presence * part.score) for part in parts]
+        if is_present if threshold is None else presence >= threshold:
+            probability = self._settled(features, prompt, found, look).sigmoid().numpy()
+            parts = agreeing(split_objects(probability, limits.mask), frame, prompt.points)
+            scored = [replace(part, score=presence * part.score) for part in parts]
             kept = [part for part in scored if part.score >= (threshold or 0.0)]
             objects = sorted(kept, key=lambda part: -part.score)
         if prompt.text is None:
             return Masks((1, *frame), tuple(objects))
-        return Masks((1, *frame), tuple(objects), prompt.text, found.presence, is_present)
+        return Masks((1, *frame), tuple(objects), prompt.text, presence, is_present)
 
-    def _settled(self, features: MiniFeatures, prompt: Prompt, logits: Tensor) -> Tensor:
-        """The concept's logits (256, 256) after the box decoder was heard: on drawn boxes, or on those of the parts."""
-        limits = self.card.thresholds
+    def _settled(self, features: MiniFeatures, prompt: Prompt, found: ConceptMap, look: CloserLook | None) -> Tensor:
+        """A concept's logits over the frame (H, W) after the closer look and the box decoder were heard, the latter on
+        drawn boxes or on those of the parts.
+        """
+        limits, logits = self.card.thresholds, found.logits
+        if limits.refine_share and not prompt.boxes:
+            second = self.refined(features, logits).numpy()
+            logits = torch.from_numpy(
+                blend_where_agreed(logits.numpy(), second, limits.refine_share, limits.refine_iou)
+            )
+        framed = features.place.logits_to_frame(logits[None])[0]
+        if look is not None:
+            framed = look.onto(framed, limits.closer_share)
         if prompt.boxes:
-            drawn = self._geometry_logits(features, prompt).amax(dim=0)
-            return _inside_boxes(limits.box_share * drawn + (1 - limits.box_share) * logits, prompt, features.place)
-        if not limits.refine_share:
-            return logits
-        second = self.refined(features, logits)
-        blended = blend_where_agreed(logits.numpy(), second.numpy(), limits.refine_share, limits.refine_iou)
-        return torch.from_numpy(blended)
+            drawn = features.place.logits_to_frame(self._geometry_logits(features, prompt)).amax(dim=0)
+            framed = _inside_boxes(framed.lerp(drawn, limits.box_share), prompt.boxes)
+        return framed
 
     def _decode_geometry(self, features: MiniFeatures, prompt: Prompt, threshold: float | None) -> Masks:
         logits = features.place.logits_to_frame(self._geometry_logits(features, prompt))
@@ -260,15 +328,27 @@ def _exemplars(exemplars: tuple[Box, ...], place: Letterbox) -> ExemplarBoxes:
     return ExemplarBoxes(boxes[None], positive[None], torch.ones_like(positive)[None])
 
 
-def _inside_boxes(logits: Tensor, prompt: Prompt, place: Letterbox) -> Tensor:
-    """Push the logits (256, 256) far below zero outside the drawn boxes, with a margin of a tenth of their sides."""
-    if not prompt.boxes:
-        return logits
+def with_second_presence(first: float, second: float | None, share: float) -> float:
+    """A probability with `share` of a second one mixed in, as logits; the first where there is no second."""
+    if second is None:
+        return first
+    logits = torch.logit(torch.tensor([first, second], dtype=torch.float64), eps=1e-6)
+    return float(logits[0].lerp(logits[1], share).sigmoid())
+
+
+def _moved(box: Box, window: Window) -> Box:
+    """A box of the frame as one of a window."""
+    x0, y0, x1, y1 = box.xyxy
+    return replace(box, x0=x0 - window.left, y0=y0 - window.top, x1=x1 - window.left, y1=y1 - window.top)
+
+
+def _inside_boxes(logits: Tensor, boxes: Sequence[Box]) -> Tensor:
+    """Push the logits (H, W) far below zero outside the drawn boxes, with a margin of a tenth of their sides."""
     keep = torch.zeros_like(logits, dtype=torch.bool)
-    for x0, y0, x1, y1 in place.boxes_to_square(np.array([box.xyxy for box in prompt.boxes])):
+    for x0, y0, x1, y1 in (box.xyxy for box in boxes):
         dx, dy = (x1 - x0) / 10, (y1 - y0) / 10
-        rows = slice(max(0, int(y0 - dy)), int(np.ceil(y1 + dy)) + 1)
-        keep[rows, max(0, int(x0 - dx)) : int(np.ceil(x1 + dx)) + 1] = True
+        rows = slice(max(0, int(y0 - dy)), max(0, int(np.ceil(y1 + dy)) + 1))
+        keep[rows, max(0, int(x0 - dx)) : max(0, int(np.ceil(x1 + dx)) + 1)] = True
     return torch.where(keep, logits, torch.full_like(logits, -20.0))
 
 

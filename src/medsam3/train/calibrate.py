@@ -1,7 +1,8 @@
 """Thresholds and shares of the small model, chosen on the validation split and stored beside its weights.
 
-Every choice is a small grid search by Dice: first the share and the agreement of the box decoder, then the mask
-threshold, then the box decoder's share where a box is drawn. Each concept of a data set weighs as the square root of
+Every choice is a small grid search by Dice: first the share and the agreement of the box decoder, then the share of the
+closer look, the mask threshold, and the box decoder's share where a box is drawn. How much the closer look says of
+presence is chosen by AUROC. Each concept of a data set weighs as the square root of
 its images: one of two images says little, and one of two hundred shall not rule. The presence threshold keeps 95 % of
 what is present.
 """
@@ -20,32 +21,40 @@ from numpy.typing import NDArray
 from medsam3.eval.metrics import dice
 from medsam3.geometry import box_of_mask
 from medsam3.models.box_decoder import Geometry
-from medsam3.models.letterbox import Letterbox, letterbox_labels
-from medsam3.models.mini import MiniFeatures, MiniSegmenter, MiniThresholds
+from medsam3.models.letterbox import SIDE, Letterbox, letterbox_labels
+from medsam3.models.mini import CloserLook, MiniFeatures, MiniSegmenter, MiniThresholds, with_second_presence
 from medsam3.models.mini_objects import blend_where_agreed
-from medsam3.prompts import Box
+from medsam3.prompts import Box, Prompt
 from medsam3.train.cache import CachedView
 from medsam3.train.data import Sample
 
 Logits = NDArray[np.float32]
 MASK_GRID = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 SHARE_GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+CLOSER_GRID = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 1.0)
 IOU_GRID = (0.0, 0.7, 0.8, 0.9)
 LEAST_SENSITIVITY = 0.95
+NOWHERE = np.full((SIDE, SIDE), np.nan, dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The model's raw answer to one question of the validation split, on the 256 x 256 square."""
+    """The model's raw answer to one question of the validation split, on the 256 x 256 square.
+
+    The closer looks are NaN outside their window; `closer_presence` is None where there was no such look.
+    """
 
     dataset: str
     concept: str
     is_present: bool
     presence: float
+    closer_presence: float | None
     truth: NDArray[np.bool_]
     text: Logits
     refined: Logits
+    closer: Logits
     boxed_text: Logits
+    boxed_closer: Logits
     box: Logits
 
 
@@ -69,7 +78,7 @@ def collect(
     """Answers for every target of the samples, from cached features."""
     answers = []
     for sample in samples:
-        features = _features(segmenter, sample, view)
+        features = _features(segmenter, sample, view, with_frame=True)
         for target in sample.targets:
             truth = letterbox_labels(target.load()) > 0
             answers.append(_answer(segmenter, features, sample.dataset, target.concept, truth))
@@ -77,34 +86,68 @@ def collect(
     return answers
 
 
-def _features(segmenter: MiniSegmenter, sample: Sample, view: CachedView) -> MiniFeatures:
-    """Of a sample's square as it is cached."""
+def _features(segmenter: MiniSegmenter, sample: Sample, view: CachedView, *, with_frame: bool) -> MiniFeatures:
+    """Of a sample's square as it is cached; its picture is read where closer looks are taken."""
     row = view.rows[sample.name]
     neck = torch.from_numpy(np.array(view.neck[row])).float()[None]
-    return segmenter.features(np.array(view.pixels[row]), Letterbox(256, 256), neck)
+    square = np.array(view.pixels[row])
+    if not with_frame:
+        return segmenter.features(square, Letterbox(256, 256), neck)
+    rgb = sample.load_rgb()
+    features = segmenter.features(square, Letterbox(rgb.shape[0], rgb.shape[1]), neck)
+    return replace(features, closer=segmenter.closer_features(rgb))
 
 
 def _answer(
     segmenter: MiniSegmenter, features: MiniFeatures, dataset: str, concept: str, truth: NDArray[np.bool_]
 ) -> Answer:
     with torch.inference_mode():
+        phrase = Prompt(text=concept)
         found = segmenter.concept_map(features, concept)
+        look = segmenter.closer_look(features, phrase, found)
         edges = box_of_mask(truth)
         blank = torch.full_like(found.logits, -20.0)
         refined = boxed = drawn = blank
+        boxed_look = None
         if edges is not None:
             refined = segmenter.refined(features, found.logits)
-            boxed = segmenter.concept_map(features, concept, (Box(*edges),)).logits
+            box = Box(*features.place.boxes_from_square(np.array([edges]))[0])
+            asked = segmenter.concept_map(features, concept, (box,))
+            boxed, boxed_look = asked.logits, segmenter.closer_look(features, replace(phrase, boxes=(box,)), asked)
             drawn = segmenter.boxes.decode(features.neck, Geometry(boxes=torch.tensor([edges]).float())).logits[0, 0]
-    maps = [value.numpy().astype(np.float32) for value in (found.logits, refined, boxed, drawn)]
-    return Answer(dataset, concept, bool(truth.any()), found.presence, truth, *maps)
+    text, refined_, boxed_, drawn_ = (
+        value.numpy().astype(np.float32) for value in (found.logits, refined, boxed, drawn)
+    )
+    return Answer(
+        dataset,
+        concept,
+        bool(truth.any()),
+        found.presence,
+        None if look is None else look.presence,
+        truth,
+        text,
+        refined_,
+        _on_square(look, features.place),
+        boxed_,
+        _on_square(boxed_look, features.place),
+        drawn_,
+    )
+
+
+def _on_square(look: CloserLook | None, place: Letterbox) -> Logits:
+    """A closer look's logits on the square (256, 256), NaN outside its window."""
+    if look is None:
+        return NOWHERE
+    framed = np.full((place.height, place.width), np.nan, dtype=np.float32)
+    look.window.cut(framed)[:] = look.logits.numpy()
+    return place.sampled_on_square(framed, outside=np.nan)
 
 
 def text_dice(segmenter: MiniSegmenter, samples: Sequence[Sample], view: CachedView) -> float:
     """Mean over the concepts of the mean Dice of a phrase alone, without the box decoder: what early stopping reads."""
     found: dict[str, list[float]] = defaultdict(list)
     for sample in samples:
-        features = _features(segmenter, sample, view)
+        features = _features(segmenter, sample, view, with_frame=False)
         for target in sample.targets:
             if target.is_present:
                 truth = letterbox_labels(target.load()) > 0
@@ -117,7 +160,6 @@ def text_dice(segmenter: MiniSegmenter, samples: Sequence[Sample], view: CachedV
 
 def calibrate(answers: Sequence[Answer]) -> Calibration:
     """Choose mask threshold, shares and presence threshold."""
-    chosen = MiniThresholds()
     counts = Counter(f"{answer.dataset}/{answer.concept}" for answer in answers if answer.is_present)
 
     def merit(logits: Callable[[Answer], Logits], level: float) -> float:
@@ -126,31 +168,48 @@ def calibrate(answers: Sequence[Answer]) -> Calibration:
         return float(np.average(list(found.values()), weights=weights)) if found else 0.0
 
     refine, least_iou = max(product(SHARE_GRID, IOU_GRID), key=lambda pair: merit(_refined(*pair), 0.5))
-    mixed = _refined(refine, least_iou)
+    whole = _refined(refine, least_iou)
+    closer = max(CLOSER_GRID, key=lambda value: merit(_looked_closer(whole, value), 0.5))
+    mixed = _looked_closer(whole, closer)
     mask = max(MASK_GRID, key=lambda level: merit(mixed, level))
-    share = max(SHARE_GRID, key=lambda value: merit(_mix("boxed_text", "box", value), mask))
-    probabilities = np.array([answer.presence for answer in answers])
+    share = max(SHARE_GRID, key=lambda value: merit(_boxed(value, closer), mask))
     truth = np.array([answer.is_present for answer in answers])
+    of_look = max(CLOSER_GRID, key=lambda value: np.nan_to_num(auroc(presences(answers, value), truth)))
+    probabilities = presences(answers, of_look)
     presence = presence_threshold(probabilities, truth)
-    chosen = replace(chosen, refine_share=refine, refine_iou=least_iou, mask=mask, box_share=share, presence=presence)
+    chosen = MiniThresholds(presence, mask, share, refine, least_iou, closer, of_look)
     return Calibration(
         thresholds=chosen,
         dice_text=dice_by_concept(answers, mixed, mask),
-        dice_text_box=dice_by_concept(answers, _mix("boxed_text", "box", share), mask),
+        dice_text_box=dice_by_concept(answers, _boxed(share, closer), mask),
         presence_auroc=auroc(probabilities, truth),
     )
 
 
-def _refined(share: float, least_iou: float) -> Callable[[Answer], Logits]:
-    return lambda answer: blend_where_agreed(answer.text, answer.refined, share, least_iou)
+def presences(answers: Sequence[Answer], share: float) -> NDArray[np.float64]:
+    """Presence of each answer, with a share of its closer look's where there was one."""
+    return np.array([with_second_presence(one.presence, one.closer_presence, share) for one in answers])
 
 
-def _mix(first: str, second: str, share: float) -> Callable[[Answer], Logits]:
+def _looked_closer(whole: Callable[[Answer], Logits], share: float) -> Callable[[Answer], Logits]:
+    return lambda answer: _within(whole(answer), answer.closer, share)
+
+
+def _within(whole: Logits, closer: Logits, share: float) -> Logits:
+    mixed: Logits = np.where(np.isnan(closer), whole, (1 - share) * whole + share * closer)
+    return mixed
+
+
+def _boxed(share: float, closer: float) -> Callable[[Answer], Logits]:
     def mixed(answer: Answer) -> Logits:
-        result: Logits = (1 - share) * getattr(answer, first) + share * getattr(answer, second)
+        result: Logits = (1 - share) * _within(answer.boxed_text, answer.boxed_closer, closer) + share * answer.box
         return result
 
     return mixed
+
+
+def _refined(share: float, least_iou: float) -> Callable[[Answer], Logits]:
+    return lambda answer: blend_where_agreed(answer.text, answer.refined, share, least_iou)
 
 
 def dice_by_concept(

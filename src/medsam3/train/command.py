@@ -85,7 +85,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=int, help="prompts an image (default: 2; sam3: 4)")
     parser.add_argument("--negative", type=float, help="share of the further prompts that are absent (default: 0.5)")
     parser.add_argument(
-        "--closer", type=float, metavar="S", help="share of the views that enlarge a window around an object (default: 0.3)"
+        "--closer",
+        type=float,
+        metavar="S",
+        help="share of the views that enlarge a window around an object (default: 0.3)",
     )
     parser.add_argument("--absent", type=int, metavar="N", help="N more absent prompts an image (default: 0)")
     parser.add_argument("--accumulate", type=int, metavar="N", help="batches an update (default: 1)")

@@ -22,9 +22,9 @@ from medsam3.agent.chat import ToolCall
 from medsam3.agent.instructions import Wish, read_instruction
 from medsam3.agent.measuring import overlap, plane_of
 from medsam3.agent.values import Decision, Mark, Situation, Step
-from medsam3.windows import closer_window
 from medsam3.concepts import find
 from medsam3.geometry import BoolArray
+from medsam3.windows import closer_window
 
 Kind = Literal["phrasings", "closer", "tiles", "boxes", "phrase and boxes"]
 KINDS: tuple[Kind, ...] = ("phrasings", "closer", "tiles", "boxes", "phrase and boxes")
