@@ -82,15 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "an adapter (small model: on the text encoder; sam3: MedSAM-3 v1's), or everything (default: detector, with "
         "lite0: all)",
     )
-    parser.add_argument("--prompts", type=int, help="prompts an image (default: 2; sam3: 4)")
-    parser.add_argument("--negative", type=float, help="share of the further prompts that are absent (default: 0.5)")
-    parser.add_argument(
-        "--closer",
-        type=float,
-        metavar="S",
-        help="share of the views that enlarge a window around an object (default: 0.3)",
-    )
-    parser.add_argument("--absent", type=int, metavar="N", help="N more absent prompts an image (default: 0)")
+    _add_sampling_arguments(parser)
     parser.add_argument("--accumulate", type=int, metavar="N", help="batches an update (default: 1)")
     parser.add_argument("--warmup-steps", type=int, help="updates until the peak rate (default: 150; sam3: 100)")
     parser.add_argument("--save-every", type=int, help="updates between checkpoints (default: 100)")
@@ -105,6 +97,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="report on the data, describe the run, and stop")
     add_sam3_arguments(parser)
+
+
+def _add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompts", type=int, help="prompts an image (default: 2; sam3: 4)")
+    parser.add_argument("--negative", type=float, help="share of the further prompts that are absent (default: 0.5)")
+    parser.add_argument(
+        "--closer",
+        type=float,
+        metavar="S",
+        help="share of the views that enlarge a window around an object (default: 0.3)",
+    )
+    parser.add_argument("--absent", type=int, metavar="N", help="N more absent prompts an image (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
