@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -102,6 +103,21 @@ def test_two_boxes_are_two_objects() -> None:
     model = segmenter()
     boxes = (Box(10, 10, 40, 40), Box(100, 50, 150, 100))
     assert len(model.decode(model.encode(frame()), Prompt(boxes=boxes))) == 2
+
+
+def test_the_same_boxes_with_another_phrase_are_decoded_once() -> None:
+    model = segmenter()
+    boxes = (Box(10, 10, 40, 40), Box(100, 50, 150, 100))
+    with patch.object(model.boxes, "decode", wraps=model.boxes.decode) as decoded:
+        features = model.encode(frame())
+        alone = model.decode(features, Prompt(boxes=boxes))
+        for phrase in ("polyp", "ulcer"):
+            model.decode(features, Prompt(phrase, boxes=boxes))
+        assert decoded.call_count == 1
+        assert len(model.decode(features, Prompt(boxes=boxes[:1]))) == 1
+        again = model.decode(features, Prompt(boxes=boxes))
+    assert decoded.call_count == 3
+    assert [found.box for found in again.objects] == [found.box for found in alone.objects]
 
 
 def test_a_click_gives_one_object_under_it_and_spares_the_negative_click() -> None:

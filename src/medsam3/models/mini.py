@@ -36,7 +36,6 @@ from medsam3.prompts import Box, Prompt
 from medsam3.windows import Window, closer_window
 
 SHIPPED_WEIGHTS = Path(__file__).parent.parent / "weights" / "mini.safetensors"
-FROZEN_WEIGHTS = SHIPPED_WEIGHTS.with_name("mini-frozen.safetensors")
 VISUAL_PHRASE = "visual"
 MOST_REFINED = 4
 LOOKED_AT_FROM = 0.1
@@ -87,13 +86,15 @@ class MiniCard:
 @dataclass(frozen=True)
 class MiniFeatures:
     """One encoded frame. The neck, which boxes, clicks and following need, is computed when it is first asked for, and
-    so are the features of a window of the frame; `closer` is None where the frame itself is not at hand.
+    so are the features of a window of the frame; `closer` is None where the frame itself is not at hand. The box
+    decoder's last answer is kept for the same boxes asked with another phrase.
     """
 
     place: Letterbox
     levels: tuple[VisionLevels, ...]  # one for each detector
     make_neck: Callable[[], Tensor]
     closer: Callable[[Window], MiniFeatures] | None = None
+    drawn: dict[tuple[Box, ...], Tensor] = field(default_factory=dict, repr=False)
 
     @cached_property
     def neck(self) -> Tensor:
@@ -299,9 +300,12 @@ class MiniSegmenter:
             clicks = np.array([(point.x, point.y) for point in prompt.points], dtype=np.float64)
             positive = np.array([point.is_positive for point in prompt.points])
             return self._click_logits(features, place.points_to_square(clicks), positive)[None]
-        edges = np.array([box.xyxy for box in prompt.boxes], dtype=np.float64)
-        boxes = torch.from_numpy(place.boxes_to_square(edges)).float()
-        return self.boxes.decode(features.neck, Geometry(boxes=boxes)).logits[:, 0]
+        if prompt.boxes not in features.drawn:
+            edges = np.array([box.xyxy for box in prompt.boxes], dtype=np.float64)
+            boxes = torch.from_numpy(place.boxes_to_square(edges)).float()
+            features.drawn.clear()
+            features.drawn[prompt.boxes] = self.boxes.decode(features.neck, Geometry(boxes=boxes)).logits[:, 0]
+        return features.drawn[prompt.boxes]
 
     def _click_logits(self, features: MiniFeatures, clicks: NDArray[np.float64], positive: NDArray[np.bool_]) -> Tensor:
         """One object (256, 256) from clicks (P, 2) on the square: LiteMedSAM's point tokens carry nothing (Dice .006 on
