@@ -2,14 +2,19 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 import medsam3
 from medsam3.app.cli import main
+from medsam3.errors import InputError
+from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
+from medsam3.train.run import averaged
 
 COLUMNS = ("dataset", "image", "mask", "concept", "label_value", "split", "group", "present")
 SIZE = (48, 64)
@@ -126,13 +131,28 @@ def test_joined_weights_are_one_file_that_segments(tmp_path: Path) -> None:
     assert main(["train", str(data), "--out", str(anew), "--join", weights[0], *shared]) == 0
     before, after = (json.loads((run / "mini.json").read_text()) for run in (runs[0], anew))
     assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
+    mean = tmp_path / "mean"
+    both = [weights[0], str(anew / "mini.safetensors")]
+    assert main(["train", str(data), "--out", str(mean), "--join", *both, "--average", *shared]) == 0
+    assert [made["training"]["steps"] for made in json.loads((mean / "mini.json").read_text())["averaged"]] == [1, 1]
     [again] = medsam3.segment(data / "2.png", "polyp", medsam3.load("mini", weights=anew / "mini.safetensors"))
     assert again.shape == (1, *SIZE)
+
+
+def test_the_mean_of_detectors_is_one_of_their_form() -> None:
+    config = MiniDetectorConfig(width=16, heads=2, feed_forward=16, encoder_layers=1, decoder_layers=1, queries=2)
+    detectors = [MiniDetector(config) for _ in range(2)]
+    mean = averaged(detectors)
+    parts = zip(mean.parameters(), *(detector.parameters() for detector in detectors), strict=True)
+    assert all(torch.allclose(value, (first + second) / 2) for value, first, second in parts)
+    with pytest.raises(InputError, match="unlike detectors"):
+        averaged([detectors[0], MiniDetector(replace(config, queries=3))])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--average"], "--average was given without several weights"),
         (["--steps", "0"], "--steps is 0, it must be positive"),
         (["--images-per-step", "3"], "there are only 2 train images"),
         (["--datasets", "two"], "there is no data set two"),

@@ -30,6 +30,7 @@ _EPILOG = f"""examples:
   medsam3 train --coco train.json --coco-val val.json --images images/ --out runs/mine --steps 800
   medsam3 train --folder images/ masks/ --labels "1|2=optic disc,2=optic cup" --out runs/eyes
   medsam3 train data/ --out runs/both --join runs/mine/mini.safetensors runs/frozen/mini.safetensors
+  medsam3 train data/ --out runs/mean --join runs/mine/mini.safetensors runs/later/mini.safetensors --average
   medsam3 train data/ --out runs/careful --steps 6000 --absent 5 --val-every 300 --patience 4
   medsam3 train data/ --out runs/words --init runs/mine/mini.safetensors --trains text
   accelerate launch --cpu --num_processes 2 -m medsam3 train data/ --out runs/two
@@ -54,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="train nothing: make one weight of several that answers with their mean",
+    )
+    parser.add_argument(
+        "--average", action="store_true", help="with --join: take the mean of the weights in place of their answers"
     )
     parser.add_argument("--steps", type=int, help="updates (default: 1600; sam3: 2000)")
     parser.add_argument("--views", type=int, help="cached views an image, the plain one included (default: 2; sam3: 1)")
@@ -128,6 +132,8 @@ def run(args: argparse.Namespace) -> int:
     samples = read_data(args)
     config = _config(args, samples)
     _check_cards(args.join or ())
+    if args.average and len(args.join or ()) < 2:
+        raise InputError("--average was given without several weights to average: name them with --join")
     from medsam3.train.workers import workers_for  # noqa: PLC0415
 
     workers = workers_for("cpu")
@@ -157,7 +163,7 @@ def _train(args: argparse.Namespace, samples: tuple[Sample, ...], settings: RunS
     with Bars() as bars, steps_shown(bars, args.out, has_board=args.board) as shown:
         hooks = RunHooks(bars.phase, bars.item, shown.on_step, shown.on_measured)
         if args.join:
-            result: RunResult | None = join_and_export(args.join, samples, settings, hooks=hooks)
+            result: RunResult | None = join_and_export(args.join, samples, settings, averages=args.average, hooks=hooks)
         else:
             result = train_and_export(samples, settings, workers, hooks=hooks)
     assert result is not None  # the first process has a result

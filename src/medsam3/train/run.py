@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from medsam3 import __version__
+from medsam3.errors import InputError
 from medsam3.models.box_decoder import BoxDecoder
 from medsam3.models.encoder_files import LITE_MEDSAM, TRUNK, locate, locate_trunk
 from medsam3.models.mini import (
@@ -215,18 +216,23 @@ def join_and_export(
     samples: Sequence[Sample],
     settings: RunSettings,
     *,
+    averages: bool = False,
     hooks: RunHooks | None = None,
 ) -> RunResult:
     """Several trained weights as one that answers with their mean logits; thresholds are chosen on val anew.
 
-    Of one file only the thresholds are chosen; its card says the same of how it was made.
+    Of one file only the thresholds are chosen; its card says the same of how it was made. With `averages` the
+    parameters are averaged in place of the answers (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR
+    2022), which suits weights of which one started from the other.
 
     Raises:
-        InputError: The encoders are not there, or a file is not of `medsam3 train`.
+        InputError: The encoders are not there, a file is not of `medsam3 train`, or unlike detectors are averaged.
     """
     encoders, hooks = locate(), hooks or RunHooks()
     members = [load_mini(path, encoders) for path in weights]
     detectors = [detector for member in members for detector in member.detectors]
+    if averages:
+        detectors = [averaged(detectors)]
     first = members[0]
     card = MiniCard(tuple(detector.config for detector in detectors), MiniThresholds())
     joined = MiniSegmenter(first.images, first.texts, first.boxes, detectors, card)
@@ -243,10 +249,25 @@ def join_and_export(
     content = {
         "detector": [asdict(config) for config in card.detectors],
         **_encoders(*card.detectors),
-        "joined": [_lineage(path) for path in weights],
+        "averaged" if averages else "joined": [_lineage(path) for path in weights],
         "data": data_summary(samples),
     }
     return write_weights(settings.out, state, content, calibration)
+
+
+def averaged(detectors: Sequence[MiniDetector]) -> MiniDetector:
+    """One detector whose parameters are the mean of theirs.
+
+    Raises:
+        InputError: They are not of one configuration.
+    """
+    config = detectors[0].config
+    if any(detector.config != config for detector in detectors):
+        raise InputError("weights of unlike detectors were given: leave --average out to join their answers")
+    states = [detector.state_dict() for detector in detectors]
+    mean = MiniDetector(config)
+    mean.load_state_dict({name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]})
+    return mean
 
 
 def _half_precision_encoder(images: ImageEncoder) -> Callable[[NDArray[np.uint8]], NDArray[np.float16]]:

@@ -26,7 +26,7 @@ EXAMPLES = """
   medsam3 train --coco train.json --coco-val val.json --images images/ --base sam3 --weights facebook/sam3 --out runs/s3
   medsam3 train data/ --base sam3 --weights sam3.pt --trains lora --out runs/lora --dry-run
   accelerate launch --multi_gpu -m medsam3 train data/ --base sam3 --weights sam3.pt --trains all --out runs/all"""
-_MINI_ONLY = ("init", "views_of", "join", "absent", "val_every", "patience")
+_MINI_ONLY = ("init", "views_of", "join", "average", "absent", "val_every", "patience")
 
 
 def add_sam3_arguments(parser: argparse.ArgumentParser) -> None:
