@@ -21,6 +21,7 @@ from medsam3.models.box_decoder import BoxDecoder, BoxMasks, Geometry
 from medsam3.models.encoder_files import EncoderFiles
 from medsam3.models.letterbox import Letterbox, letterbox, letterbox_labels
 from medsam3.models.mini import (
+    SHIPPED_WEIGHTS,
     ConceptMap,
     ImageEncoder,
     MiniCard,
@@ -34,6 +35,7 @@ from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
 from medsam3.models.mini_objects import agreeing, blend_where_agreed, split_objects
 from medsam3.models.text_encoder import TextEncoder, TextTokens
 from medsam3.prompts import Box, Point, Prompt
+from medsam3.train.licences import is_open
 
 TINY = MiniDetectorConfig(width=16, heads=2, feed_forward=16, encoder_layers=1, decoder_layers=2, queries=4)
 
@@ -381,9 +383,17 @@ def test_two_detectors_answer_with_their_mean_logits(tmp_path: Path) -> None:
 
 
 @pytest.mark.weights
-def test_the_weights_by_the_pure_recipe_are_a_model_of_their_own() -> None:
-    model = registry.load("mini-frozen")
+@pytest.mark.parametrize(("name", "is_frozen"), [("mini-frozen", True), ("mini-open", False)])
+def test_other_shipped_weights_are_models_of_their_own(name: str, is_frozen: bool) -> None:
+    model = registry.load(name)
     assert isinstance(model, MiniSegmenter)
-    assert [detector.config.is_frozen for detector in model.detectors] == [True]
-    with pytest.raises(InputError, match="mini-frozen has its own weights"):
-        registry.load("mini-frozen", weights="other.safetensors")
+    assert [detector.config.is_frozen for detector in model.detectors] == [is_frozen]
+    with pytest.raises(InputError, match=f"{name} has its own weights"):
+        registry.load(name, weights="other.safetensors")
+
+
+@pytest.mark.weights
+def test_the_open_weights_saw_only_data_under_open_licences() -> None:
+    seen = read_card(SHIPPED_WEIGHTS.with_name("mini-open.safetensors")).about
+    assert seen["started_from"] is None
+    assert all(is_open(dataset) for dataset in seen["data"]["images"])

@@ -112,12 +112,17 @@ def check_safetensors(path: Path) -> Path:
     return path
 
 
-def _load_mini_frozen(weights: Path | None, device: str) -> Segmenter:
-    if weights is not None:
-        raise InputError(f"model mini-frozen has its own weights, {weights} were given too: give them to model mini")
-    from medsam3.models.mini import FROZEN_WEIGHTS  # noqa: PLC0415
+def _beside_mini(name: str) -> Loader:
+    """Loads other shipped weights of the small model, which carry a name of their own."""
 
-    return _load_mini(FROZEN_WEIGHTS, device)
+    def load_shipped(weights: Path | None, device: str) -> Segmenter:
+        if weights is not None:
+            raise InputError(f"model {name} has its own weights, {weights} were given too: give them to model mini")
+        from medsam3.models.mini import SHIPPED_WEIGHTS  # noqa: PLC0415
+
+        return _load_mini(SHIPPED_WEIGHTS.with_name(f"{name}.safetensors"), device)
+
+    return load_shipped
 
 
 def _load_mini(weights: Path | None, device: str) -> Segmenter:
@@ -146,5 +151,12 @@ def _load_sam3(
     return load_sam3(weights or SAM3_NAME, options=Sam3Options(device=device), lora=adapter, vocabulary=vocabulary)
 
 
-LOADERS: dict[str, Loader] = {"mini": _load_mini, "mini-frozen": _load_mini_frozen, SAM3_NAME: _load_sam3}
-"""`mini-frozen` is the small model by the paper's recipe alone, with both encoders frozen."""
+LOADERS: dict[str, Loader] = {
+    "mini": _load_mini,
+    "mini-frozen": _beside_mini("mini-frozen"),
+    "mini-open": _beside_mini("mini-open"),
+    SAM3_NAME: _load_sam3,
+}
+"""`mini-frozen` is the small model by the paper's recipe alone, with both encoders frozen; `mini-open` was trained
+only on data under open licences.
+"""
