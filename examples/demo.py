@@ -21,7 +21,7 @@ import medsam3
 from medsam3.render import overlay, to_rgb
 
 OUT = Path("demo_out")
-QUESTIONS = (("retina.jpg", "optic disc"), ("ihc.png", "cell nucleus"))
+QUESTIONS = (("retina.jpg", "optic disc"), ("ihc.png", "nuclei"))
 PANEL_PIXELS = 512
 
 
