@@ -48,6 +48,7 @@ def table(results: dict[str, Any]) -> str:
             f"| {label} | {dataset} | {text['cases']} | {text['value']:.3f} ({text['low']:.3f}-{text['high']:.3f}) "
             f"| {box['value']:.3f} |"
         )
+    commits = dict.fromkeys([about["commit"]] if about["commit"] else [run["commit"] for run in pooled(results)])
     everything = next(row for row in summary["presence"] if row["scope"] == {"dataset": "all", "concept": "all"})
     auroc = everything["auroc"]
     lines += [
@@ -56,12 +57,18 @@ def table(results: dict[str, Any]) -> str:
         f"pairs of image and concept: AUROC {auroc['value']:.3f} ({auroc['low']:.3f}-{auroc['high']:.3f}), sensitivity "
         f"{everything['sensitivity']:.3f}, specificity {everything['specificity']:.3f}.",
         "",
-        f"Measured {about['date'][:10]} at commit {about['commit'][:10]}, weights "
+        f"Measured {about['date'][:10]} at commit {' and '.join(commit[:10] for commit in commits)}, weights "
         f"`{about['weights_sha256'][:12]}`, intervals by "
         "bootstrap over patients or groups; a missed object counts 0. All sets, metrics and settings: "
         "[docs/results](docs/results/mini.md).",
     ]
     return "\n".join(lines) + "\n"
+
+
+def pooled(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of the runs that were put together: what each was made with."""
+    runs: list[dict[str, Any]] = results["extras"]["pooled"]
+    return [run.get("about", run) for run in runs]
 
 
 def main() -> None:
