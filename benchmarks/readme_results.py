@@ -36,7 +36,7 @@ ROWS = (
 
 def table(results: dict[str, Any]) -> str:
     """The README's table in markdown, from a results JSON."""
-    about, summary = results["about"], results["summary"]
+    about, summary, pooled = results["about"], results["summary"], results["extras"]["pooled"]
     found = {(row["scope"]["dataset"], row["scope"]["concept"], row["mode"]): row for row in summary["overlap"]}
     lines = [
         "| concept | test set | n | phrase alone: Dice (95 % interval) | box from the truth (oracle): Dice |",
@@ -48,7 +48,7 @@ def table(results: dict[str, Any]) -> str:
             f"| {label} | {dataset} | {text['cases']} | {text['value']:.3f} ({text['low']:.3f}-{text['high']:.3f}) "
             f"| {box['value']:.3f} |"
         )
-    commits = dict.fromkeys([about["commit"]] if about["commit"] else [run["commit"] for run in pooled(results)])
+    commits = dict.fromkeys([about["commit"]] if about["commit"] else [run["about"]["commit"] for run in pooled])
     everything = next(row for row in summary["presence"] if row["scope"] == {"dataset": "all", "concept": "all"})
     auroc = everything["auroc"]
     lines += [
@@ -63,12 +63,6 @@ def table(results: dict[str, Any]) -> str:
         "[docs/results](docs/results/mini.md).",
     ]
     return "\n".join(lines) + "\n"
-
-
-def pooled(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of the runs that were put together: what each was made with."""
-    runs: list[dict[str, Any]] = results["extras"]["pooled"]
-    return [run.get("about", run) for run in runs]
 
 
 def main() -> None:
