@@ -6,11 +6,12 @@
     python benchmarks/volume.py sam3 --side 336
 
 The stacks are made up (a bright ellipsoid in noise, 512 x 512 x N; a moving disc, 512 x 384), so that nothing has to be
-fetched but the model; times and memory do not depend on what is seen, save that following costs only where something
-was found. OMP_NUM_THREADS=1 gives the time of one core. Each memory figure is measured in a process of its own.
-With `--stand-in` the model runs once, and then something that takes no time answers in its place, with features of the
-same size: that is the memory of all the rest, for long stacks. `sam3` takes SAM 3 at full size with random weights over
-four slices: a phrase on each, and a box on slice 1 that is followed both ways; `--side` is that of the model's square.
+fetched but the model; times and memory do not depend on what is seen, save that following and closer looks cost only
+where something was found. OMP_NUM_THREADS=1 gives the time of one core. Each memory figure is measured in a process of
+its own. With `--stand-in` the model runs once, and then something that takes no time answers in its place, with
+features of the same size: that is the memory of all the rest, for long stacks. `sam3` takes SAM 3 at full size with
+random weights over four slices: a phrase on each, and a box on slice 1 that is followed both ways; `--side` is that of
+the model's square.
 """
 
 from __future__ import annotations
