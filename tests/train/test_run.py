@@ -135,6 +135,11 @@ def test_joined_weights_are_one_file_that_segments(tmp_path: Path) -> None:
     both = [weights[0], str(anew / "mini.safetensors")]
     assert main(["train", str(data), "--out", str(mean), "--join", *both, "--average", *shared]) == 0
     assert [made["training"]["steps"] for made in json.loads((mean / "mini.json").read_text())["averaged"]] == [1, 1]
+    of_mean = tmp_path / "of_mean"
+    made_of = [str(mean / "mini.safetensors"), weights[1]]
+    assert main(["train", str(data), "--out", str(of_mean), "--join", *made_of, *shared]) == 0
+    first, _ = json.loads((of_mean / "mini.json").read_text())["joined"]
+    assert [made["training"]["steps"] for made in first["averaged"]] == [1, 1]
     [again] = medsam3.segment(data / "2.png", "polyp", medsam3.load("mini", weights=anew / "mini.safetensors"))
     assert again.shape == (1, *SIZE)
 

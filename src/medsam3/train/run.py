@@ -348,7 +348,8 @@ def _lineage(initial: Path | None) -> dict[str, Any] | None:
     if card is None or not card.exists():
         return None
     content = json.loads(card.read_text(encoding="utf-8"))
-    return {key: content.get(key) for key in ("sha256", "made", "training", "data", "curve", "started_from")}
+    made_of = {key: content[key] for key in ("joined", "averaged") if key in content}
+    return {key: content.get(key) for key in ("sha256", "made", "training", "data", "curve", "started_from")} | made_of
 
 
 def data_summary(samples: Sequence[Sample]) -> dict[str, Any]:
