@@ -1,19 +1,22 @@
 """Set measured results against the goals of docs/results.md, beside a U-Net and LiteMedSAM on the same cases.
 
-Run: medsam3 eval DATA --modes T,TB,I,TI --synonyms --absent 3 --out mini
+Run: medsam3 eval DATA --modes T,I,TI --out mini
      medsam3 eval DATA --baseline unet --out unet; medsam3 eval DATA --baseline litemedsam --out litemedsam
-     python benchmarks/goals.py mini/results.json --unet unet/results.json --litemedsam litemedsam/results.json
+     python benchmarks/goals.py --mini mini/results.json --unet unet/results.json --litemedsam litemedsam/results.json
 
-It replaces what stands between the marks of docs/results.md.
+It replaces what stands between the marks of docs/results.md, and keeps each image's Dice in docs/results/dice.csv: a
+row of the table that is not given anew is taken from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -22,6 +25,7 @@ from medsam3.eval.paper import PAPER_ROWS
 from medsam3.eval.records import CaseResult
 from medsam3.eval.saved import read_results
 
+KEPT = Path(__file__).parents[1] / "docs" / "results" / "dice.csv"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 MARKS = re.compile(r"(<!-- goals -->\n).*?(<!-- /goals -->)", re.DOTALL)
 LEAST_POSITIVES = 5
@@ -54,20 +58,60 @@ GOALS = (
 )
 ORACLE = tuple(Goal(row.concept, row.datasets, row.concept, row.medsam3_both) for row in reversed(PAPER_ROWS))
 
-Cases = Sequence[CaseResult]
+Model = Literal["mini", "unet", "litemedsam"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Dice of one answer about a concept that is there: asked by its name, oracle boxes without jitter."""
+
+    model: Model
+    mode: str
+    dataset: str
+    image: str
+    concept: str
+    group: str
+    dice: float
+
+
+COLUMNS = tuple(Kept.__dataclass_fields__)
+Cases = Sequence[Kept]
+
+
+def kept(model: Model, cases: Iterable[CaseResult]) -> list[Kept]:
+    """What is kept of a run's cases."""
+    return [
+        Kept(model, case.mode, case.dataset, case.image, case.concept, case.draw_group, round(case.dice, 4))
+        for case in cases
+        if case.is_present and case.phrasing == "name" and not case.jitter_percent and case.dice is not None
+    ]
+
+
+def read_kept() -> list[Kept]:
+    """What earlier runs left; nothing where there were none."""
+    if not KEPT.exists():
+        return []
+    with KEPT.open(encoding="utf-8", newline="") as stream:
+        return [Kept(**{**row, "dice": float(row["dice"])}) for row in csv.DictReader(stream)]  # type: ignore[arg-type]
+
+
+def write_kept(cases: Cases) -> None:
+    """In a fixed order, so that a version that changes little differs little."""
+    rows = sorted(
+        (case.model, case.mode, case.dataset, case.image, case.concept, case.group, case.dice) for case in cases
+    )
+    with KEPT.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
 
 
 def dice_of(cases: Cases, datasets: Sequence[str], concept: str, mode: str) -> dict[str, tuple[float, str]]:
-    """Dice and group by image, of a concept by its name where it is present, without jitter."""
+    """Dice and group by image, of a concept in a mode."""
     return {
-        case.image: (case.dice, case.draw_group)
+        case.image: (case.dice, case.group)
         for case in cases
-        if case.dataset in datasets
-        and case.concept == concept
-        and case.mode == mode
-        and case.is_present
-        and case.phrasing == "name"
-        and not case.jitter_percent
+        if case.dataset in datasets and case.concept == concept and case.mode == mode
     }
 
 
@@ -126,7 +170,7 @@ def oracle_table(cases: Cases, litemedsam: Cases) -> list[str]:
 
 def unet_table(cases: Cases, unet: Cases) -> list[str]:
     """All concepts that a U-Net was trained for, on the same images, the difference paired."""
-    pairs = sorted({(case.dataset, case.concept) for case in unet if case.is_present})
+    pairs = sorted({(case.dataset, case.concept) for case in unet})
     lines = [
         "| data set | concept | n | text alone | our U-Net | difference (95 %, paired) | |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -148,13 +192,16 @@ def unet_table(cases: Cases, unet: Cases) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="results.json of medsam3 eval")
-    parser.add_argument("--unet", type=Path, help="that of --baseline unet")
-    parser.add_argument("--litemedsam", type=Path, help="that of --baseline litemedsam")
+    parser.add_argument("--mini", type=Path, nargs="+", metavar="FILE", help="results.json of medsam3 eval")
+    parser.add_argument("--unet", type=Path, nargs="+", metavar="FILE", help="those of --baseline unet")
+    parser.add_argument("--litemedsam", type=Path, nargs="+", metavar="FILE", help="those of --baseline litemedsam")
     args = parser.parse_args()
-    own, unet, lite = (
-        () if path is None else read_results(path).cases for path in (args.results, args.unet, args.litemedsam)
-    )
+    given: dict[Model, list[Path] | None] = {"mini": args.mini, "unet": args.unet, "litemedsam": args.litemedsam}
+    cases = [case for case in read_kept() if not given[case.model]]
+    for model, paths in given.items():
+        cases += [case for path in paths or () for case in kept(model, read_results(path).cases)]
+    write_kept(cases)
+    own, unet, lite = ([case for case in cases if case.model == model] for model in given)
     tables = [text_table(own, unet), oracle_table(own, lite), *([unet_table(own, unet)] if unet else [])]
     block = "\n\n".join("\n".join(lines) for lines in tables) + "\n"
     text, count = MARKS.subn(lambda found: found[1] + block + found[2], PAGE.read_text(encoding="utf-8"))
