@@ -16,6 +16,9 @@ from typing import Any, Literal
 
 Category = Literal["anatomical structure", "morphologically altered structure"]
 
+Side = Literal["left", "right"]
+SIDES: tuple[Side, ...] = ("left", "right")
+
 _LEAST_SIMILARITY = 0.6
 
 
@@ -42,6 +45,7 @@ class Concept:
         name: The phrase that stands for it in data sets and tables.
         synonyms: Other phrasings, used in training: clinical, lay, plural, abbreviated, descriptive, misspelt.
         unseen_synonyms: Phrasings that are kept out of training, at least two.
+        further_phrasings: More ways to say it, by which the small model recognises it; training does not use them.
         code: A SNOMED CT code that surely holds for it. It may be wider in kind (a polyp is coded as a lesion), never a
             whole for its part; None where none is certain.
         category: Which of the two categories a DICOM segment of it belongs to.
@@ -51,14 +55,20 @@ class Concept:
     name: str
     synonyms: tuple[str, ...]
     unseen_synonyms: tuple[str, ...]
+    further_phrasings: tuple[str, ...]
     code: Code | None
     category: Category
     family: str
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        """The name, then all synonyms, unseen ones last."""
-        return (self.name, *self.synonyms, *self.unseen_synonyms)
+        """The name, then all synonyms, unseen ones, further phrasings last."""
+        return (self.name, *self.synonyms, *self.unseen_synonyms, *self.further_phrasings)
+
+    @property
+    def recognised(self) -> tuple[str, ...]:
+        """By these the small model recognises it: all but the unseen ones, which tell what unknown phrasings cost."""
+        return (self.name, *self.synonyms, *self.further_phrasings)
 
     @property
     def category_code(self) -> Code:
@@ -72,6 +82,7 @@ def _concept(entry: Mapping[str, Any]) -> Concept:
         name=entry["name"],
         synonyms=tuple(entry["synonyms"]),
         unseen_synonyms=tuple(entry["unseen_synonyms"]),
+        further_phrasings=tuple(entry["further_phrasings"]),
         code=None if code is None else Code(**code),
         category=entry["category"],
         family=entry["family"],
@@ -89,6 +100,12 @@ CONCEPTS: tuple[Concept, ...] = _read_table()
 def normalised(phrase: str) -> str:
     """The form in which phrases are compared: case, hyphens, kinds of apostrophe and extra white space do not count."""
     return " ".join(phrase.casefold().replace("’", "'").replace("-", " ").split())
+
+
+def side_of(phrase: str) -> Side | None:
+    """The side that a phrase names, which a mirrored picture shows as the other; None where it names none, or both."""
+    named = [side for side in SIDES if side in normalised(phrase).split()]
+    return named[0] if len(named) == 1 else None
 
 
 @cache

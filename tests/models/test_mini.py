@@ -24,13 +24,11 @@ from medsam3.models.mini import (
     SHIPPED_WEIGHTS,
     ConceptMap,
     ImageEncoder,
-    MiniCard,
     MiniFeatures,
     MiniSegmenter,
-    MiniThresholds,
     load_mini,
-    read_card,
 )
+from medsam3.models.mini_card import MiniCard, MiniThresholds, read_card
 from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
 from medsam3.models.mini_objects import agreeing, blend_where_agreed, split_objects
 from medsam3.models.text_encoder import TextEncoder, TextTokens
@@ -159,7 +157,7 @@ class SquareMeans(MiniSegmenter):
 
     def features(self, square: NDArray[np.uint8], place: Letterbox, neck: Tensor | None = None) -> MiniFeatures:
         del neck
-        return MiniFeatures(place, (), lambda: torch.from_numpy(square))
+        return MiniFeatures(place, (), lambda: torch.from_numpy(square), lambda: ())
 
     def concept_map(self, features: MiniFeatures, text: str | None, exemplars: tuple[Box, ...] = ()) -> ConceptMap:
         bright = features.neck.float().mean(dim=-1) > 128
@@ -382,11 +380,35 @@ def test_two_detectors_answer_with_their_mean_logits(tmp_path: Path) -> None:
     assert both.presence / (1 - both.presence) == pytest.approx((odds[0] * odds[1]) ** 0.5, rel=1e-4)
 
 
+@pytest.mark.parametrize("exemplars", [(), (Box(5, 8, 25, 28),)])
+def test_flips_make_the_answer_to_a_mirrored_picture_the_mirrored_answer(exemplars: tuple[Box, ...]) -> None:
+    # Of a square frame of 64 x 64, column x becomes 63 - x; so do the edges of an example, which change places.
+    turned = tuple(replace(box, x0=63 - box.x1, x1=63 - box.x0) for box in exemplars)
+    picture = np.random.default_rng(3).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    mirrored = np.ascontiguousarray(picture[:, ::-1])
+    plain = segmenter()
+    for model, is_mirrored in ((plain, False), (plain.with_flips(), True)):
+        first = model.concept_map(model.encode(picture), "polyp", exemplars)
+        second = model.concept_map(model.encode(mirrored), "polyp", turned)
+        same = torch.allclose(first.logits, second.logits.flip(-1), atol=1e-4)
+        assert same == is_mirrored
+        assert not is_mirrored or first.presence == pytest.approx(second.presence, abs=1e-5)
+
+
+def test_flips_leave_a_concept_with_a_side_as_it_is() -> None:
+    plain = segmenter()
+    for phrase, is_changed in (("Left-sided lung", False), ("lung", True)):
+        models = (plain, plain.with_flips())
+        first, second = (model.concept_map(model.encode(frame()), phrase) for model in models)
+        assert torch.equal(first.logits, second.logits) != is_changed
+
+
 @pytest.mark.weights
 @pytest.mark.parametrize(("name", "is_frozen"), [("mini-frozen", True), ("mini-open", False)])
 def test_other_shipped_weights_are_models_of_their_own(name: str, is_frozen: bool) -> None:
     model = registry.load(name)
     assert isinstance(model, MiniSegmenter)
+    assert model.name == name
     assert [detector.config.is_frozen for detector in model.detectors] == [is_frozen]
     with pytest.raises(InputError, match=f"{name} has its own weights"):
         registry.load(name, weights="other.safetensors")

@@ -13,6 +13,7 @@ import torch
 import medsam3
 from medsam3.app.cli import main
 from medsam3.errors import InputError
+from medsam3.models.mini import MiniSegmenter
 from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
 from medsam3.train.run import averaged
 
@@ -71,6 +72,7 @@ def test_a_data_folder_gives_weights_with_a_card_that_segment(
     card = json.loads((out / "mini.json").read_text())
     assert card["data"]["images"] == {"one": {"train": 2, "val": 1}}
     assert card["training"]["steps"] == 2
+    assert card["concepts"] == ["polyp"]  # the ulcer is nowhere there
     assert card["detector"]["image_encoder"] == encoder
     assert ("trained_encoder" in card) == (encoder == "lite0")
     assert [point["step"] for point in card["curve"]] == [0, 1]
@@ -78,6 +80,9 @@ def test_a_data_folder_gives_weights_with_a_card_that_segment(
     model = medsam3.load("mini", weights=out / "mini.safetensors")
     [masks] = medsam3.segment(data / "2.png", "polyp", model)
     assert masks.shape == (1, *SIZE)
+    assert isinstance(model, MiniSegmenter)
+    assert model.read("polypp").text == "polyp"
+    assert model.read("a spleen").is_taught is False
 
 
 @pytest.mark.weights
@@ -93,6 +98,7 @@ def test_coco_json_gives_weights_and_they_can_be_trained_further(tmp_path: Path)
     first, second = (json.loads((tmp_path / run / "mini.json").read_text()) for run in ("first", "second"))
     assert second["started_from"]["sha256"] == first["sha256"]
     assert second["training"]["initial_sha256"] == first["sha256"]
+    assert first["concepts"] == second["concepts"] == ["polyp"]
 
 
 @pytest.mark.weights
@@ -124,6 +130,7 @@ def test_joined_weights_are_one_file_that_segments(tmp_path: Path) -> None:
     card = json.loads((out / "mini.json").read_text())
     assert [detector["image_encoder"] for detector in card["detector"]] == ["lite0", "lite-medsam"]
     assert [made["training"]["steps"] for made in card["joined"]] == [1, 1]
+    assert card["concepts"] == ["polyp"]
     model = medsam3.load("mini", weights=out / "mini.safetensors")
     [masks] = medsam3.segment(data / "2.png", "polyp", model)
     assert masks.shape == (1, *SIZE)

@@ -52,6 +52,7 @@ class Job:
             self.model.name if not self.model.sha256 else "",
             self.model.sha256,
             numbers,
+            *(("flips",) if self.model.flips else ()),
             *self.stacks.key().items(),
         )
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
@@ -74,7 +75,7 @@ def job_from(args: argparse.Namespace) -> Job:
         formats=None if args.format is None else _formats(args.format),
         threshold=args.threshold,
         frames=frame_ranges(args.frame),
-        model=ModelChoice(args.model, args.weights, adapter_from(args), vocabulary_from(args), args.device),
+        model=ModelChoice(args.model, args.weights, adapter_from(args), vocabulary_from(args), args.device, args.flips),
         stacks=stack_choice(args),
     )
 

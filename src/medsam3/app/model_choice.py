@@ -59,6 +59,7 @@ class ModelChoice:
         adapter: To go on SAM 3's weights.
         vocabulary: CLIP's, for SAM 3's phrases; None looks in the usual places.
         device: Where it runs.
+        flips: Ask phrases of the mirrored picture too.
     """
 
     name: str = "mini"
@@ -66,6 +67,7 @@ class ModelChoice:
     adapter: AdapterChoice | None = None
     vocabulary: Path | None = None
     device: str = "cpu"
+    flips: bool = False
 
     def load(self) -> Segmenter:
         """The model, ready to segment.
@@ -76,7 +78,14 @@ class ModelChoice:
         from medsam3.models import registry  # noqa: PLC0415  may bring torch, which most errors do not need
 
         lora = None if self.adapter is None else self.adapter.source()
-        return registry.load(self.name, device=self.device, weights=self.weights, lora=lora, vocabulary=self.vocabulary)
+        return registry.load(
+            self.name,
+            device=self.device,
+            weights=self.weights,
+            lora=lora,
+            vocabulary=self.vocabulary,
+            flips=self.flips,
+        )
 
     @cached_property
     def sha256(self) -> dict[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from medsam3.image import Image, Masks
+from medsam3.models.phrase_reader import Reading
 from medsam3.prompts import Mode, Prompt
 
 HEADINGS = ("file", "concept", "present", "objects", "area px", "area mm2", "score")
@@ -43,6 +44,8 @@ class ResultRow:
         area_px: Pixels of all objects together, overlaps counted once.
         area_mm2: The same in square millimetres; None where the spacing is not known.
         outputs: Names of the files that were written.
+        read_as: What the phrase was taken for; None where it was asked as it stands.
+        is_taught: Whether the weights were taught what the phrase means; None where that is not known.
     """
 
     file: str
@@ -55,9 +58,19 @@ class ResultRow:
     area_px: int
     area_mm2: float | None
     outputs: tuple[str, ...]
+    read_as: str | None = None
+    is_taught: bool | None = None
 
     @classmethod
-    def from_masks(cls, file: str, prompt: Prompt, masks: Masks, image: Image, outputs: tuple[str, ...]) -> Self:
+    def from_masks(
+        cls,
+        file: str,
+        prompt: Prompt,
+        masks: Masks,
+        image: Image,
+        outputs: tuple[str, ...],
+        reading: Reading | None = None,
+    ) -> Self:
         """Measure what was found."""
         pixel_mm2 = pixel_area_mm2(image)
         area_px = int(masks.union().sum()) if len(masks) else 0
@@ -75,6 +88,8 @@ class ResultRow:
             area_px=area_px,
             area_mm2=_scaled(area_px, pixel_mm2),
             outputs=outputs,
+            read_as=None if reading is None or reading.text == reading.phrase else reading.text,
+            is_taught=None if reading is None else reading.is_taught,
         )
 
     @classmethod
@@ -97,13 +112,18 @@ class ResultRow:
         verdict = {True: " yes", False: " no", None: ""}[self.is_present]
         return (
             self.file,
-            self.concept or "-",
+            self._concept_cell(),
             "-" if self.presence is None else f"{self.presence:.2f}{verdict}",
             str(len(self.objects)),
             str(self.area_px),
             "-" if self.area_mm2 is None else f"{self.area_mm2:.1f}",
             f"{self.objects[0].score:.2f}" if self.objects else "-",
         )
+
+    def _concept_cell(self) -> str:
+        if self.read_as is not None:
+            return f"{self.concept} (as {self.read_as})"
+        return f"{self.concept} (not taught)" if self.is_taught is False else self.concept or "-"
 
 
 def pixel_area_mm2(image: Image) -> float | None:

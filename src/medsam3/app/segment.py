@@ -21,7 +21,7 @@ from medsam3.app.terminal import ProgressBar, in_options, print_table, progress_
 from medsam3.errors import InputError
 from medsam3.image import Image, Kind, Masks
 from medsam3.io.stack import Stack
-from medsam3.models.segmenter import Segmenter
+from medsam3.models.segmenter import Segmenter, reading_of
 from medsam3.prompts import Prompt
 
 _log = logging.getLogger(__name__)
@@ -126,6 +126,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", default="mini", metavar="NAME", help="mini (default), facebook/sam3, its folder, or sam3.pt"
     )
     model.add_argument("--weights", type=Path, metavar="FILE", help="weights of your own, made by medsam3 train")
+    model.add_argument("--flips", action="store_true", help="ask phrases of the mirrored picture too (mini)")
     add_sam3_arguments(model)
     model.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default); for SAM 3 also cuda or mps")
 
@@ -226,7 +227,7 @@ class _Work:
             journal=journal,
             progress=bar.show_slices,
         )
-        self._write(found, image_for(stack, formats, self.job.stacks), formats)
+        self._write(found, image_for(stack, formats, self.job.stacks), formats, segmenter)
         self.folder.forget(journal)
 
     def _finish_frames(self, chosen: Chosen, segmenter: Segmenter, bar: ProgressBar) -> None:
@@ -241,13 +242,14 @@ class _Work:
             frames=chosen.frames,
             progress=bar.show_slices,
         )
-        self._write(found, image, self.job.formats or DEFAULT_FORMATS[image.kind])
+        self._write(found, image, self.job.formats or DEFAULT_FORMATS[image.kind], segmenter)
 
-    def _write(self, found: Sequence[Masks], image: Image, formats: Sequence[str]) -> None:
+    def _write(self, found: Sequence[Masks], image: Image, formats: Sequence[str], segmenter: Segmenter) -> None:
         for (prompt, task), masks in zip(self._open, found, strict=True):
             stem = self.folder.stem(task, self.item.stem)
             names = self.folder.write(stem, masks, image, formats)
-            row = ResultRow.from_masks(self.item.label, prompt, masks, image, names)
+            reading = reading_of(segmenter, prompt.text)
+            row = ResultRow.from_masks(self.item.label, prompt, masks, image, names, reading)
             self.folder.record(stem, task, row)
             self.rows.append(row)
 
@@ -288,6 +290,9 @@ def _show(outcome: Outcome, job: Job, folder: OutputFolder, *, as_json: bool) ->
     if outcome.rows:
         print_table(HEADINGS, [row.cells() for row in outcome.rows])
         print(f"written to {folder.path}")
+    guessed = sorted({row.concept for row in outcome.rows if row.is_taught is False})
+    if guessed:
+        print(f"not taught to these weights, so the answer is a guess: {', '.join(guessed)} (see: medsam3 concepts)")
     if outcome.skipped:
         print(f"skipped {_files(outcome.skipped)} done before (--overwrite does them again)")
     if outcome.failures:

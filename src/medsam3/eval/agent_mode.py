@@ -92,7 +92,7 @@ def evaluate_agent(args: argparse.Namespace, config: EvalConfig, progress: Progr
         "data": about.data_sha256,
         "split": config.split,
     }
-    segmenter = load(args.model, weights=args.weights)
+    segmenter = load(args.model, weights=args.weights, flips=args.flips)
     journal = args.out / "agent-cases.jsonl"
     cases = _kept(journal, header, resume=args.resume)
     failures: list[str] = []

@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="?", type=Path, metavar="DATA_DIR", help="folder with an index.csv")
     parser.add_argument("--model", default="mini", help="name of the model (default: mini)")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights in place of the model's own")
+    parser.add_argument("--flips", action="store_true", help="ask phrases of the mirrored picture too (mini)")
     parser.add_argument("--datasets", default="", metavar="A,B", help="only these data sets")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: test")
     parser.add_argument("--fold", metavar="K/N", help="split each data set anew by group, and take fold K of N as test")
@@ -122,7 +123,9 @@ def _pool(args: argparse.Namespace) -> int:
 
 
 def _command() -> str:
-    return shlex.join(["medsam3", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "medsam3" else "from Python"
+    program = Path(sys.argv[0])
+    is_ours = program.stem == "medsam3" or program.parts[-2:] == ("medsam3", "__main__.py")  # python -m medsam3
+    return shlex.join(["medsam3", *sys.argv[1:]]) if is_ours else "from Python"
 
 
 def _agent(args: argparse.Namespace, config: EvalConfig) -> int:
@@ -175,6 +178,7 @@ def evaluate(args: argparse.Namespace, config: EvalConfig) -> tuple[Results, lis
         config=config,
         model=args.baseline or args.model,
         weights=args.weights,
+        flips=args.flips,
         out=args.out,
         is_resumed=args.resume,
         unet_minutes=args.baseline_minutes,

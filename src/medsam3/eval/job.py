@@ -39,6 +39,7 @@ class EvalJob:
         config: How they are asked about.
         model: Name of a model, or of a comparator.
         weights: In place of the model's own.
+        flips: Ask phrases of the mirrored picture too.
         out: The run's folder.
         is_resumed: Go on with the run that is there.
         unet_minutes: Most minutes of training for each U-Net.
@@ -52,6 +53,7 @@ class EvalJob:
     config: EvalConfig
     model: str
     weights: Path | None
+    flips: bool
     out: Path
     is_resumed: bool
     unet_minutes: float
@@ -73,6 +75,7 @@ def run_job(job: EvalJob, progress: Progress) -> Results:
         InputError: The model cannot be had or does not fit the questions, or the folder holds another run.
     """
     about = provenance(job.model, job.weights, job.folder, job.chosen.rows, job.command)
+    about = replace(about, model=f"{about.model} with flips") if job.flips else about
     journal, answered = _answer(job, about, progress)
     duplicates = _duplicates(job, progress)
     return Results(
@@ -95,7 +98,8 @@ def _answer(job: EvalJob, about: Provenance, progress: Progress) -> tuple[Journa
         return _answer_by_baseline(job, about, progress)
     from medsam3.models.registry import load  # noqa: PLC0415
 
-    segmenter = load(job.model, weights=job.weights)  # before the journal, which a model that fails must not begin
+    # Before the journal, which a model that fails must not begin.
+    segmenter = load(job.model, weights=job.weights, flips=job.flips)
     with _journal(job, about, {}) as journal:
         work = about.weights_sha256 or about.model
         bench = Bench(job.folder, segmenter, job.config, job.out / "masks", job.out / "volumes", work)
@@ -121,8 +125,8 @@ def _answer_by_baseline(job: EvalJob, about: Provenance, progress: Progress) -> 
     from medsam3.eval.baselines.run import Unets, check_baseline, run_unets  # noqa: PLC0415
     from medsam3.models.encoder_files import LITE_MEDSAM  # noqa: PLC0415
 
-    if job.weights is not None:
-        raise InputError(f"{job.model} takes no --weights: it is trained here, or comes as published")
+    if job.weights is not None or job.flips:
+        raise InputError(f"{job.model} takes no --weights and no --flips: it is trained here, or comes as published")
     check_baseline(job.config, job.model)
     if job.model == "litemedsam":
         about = replace(about, weights_sha256=LITE_MEDSAM.sha256)

@@ -1,7 +1,8 @@
 """Other ways to say a concept, and concepts that are easily taken for one another.
 
 The phrases in `held_out_phrases.json` are never used in training: one clinical, one lay, one plural and one misspelt
-for each concept. Training reads `medsam3.concepts` alone; a test holds that none of these stands among its synonyms.
+for each concept. Training and the model's reading of phrases know `medsam3.concepts` alone; a test holds that none of
+these stands among what they take from there.
 """
 
 from __future__ import annotations

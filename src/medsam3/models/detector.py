@@ -66,6 +66,11 @@ class ExemplarBoxes:
         slot = torch.zeros(batch, 1, dtype=torch.bool, device=device)
         return cls(torch.full((batch, 1, 4), 0.5, device=device), slot, slot)
 
+    def mirrored(self) -> ExemplarBoxes:
+        """The same boxes of the picture with left and right exchanged."""
+        centres = torch.cat((1 - self.cxcywh[..., :1], self.cxcywh[..., 1:]), dim=-1)
+        return ExemplarBoxes(centres, self.is_positive, self.is_used)
+
 
 @dataclass(frozen=True)
 class PromptTokens:

@@ -6,13 +6,11 @@ LiteMedSAM's own mask decoder, and a phrase with a box with both. Runs on a CPU.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from medsam3.concepts import side_of
 from medsam3.errors import InputError
 from medsam3.geometry import box_of_mask, normalised_cxcywh_from_xyxy
 from medsam3.image import Masks, ObjectMask
@@ -28,8 +27,11 @@ from medsam3.models.box_decoder import BoxDecoder, Geometry
 from medsam3.models.detector import ExemplarBoxes, VisionLevels, decode_masks, detect
 from medsam3.models.encoder_files import EncoderFiles
 from medsam3.models.letterbox import SIDE, Letterbox, letterbox, square_tensor
-from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
+from medsam3.models.mini_card import MiniCard, read_card
+from medsam3.models.mini_detector import MiniDetector
 from medsam3.models.mini_objects import agreeing, blend_where_agreed, split_objects
+from medsam3.models.phrase_reader import PhraseReader, Reading
+from medsam3.models.phrase_table import vectors_of
 from medsam3.models.text_encoder import TextEncoder
 from medsam3.models.tinyvit import TinyViT, convert_lite_medsam
 from medsam3.prompts import Box, Prompt
@@ -47,59 +49,43 @@ RGB = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class MiniThresholds:
-    """Fitted on the validation split and stored beside the weights.
+class MiniOptions:
+    """What is chosen when the model is loaded.
 
     Attributes:
-        presence: Least presence probability at which a concept counts as there.
-        mask: Probability above which a pixel belongs to the concept.
-        box_share: Weight in 0..1 of the box decoder's logits where a phrase and a box are given.
-        refine_share: Weight in 0..1 of the box decoder's logits where a phrase alone is given and both agree.
-        refine_iou: Least intersection over union at which they agree.
-        closer_share: Weight in 0..1 of the logits from a closer look at the found parts; 0 takes no such look.
-        closer_presence: Weight in 0..1 of that look's logit in the presence of a phrase.
+        name: Of the weights, for tables and file names.
+        flips: Ask phrases of the mirrored square too, and answer with the mean of both; twice the time.
     """
 
-    presence: float = 0.5
-    mask: float = 0.5
-    box_share: float = 0.5
-    refine_share: float = 0.0
-    refine_iou: float = 0.8
-    closer_share: float = 0.0
-    closer_presence: float = 0.0
-
-    @property
-    def looks_closer(self) -> bool:
-        """Whether a closer look counts for anything."""
-        return self.closer_share > 0 or self.closer_presence > 0
-
-
-@dataclass(frozen=True)
-class MiniCard:
-    """What stands beside the weights: sizes of each detector, thresholds, and how they were made."""
-
-    detectors: tuple[MiniDetectorConfig, ...]
-    thresholds: MiniThresholds
-    about: dict[str, Any] = field(default_factory=dict)
+    name: str = "mini"
+    flips: bool = False
 
 
 @dataclass(frozen=True)
 class MiniFeatures:
     """One encoded frame. The neck, which boxes, clicks and following need, is computed when it is first asked for, and
-    so are the features of a window of the frame; `closer` is None where the frame itself is not at hand. The box
-    decoder's last answer is kept for the same boxes asked with another phrase.
+    so are the features of the mirrored square and of a window of the frame; `closer` is None where the frame itself is
+    not at hand. Answers are kept: of the detector for what is asked again, in other words or with a box; of the box
+    decoder the last one, for the same boxes asked with another phrase.
     """
 
     place: Letterbox
     levels: tuple[VisionLevels, ...]  # one for each detector
     make_neck: Callable[[], Tensor]
+    make_mirrored: Callable[[], tuple[VisionLevels, ...]]
     closer: Callable[[Window], MiniFeatures] | None = None
+    asked: dict[tuple[str, tuple[Box, ...]], ConceptMap] = field(default_factory=dict, repr=False)
     drawn: dict[tuple[Box, ...], Tensor] = field(default_factory=dict, repr=False)
 
     @cached_property
     def neck(self) -> Tensor:
         """LiteMedSAM's features (1, 256, 64, 64)."""
         return self.make_neck()
+
+    @cached_property
+    def mirrored(self) -> tuple[VisionLevels, ...]:
+        """The levels of the mirrored square."""
+        return self.make_mirrored()
 
 
 @dataclass(frozen=True)
@@ -158,22 +144,36 @@ class MiniSegmenter:
         boxes: BoxDecoder,
         detectors: Sequence[MiniDetector],
         card: MiniCard,
+        options: MiniOptions | None = None,
     ) -> None:
         self.images, self.texts, self.boxes, self.card = images, texts, boxes, card
+        self.options = options or MiniOptions()
         self.detectors = [detector.eval().requires_grad_(False) for detector in detectors]
         self._texts_of = [texts if d.text_lora is None else texts.adapted(d.text_lora) for d in self.detectors]
 
+    def with_flips(self) -> MiniSegmenter:
+        """The same weights, which ask phrases of the mirrored square too."""
+        options = replace(self.options, flips=True)
+        return MiniSegmenter(self.images, self.texts, self.boxes, self.detectors, self.card, options)
+
     @property
     def name(self) -> str:
-        """`mini`."""
-        return "mini"
+        """`mini`, or the name of other weights that ship beside it."""
+        return self.options.name
 
     def encode(self, rgb: RGB) -> MiniFeatures:
         """Features of one frame (H, W, 3) uint8."""
         square, place = letterbox(rgb)
-        needs_neck = any(detector.config.is_frozen for detector in self.detectors)
-        features = self.features(square, place, self.images.neck(square) if needs_neck else None)
+        features = self.features(square, place, self._needed_neck(square))
         return replace(features, closer=self.closer_features(rgb))
+
+    def read(self, phrase: str) -> Reading:
+        """What a phrase is taken to mean: a concept that the weights were taught, or what it says."""
+        return self._reader.read(phrase)
+
+    @cached_property
+    def _reader(self) -> PhraseReader:
+        return PhraseReader(self.card.concepts, lambda phrases: vectors_of(phrases, self.texts))
 
     def closer_features(self, rgb: RGB) -> Callable[[Window], MiniFeatures]:
         """Features of a frame's windows, the last few of which are kept for the next phrase."""
@@ -182,9 +182,19 @@ class MiniSegmenter:
     def features(self, square: RGB, place: Letterbox, neck: Tensor | None = None) -> MiniFeatures:
         """The same from a square, with its neck (1, 256, 64, 64) where that is already there."""
         make_neck = partial(self.images.neck, square) if neck is None else lambda: neck
+        return MiniFeatures(place, self._levels(square, neck), make_neck, partial(self._mirrored_levels, square))
+
+    def _mirrored_levels(self, square: RGB) -> tuple[VisionLevels, ...]:
+        mirrored = np.ascontiguousarray(square[:, ::-1])
+        return self._levels(mirrored, self._needed_neck(mirrored))
+
+    def _levels(self, square: RGB, neck: Tensor | None) -> tuple[VisionLevels, ...]:
         with torch.inference_mode():
-            levels = tuple(detector.levels(square_tensor(square), neck) for detector in self.detectors)
-            return MiniFeatures(place, levels, make_neck)
+            return tuple(detector.levels(square_tensor(square), neck) for detector in self.detectors)
+
+    def _needed_neck(self, square: RGB) -> Tensor | None:
+        """LiteMedSAM's features where a detector stands on them."""
+        return self.images.neck(square) if any(detector.config.is_frozen for detector in self.detectors) else None
 
     def decode(self, features: MiniFeatures, prompt: Prompt, *, threshold: float | None = None) -> Masks:
         """Objects over (1, H, W), best score first. `threshold` applies to presence x object score."""
@@ -195,15 +205,29 @@ class MiniSegmenter:
 
     def concept_map(self, features: MiniFeatures, text: str | None, exemplars: tuple[Box, ...] = ()) -> ConceptMap:
         """Presence and pixel logits of a concept, from a phrase, exemplars, or both."""
+        phrase = VISUAL_PHRASE if text is None else self.read(text).text
+        if (phrase, exemplars) not in features.asked:
+            features.asked[phrase, exemplars] = self._new_map(features, phrase, exemplars)
+        return features.asked[phrase, exemplars]
+
+    def _new_map(self, features: MiniFeatures, phrase: str, exemplars: tuple[Box, ...]) -> ConceptMap:
         boxes = _exemplars(exemplars, features.place)
+        presence, coarse = self._answer(features.levels, phrase, boxes)
+        if self.options.flips and side_of(phrase) is None:
+            second, mirrored = self._answer(features.mirrored, phrase, boxes.mirrored())
+            presence, coarse = (presence + second) / 2, (coarse + mirrored.flip(-1)) / 2
+        logits = torch.nn.functional.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear")
+        return ConceptMap(float(presence.sigmoid()), logits[0, 0])
+
+    def _answer(self, all_levels: tuple[VisionLevels, ...], phrase: str, boxes: ExemplarBoxes) -> tuple[Tensor, Tensor]:
+        """The detectors' mean logit of presence (), and of each pixel (1, 1, h, w)."""
         presences, maps = [], []
-        for detector, texts, levels in zip(self.detectors, self._texts_of, features.levels, strict=True):
-            tokens = texts.encode([text or VISUAL_PHRASE])
+        for detector, texts, levels in zip(self.detectors, self._texts_of, all_levels, strict=True):
+            tokens = texts.encode([phrase])
             detection = detect(detector, levels, detector.project_text(tokens.features, tokens.mask), boxes)
             presences.append(detection.presence[-1, 0, 0])
             maps.append(decode_masks(detector, levels, detection).semantic)
-        logits = torch.nn.functional.interpolate(torch.stack(maps).mean(dim=0), size=(SIDE, SIDE), mode="bilinear")
-        return ConceptMap(float(torch.stack(presences).mean().sigmoid()), logits[0, 0])
+        return torch.stack(presences).mean(), torch.stack(maps).mean(dim=0)
 
     def probability_map(self, features: MiniFeatures, prompt: Prompt) -> NDArray[np.float32]:
         """Probability (H, W) in 0..1 that a pixel belongs to the phrase's concept, given that it is there."""
@@ -356,12 +380,13 @@ def _inside_boxes(logits: Tensor, boxes: Sequence[Box]) -> Tensor:
     return torch.where(keep, logits, torch.full_like(logits, -20.0))
 
 
-def load_mini(weights: Path | None, encoders: EncoderFiles) -> MiniSegmenter:
+def load_mini(weights: Path | None, encoders: EncoderFiles, options: MiniOptions | None = None) -> MiniSegmenter:
     """The small model with its shipped weights, or with those of a training run.
 
     Args:
         weights: A `.safetensors` file with its `.json` card beside it; None takes the shipped one.
         encoders: Where the frozen encoders lie.
+        options: Its name and how it answers; None takes the defaults.
 
     Raises:
         InputError: Weights or card missing, damaged, or not of this model.
@@ -380,34 +405,5 @@ def load_mini(weights: Path | None, encoders: EncoderFiles) -> MiniSegmenter:
     lite_medsam = read_lite_medsam(encoders.lite_medsam)
     texts = TextEncoder.from_files(encoders.text_model, encoders.tokenizer)
     boxes = BoxDecoder.from_lite_medsam(lite_medsam)
-    return MiniSegmenter(ImageEncoder(lite_medsam), texts, boxes, list(detectors), card)  # type: ignore[arg-type]
-
-
-def _listed(content: dict[str, Any] | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One detector is written alone, several as a list."""
-    return content if isinstance(content, list) else [content]
-
-
-def read_card(weights: Path) -> MiniCard:
-    """The JSON card beside a weights file, after checking that it belongs to that file.
-
-    Raises:
-        InputError: Missing, not of the form that `medsam3 train` writes, or made for another file (SHA-256).
-    """
-    path = weights.with_suffix(".json")
-    if not weights.is_file() or not path.is_file():
-        raise InputError(f"{weights} and {path.name} are not both there: keep the two files of a training run together")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        card = MiniCard(
-            detectors=tuple(MiniDetectorConfig(**config) for config in _listed(content["detector"])),
-            thresholds=MiniThresholds(**content["thresholds"]),
-            about=content,
-        )
-        expected = str(content["sha256"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a card that medsam3 train writes ({error!r}): take it from the run") from error
-    got = hashlib.sha256(weights.read_bytes()).hexdigest()
-    if got != expected:
-        raise InputError(f"{weights} has SHA-256 {got}, its card says {expected}: copy both files of the run again")
-    return card
+    members = cast("list[MiniDetector]", list(detectors))
+    return MiniSegmenter(ImageEncoder(lite_medsam), texts, boxes, members, card, options)

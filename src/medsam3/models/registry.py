@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from medsam3.errors import InputError
 from medsam3.models.segmenter import Segmenter
@@ -27,6 +27,7 @@ def load(
     weights: Path | str | None = None,
     lora: LoraSource | Path | str | None = None,
     vocabulary: Path | None = None,
+    flips: bool = False,
 ) -> Segmenter:
     """A model that is ready to segment.
 
@@ -36,10 +37,11 @@ def load(
         weights: A file in place of the model's own weights; of `mini`, one made by `medsam3 train`.
         lora: MedSAM-3's adapter to put on SAM 3's weights; a path takes rank and alpha from the YAML file beside it.
         vocabulary: CLIP's, for SAM 3's phrases, where it is not beside the weights.
+        flips: Ask phrases of the mirrored picture too and answer with the mean, in twice the time; the small model can.
 
     Raises:
         InputError: An unknown name or device, weights that are missing, damaged or of a form that could run code, an
-            adapter or a vocabulary for a model that takes none.
+            adapter, a vocabulary or flips for a model that takes none.
     """
     chosen = None if weights is None else Path(weights)
     is_place = name not in LOADERS and Path(name).exists()
@@ -54,8 +56,19 @@ def load(
             f"model {name} takes no adapter and no vocabulary, SAM 3 does: give {SAM3_NAME}, a folder or sam3.pt"
         )
     if is_sam3(name):
+        if flips:
+            raise InputError(f"model {name} does not answer with flips, mini does: leave them out")
         return _load_sam3(Path(name) if is_place else chosen, device, lora=lora, vocabulary=vocabulary)
-    return LOADERS[name](chosen, device)
+    segmenter = LOADERS[name](chosen, device)
+    return cast(CanFlip, segmenter).with_flips() if flips else segmenter
+
+
+class CanFlip(Protocol):
+    """A segmenter that can ask the mirrored picture too."""
+
+    def with_flips(self) -> Segmenter:
+        """The same, doing so."""
+        ...
 
 
 def is_sam3(name: str) -> bool:
@@ -120,21 +133,21 @@ def _beside_mini(name: str) -> Loader:
             raise InputError(f"model {name} has its own weights, {weights} were given too: give them to model mini")
         from medsam3.models.mini import SHIPPED_WEIGHTS  # noqa: PLC0415
 
-        return _load_mini(SHIPPED_WEIGHTS.with_name(f"{name}.safetensors"), device)
+        return _load_mini(SHIPPED_WEIGHTS.with_name(f"{name}.safetensors"), device, name)
 
     return load_shipped
 
 
-def _load_mini(weights: Path | None, device: str) -> Segmenter:
+def _load_mini(weights: Path | None, device: str, name: str = "mini") -> Segmenter:
     if device != "cpu":
         raise InputError(f"model mini was asked for on {device!r}, it runs on cpu: leave the device out")
     checked = None if weights is None else check_safetensors(weights)
     from medsam3.models.encoder_files import locate  # noqa: PLC0415
 
     encoders = locate()
-    from medsam3.models.mini import load_mini  # noqa: PLC0415  torch only once all files are known to be there
+    from medsam3.models.mini import MiniOptions, load_mini  # noqa: PLC0415  torch only once all files are there
 
-    return load_mini(checked, encoders)
+    return load_mini(checked, encoders, MiniOptions(name))
 
 
 def _load_sam3(

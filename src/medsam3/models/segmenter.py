@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medsam3.image import Masks
+from medsam3.models.phrase_reader import Reading
 from medsam3.prompts import Prompt
 
 RGB = NDArray[np.uint8]
@@ -34,3 +35,17 @@ class Segmenter(Protocol):
             threshold: Least presence x object score in 0..1 that is kept; None takes the weights' own.
         """
         ...
+
+
+@runtime_checkable
+class ReadsPhrases(Protocol):
+    """A segmenter that was taught some concepts, and takes a phrase for the one that it means."""
+
+    def read(self, phrase: str) -> Reading:
+        """How a phrase is understood."""
+        ...
+
+
+def reading_of(segmenter: Segmenter, phrase: str | None) -> Reading | None:
+    """How a model understands a phrase; None without one, and of a model that asks each as it stands."""
+    return segmenter.read(phrase) if phrase is not None and isinstance(segmenter, ReadsPhrases) else None

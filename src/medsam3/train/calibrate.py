@@ -22,7 +22,8 @@ from medsam3.eval.metrics import dice
 from medsam3.geometry import box_of_mask
 from medsam3.models.box_decoder import Geometry
 from medsam3.models.letterbox import SIDE, Letterbox, letterbox_labels
-from medsam3.models.mini import CloserLook, MiniFeatures, MiniSegmenter, MiniThresholds, with_second_presence
+from medsam3.models.mini import CloserLook, MiniFeatures, MiniSegmenter, with_second_presence
+from medsam3.models.mini_card import MiniThresholds
 from medsam3.models.mini_objects import blend_where_agreed
 from medsam3.prompts import Box, Prompt
 from medsam3.train.cache import CachedView

@@ -173,7 +173,7 @@ def _train(args: argparse.Namespace, samples: tuple[Sample, ...], settings: RunS
 
 def _check_cards(weights: Sequence[Path]) -> None:
     """Before anything is written."""
-    from medsam3.models.mini import read_card  # noqa: PLC0415
+    from medsam3.models.mini_card import read_card  # noqa: PLC0415
 
     for path in weights:
         read_card(path)

@@ -205,6 +205,4 @@ def _is_cross_sectional(family: str) -> bool:
 
 def is_sided(sample: Sample) -> bool:
     """The sample must not be mirrored: a concept of it has a side, or its view shows front and back side by side."""
-    return not sample.is_mirrorable or any(
-        {"left", "right"} & set(target.concept.lower().split()) for target in sample.targets
-    )
+    return not sample.is_mirrorable or any(concepts.side_of(target.concept) is not None for target in sample.targets)

@@ -25,12 +25,11 @@ from medsam3.models.box_decoder import BoxDecoder
 from medsam3.models.encoder_files import LITE_MEDSAM, TRUNK, locate, locate_trunk
 from medsam3.models.mini import (
     ImageEncoder,
-    MiniCard,
     MiniSegmenter,
-    MiniThresholds,
     load_mini,
     read_lite_medsam,
 )
+from medsam3.models.mini_card import MiniCard, MiniThresholds, read_card
 from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
 from medsam3.models.text_encoder import TextEncoder, blank_text_model
 from medsam3.models.tinyvit import TinyViT
@@ -250,6 +249,7 @@ def join_and_export(
         "detector": [asdict(config) for config in card.detectors],
         **_encoders(*card.detectors),
         "averaged" if averages else "joined": [_lineage(path) for path in weights],
+        "concepts": sorted({name for member in members for name in member.card.concepts}),
         "data": data_summary(samples),
     }
     return write_weights(settings.out, state, content, calibration)
@@ -292,6 +292,7 @@ def export(
         **_encoders(settings.config.detector),
         "training": asdict(settings.config),
         "started_from": _lineage(settings.initial),
+        "concepts": taught_concepts(samples, settings.initial),
         "data": data_summary(samples),
         "curve": curve_summary(settings.out / "curves.jsonl"),
         **({} if best_step is None else {"best_step": best_step}),
@@ -350,6 +351,13 @@ def _lineage(initial: Path | None) -> dict[str, Any] | None:
     content = json.loads(card.read_text(encoding="utf-8"))
     made_of = {key: content[key] for key in ("joined", "averaged") if key in content}
     return {key: content.get(key) for key in ("sha256", "made", "training", "data", "curve", "started_from")} | made_of
+
+
+def taught_concepts(samples: Sequence[Sample], initial: Path | None) -> list[str]:
+    """Names that training showed, here or in the weights that it started from."""
+    shown = (target for sample in samples if sample.split == "train" for target in sample.targets if target.is_present)
+    earlier = read_card(initial).concepts if initial is not None and initial.with_suffix(".json").exists() else ()
+    return sorted({target.concept for target in shown}.union(earlier))
 
 
 def data_summary(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from medsam3.concepts import side_of
 from medsam3.eval.cases import load_truth
 from medsam3.geometry import BoolArray
 from medsam3.io import read
@@ -102,7 +103,7 @@ def training_batch(squares: Squares, size: int, *, seed: int, step: int) -> Squa
 
 def is_sided(concepts: Sequence[str]) -> bool:
     """Some concept has a left or right side, so that its images must not be mirrored."""
-    return any({"left", "right"} & set(concept.lower().split()) for concept in concepts)
+    return any(side_of(concept) is not None for concept in concepts)
 
 
 def _affine(rng: np.random.Generator, mirrors: NDArray[np.float64]) -> Tensor:

@@ -1,0 +1,82 @@
+"""Phrases are read by hand-made vectors: what a phrase means is where it points in a plane."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from medsam3.models.phrase_reader import PhraseReader
+
+TAUGHT = ("polyp", "left lung", "right lung", "breast tumor", "intervertebral disc", "tooth")
+DEGREES = {
+    "growth in the bowel": 5.0,  # near polyp, which points to 0
+    "bowel": 44.0,  # between polyp and breast tumor, which points to 90: cos 44 deg = .72
+    "air sac of the left side": 181.0,  # near both lungs, which point to 180 and 184
+    "air sac": 181.0,
+    "molar": 268.0,  # near tooth, a name that the table does not list
+    "house": 130.0,
+}
+NAMES = {"polyp": 0.0, "breast tumor": 90.0, "left lung": 184.0, "right lung": 180.0, "tooth": 270.0}
+
+
+def vectors(phrases: Sequence[str]) -> NDArray[np.float32]:
+    """Listed phrasings point away from all others, 330 degrees, so that names alone decide."""
+    degrees = np.array([DEGREES.get(phrase, NAMES.get(phrase, 330.0)) for phrase in phrases])
+    return np.stack([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))], axis=1).astype(np.float32)
+
+
+@pytest.fixture
+def reader() -> PhraseReader:
+    return PhraseReader(TAUGHT, vectors, least_likeness=0.9)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "text", "how"),
+    [
+        ("polyp", "polyp", "listed"),
+        ("Colonic  Polyp", "polyp", "listed"),  # a synonym of the table
+        ("Tooth", "tooth", "listed"),  # taught, though the table knows nothing of it
+        ("polypp", "polyp", "spelling"),
+        ("ployp", "polyp", "spelling"),
+        ("intravertebral disc", "intervertebral disc", "spelling"),  # two mistakes in a word of 14 letters
+        ("breasttumor", "breast tumor", "spelling"),
+        ("growth in the bowel", "polyp", "meaning"),  # cos 5 deg = .996
+        ("molar", "tooth", "meaning"),
+        ("bowel", "bowel", "unknown"),
+        ("house", "house", "unknown"),
+    ],
+)
+def test_phrases_are_read_as_what_was_taught(reader: PhraseReader, phrase: str, text: str, how: str) -> None:
+    reading = reader.read(phrase)
+    assert (reading.phrase, reading.text, reading.how) == (phrase, text, how)
+    assert reading.is_taught == (how != "unknown")
+
+
+def test_a_side_is_never_exchanged_or_made_up(reader: PhraseReader) -> None:
+    assert reader.read("lefft lung").text == "left lung"
+    assert reader.read("air sac").how == "unknown"  # near right lung, but names no side
+    assert reader.read("air sac of the left side").text == "left lung"  # though the right one is nearer
+
+
+def test_short_words_and_first_letters_are_not_corrected() -> None:
+    reader = PhraseReader(("left ventricle", "right ventricle", "liver"), vectors, least_likeness=1.1)
+    assert reader.read("LV").text == "left ventricle"
+    assert reader.read("MV").how == "unknown"
+    assert reader.read("river").how == "unknown"
+
+
+def test_a_phrase_between_two_concepts_is_neither() -> None:
+    reader = PhraseReader(("femur", "femora"), vectors, least_likeness=1.1)
+    assert reader.read("femor").how == "unknown"  # one mistake from both
+
+
+def test_a_taught_name_comes_before_a_phrasing_of_another() -> None:
+    reader = PhraseReader(("LV", "left ventricle"), vectors)
+    assert reader.read("lv").text == "LV"
+    assert reader.read("left ventricles").text == "left ventricle"
+
+
+def test_weights_that_do_not_tell_what_they_were_taught_are_asked_every_phrase_as_it_stands() -> None:
+    reading = PhraseReader((), vectors).read("polypp")
+    assert (reading.text, reading.how, reading.is_taught) == ("polypp", "untold", None)
