@@ -1,16 +1,18 @@
 """How phrases are read that the weights were not taught, and how near in meaning they have to be to be read at all.
 
-Run: python benchmarks/phrases.py                 # the grid, on phrases that were kept for this choice
+Run: python benchmarks/phrases.py                 # the grid, on phrases that were written for this choice
      python benchmarks/phrases.py --held-out      # those of `medsam3 eval --synonyms`, once, at the chosen limits
 
-The choice is made on the unseen synonyms of `concepts.json` that are not among the held-out phrases, and on
-`foreign_phrases.txt`: what no weights here were taught. Read right: as the concept that is meant; wrong: as another;
-the rest is asked as it stands. No image is looked at.
+The choice is made on `phrases.json`, written by somebody who had seen neither the listed nor the held-out phrasings:
+seven a concept, and what no weights here were taught, some of it next door to what was. Those that are listed or held
+out are left out. Read right: as the concept that is meant; wrong: as another; the rest is asked as it stands. No image
+is looked at.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from medsam3.models.encoder_files import locate
 from medsam3.models.phrase_reader import LEAST_LIKENESS, PhraseReader, Vectors
 from medsam3.models.text_encoder import TextEncoder
 
-FOREIGN = Path(__file__).with_name("foreign_phrases.txt")
+WRITTEN = Path(__file__).with_name("phrases.json")
 LIKENESS = (0.5, 0.6, 0.65, 0.7, 0.725, 0.75, 0.775, 0.8, 0.825, 0.85, 0.9)
 MOST_FOREIGN = 0.05
 """Share of foreign phrases that may be taken for a concept."""
@@ -38,14 +40,16 @@ class Asked:
     concept: str | None
 
 
-def kept_for_the_choice() -> Iterator[Asked]:
-    """The phrases that the limits are chosen by."""
-    asked_later = {normalised(text) for phrases in held_out_phrases().values() for text in phrases.values()}
-    for concept in CONCEPTS:
-        for text in concept.unseen_synonyms:
-            if normalised(text) not in asked_later:
-                yield Asked(text, "unseen", concept.name)
-    yield from (Asked(text, "foreign", None) for text in FOREIGN.read_text(encoding="utf-8").splitlines())
+def written() -> Iterator[Asked]:
+    """The phrases that the limit is chosen by."""
+    content = json.loads(WRITTEN.read_text(encoding="utf-8"))
+    left_out = {normalised(text) for phrases in held_out_phrases().values() for text in phrases.values()}
+    left_out |= {normalised(text) for concept in CONCEPTS for text in concept.recognised}
+    for concept, kinds in content["concepts"].items():
+        for kind, texts in kinds.items():
+            some = [texts] if isinstance(texts, str) else texts
+            yield from (Asked(text, kind, concept) for text in some if normalised(text) not in left_out)
+    yield from (Asked(text, "foreign", None) for text in content["foreign"])
 
 
 def held_out() -> Iterator[Asked]:
@@ -95,7 +99,7 @@ def main() -> None:
     def reader(likeness: float) -> PhraseReader:
         return PhraseReader(names, lambda phrases: np.stack([known[phrase] for phrase in phrases]), likeness)
 
-    asked = list(held_out() if args.held_out else kept_for_the_choice())
+    asked = list(held_out() if args.held_out else written())
     print("share read right/wrong, by kind:", {k: sum(a.kind == k for a in asked) for k in {a.kind: 0 for a in asked}})
     grid = [LEAST_LIKENESS] if args.held_out else LIKENESS
     results = [(likeness, shares(reader(likeness), asked)) for likeness in grid]
