@@ -18,6 +18,7 @@ from dicom_files import write_ct_series
 from medsam3.app.cli import main
 from medsam3.errors import InputError
 from medsam3.models import registry
+from medsam3.models.phrase_reader import Reading
 from threshold_segmenter import ThresholdSegmenter
 
 MODEL = ("--model", "threshold")
@@ -68,6 +69,29 @@ def test_json_goes_to_stdout_alone(work: Path, capsys: pytest.CaptureFixture[str
     assert polyp["objects"] == [{"score": 0.75, "box": [1.5, 0.5, 4.5, 2.5], "area_px": 6, "area_mm2": None}]
     assert (polyp["mode"], polyp["shape"], polyp["outputs"]) == ("T", [1, 6, 8], ["scan_polyp.coco.json"])
     assert (absent["presence"], absent["is_present"], absent["objects"]) == (0.1, False, [])
+
+
+class ReadingSegmenter(ThresholdSegmenter):
+    """Was taught polyps alone, and knows them by another name."""
+
+    def read(self, phrase: str) -> Reading:
+        return Reading(phrase, "polyp", "spelling") if phrase == "polypp" else Reading(phrase, phrase, "unknown")
+
+
+def test_what_a_phrase_is_read_as_and_what_was_not_taught_is_told(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.LOADERS, "threshold", lambda weights, device: ReadingSegmenter())
+    command = ["segment", "scan.png", "--text", "polypp", "--text", "spleen", *MODEL]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "polypp (as polyp)" in printed
+    assert "spleen (not taught)" in printed
+    assert "not taught to these weights, so the answer is a guess: spleen (see: medsam3 concepts)" in printed
+    assert main([*command, "--json"]) == 0  # of the list of results this time
+    answer = _json(capsys)
+    assert answer["skipped"] == 1
+    assert [(row["read_as"], row["is_taught"]) for row in answer["results"]] == [("polyp", True), (None, False)]
 
 
 def test_boxes_points_and_exemplars_reach_the_prompt(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

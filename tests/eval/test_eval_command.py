@@ -186,6 +186,8 @@ def test_comparison_leaves_out_and_counts_what_only_one_run_has(data: DataFolder
         (("DATA", "--baseline", "litemedsam", "--synonyms"), "litemedsam answers mode I alone"),
         (("DATA", "--baseline", "unet", "--baseline-minutes", "0"), "baseline minutes are 0"),
         (("DATA", "--baseline", "unet", "--weights", "w.safetensors"), "unet takes no --weights"),
+        (("DATA", "--baseline", "unet", "--flips"), "unet takes no --weights and no --flips"),
+        (("DATA", "--model", "colour", "--flips"), "model colour does not ask mirrored pictures"),
         (("DATA", "--compare", "a", "b"), "--compare takes two results.json and no data folder"),
         (("nowhere",), "holds no index.csv"),
         (("--compare", "a", "b"), "a cannot be read"),

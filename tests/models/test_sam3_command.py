@@ -215,6 +215,11 @@ def test_options_that_do_not_fit_are_one_line(
     assert not (work / "medsam3_out").exists()
 
 
+def test_sam3_is_not_asked_mirrored_pictures(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["segment", "scan.png", "--text", "polyp", "--model", "sam3.pt", "--flips"]) == 2
+    assert "model sam3.pt does not ask mirrored pictures, mini does" in _error(capsys)
+
+
 def test_mini_takes_no_adapter() -> None:
     with pytest.raises(InputError, match="model mini takes no adapter and no vocabulary, SAM 3 does"):
         registry.load("mini", lora="best_lora_weights.pt")

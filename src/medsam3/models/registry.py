@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from medsam3.errors import InputError
 from medsam3.models.segmenter import Segmenter
@@ -17,6 +17,7 @@ Loader = Callable[[Path | None, str], Segmenter]
 """From a weights file (None: the ones that come with the model) and a device to a model."""
 
 SAM3_NAME = "facebook/sam3"
+NO_FLIPS = "model {name} does not ask mirrored pictures, mini does: leave the flips out"
 _SAFETENSORS_HEADER_LIMIT = 100_000_000
 
 
@@ -57,12 +58,17 @@ def load(
         )
     if is_sam3(name):
         if flips:
-            raise InputError(f"model {name} does not answer with flips, mini does: leave them out")
+            raise InputError(NO_FLIPS.format(name=name))
         return _load_sam3(Path(name) if is_place else chosen, device, lora=lora, vocabulary=vocabulary)
     segmenter = LOADERS[name](chosen, device)
-    return cast(CanFlip, segmenter).with_flips() if flips else segmenter
+    if not flips:
+        return segmenter
+    if not isinstance(segmenter, CanFlip):
+        raise InputError(NO_FLIPS.format(name=name))
+    return segmenter.with_flips()
 
 
+@runtime_checkable
 class CanFlip(Protocol):
     """A segmenter that can ask the mirrored picture too."""
 
