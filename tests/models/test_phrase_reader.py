@@ -35,8 +35,9 @@ def reader() -> PhraseReader:
     ("phrase", "text", "how"),
     [
         ("polyp", "polyp", "listed"),
-        ("Colonic  Polyp", "polyp", "listed"),  # a synonym of the table
-        ("Tooth", "tooth", "listed"),  # taught, though the table knows nothing of it
+        ("Colonic  Polyp", "Colonic  Polyp", "listed"),  # a synonym, which training uses
+        ("gut polyp", "polyp", "listed"),  # a further phrasing of the table
+        ("Tooth", "Tooth", "listed"),  # taught, though the table knows nothing of it
         ("polypp", "polyp", "spelling"),
         ("ployp", "polyp", "spelling"),
         ("intravertebral disc", "intervertebral disc", "spelling"),  # two mistakes in a word of 14 letters
@@ -61,7 +62,7 @@ def test_a_side_is_never_exchanged_or_made_up(reader: PhraseReader) -> None:
 
 def test_short_words_and_first_letters_are_not_corrected() -> None:
     reader = PhraseReader(("left ventricle", "right ventricle", "liver"), vectors, least_likeness=1.1)
-    assert reader.read("LV").text == "left ventricle"
+    assert reader.read("LV").how == "listed"
     assert reader.read("MV").how == "unknown"
     assert reader.read("river").how == "unknown"
 
@@ -73,7 +74,7 @@ def test_a_phrase_between_two_concepts_is_neither() -> None:
 
 def test_a_taught_name_comes_before_a_phrasing_of_another() -> None:
     reader = PhraseReader(("LV", "left ventricle"), vectors)
-    assert reader.read("lv").text == "LV"
+    assert reader.read("L V").text == "LV"
     assert reader.read("left ventricles").text == "left ventricle"
 
 

@@ -1,8 +1,8 @@
 """Reads a phrase as a concept that the weights were taught, where it is listed, nearly spelt or nearly meant so.
 
-A detector that saw a few hundred phrases knows those best. So a phrase that says the same as one of them is asked by
-the name that was taught. What is like none of them is asked as it stands. `Reading` says which, for users to be told.
-Knows phrases and their vectors; no image, no detector.
+A detector that saw a few hundred phrases in training knows those best. They are asked as they stand. A phrase that says
+the same as one of them is asked by the concept's name; what is like none of them is asked as it stands too. `Reading`
+says which, for users to be told. Knows phrases and their vectors; no image, no detector.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Reading:
     Attributes:
         phrase: As it was asked.
         text: What the detector is asked.
-        how: `listed`: a name that was taught, or a phrasing of it in `medsam3 concepts`; `spelling`, `meaning`: it is
+        how: `listed`: a name that was taught, or a phrasing of it in `concepts.json`; `spelling`, `meaning`: it is
             nearly one; `unknown`: it is like none, and asked as it stands; `untold`: the weights do not tell what they
             were taught.
     """
@@ -62,8 +62,12 @@ class PhraseReader:
     ) -> None:
         """`vectors` gives (n, D) of length 1 for n phrases."""
         self._vectors, self._least_likeness = vectors, least_likeness
-        self._names = {normalised(phrase): name for name in taught for phrase in _listed(name)}
+        known = {name: find(name) for name in taught}
+        self._names = {normalised(text): name for name, of in known.items() if of for text in of.recognised}
         self._names |= {normalised(name): name for name in taught}  # a name is no phrasing of another
+        self._trained = {
+            normalised(text) for name, of in known.items() for text in (name, *(of.synonyms if of else ()))
+        }
         self._read: dict[str, Reading] = {}
 
     def read(self, phrase: str) -> Reading:
@@ -76,6 +80,8 @@ class PhraseReader:
         if not self._names:
             return Reading(phrase, phrase, "untold")
         key = normalised(phrase)
+        if key in self._trained:
+            return Reading(phrase, phrase, "listed")
         if key in self._names:
             return Reading(phrase, self._names[key], "listed")
         spelt = self._by_spelling(key)
@@ -102,12 +108,6 @@ class PhraseReader:
     def _table(self) -> Vectors:
         """(n, D) of the listed phrases, in their order."""
         return self._vectors(list(self._names))
-
-
-def _listed(name: str) -> tuple[str, ...]:
-    """The phrasings of a taught name, if it is a concept of the table."""
-    concept = find(name)
-    return () if concept is None else concept.recognised
 
 
 def _mistakes(phrase: str, known: str) -> int | None:
