@@ -40,6 +40,7 @@ OWNERS = {
     "torch": ("models", "train", "eval"),
     "transformers": ("models",),
     "tokenizers": ("models",),
+    "rapidfuzz": ("models",),
     "safetensors": ("models", "train"),
     "openvino": ("models",),
     "pydicom": ("io",),
