@@ -14,7 +14,7 @@ import argparse
 import csv
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -97,9 +97,7 @@ def read_kept() -> list[Kept]:
 
 def write_kept(cases: Cases) -> None:
     """In a fixed order, so that a version that changes little differs little."""
-    rows = sorted(
-        (case.model, case.mode, case.dataset, case.image, case.concept, case.group, case.dice) for case in cases
-    )
+    rows = sorted(astuple(case) for case in cases)
     with KEPT.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(COLUMNS)

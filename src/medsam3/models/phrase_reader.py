@@ -92,14 +92,17 @@ class PhraseReader:
 
     def _by_spelling(self, key: str) -> str | None:
         """The concept of the listed phrases that differ by the fewest mistakes; None where two concepts do."""
-        mistakes = {known: _mistakes(key, known) for known in self._names}
-        possible = {known: count for known, count in mistakes.items() if count is not None}
-        names = {self._names[known] for known, count in possible.items() if count == min(possible.values())}
+        possible = [
+            (count, name) for known, name in self._names.items() if (count := _mistakes(key, known)) is not None
+        ]
+        fewest = min((count for count, _ in possible), default=0)
+        names = {name for count, name in possible if count == fewest}
         return names.pop() if len(names) == 1 else None
 
     def _by_meaning(self, phrase: str) -> str | None:
         """The concept of the nearest listed phrase of the same side, or of none likewise, where it is near enough."""
-        same_side = np.array([side_of(known) == side_of(phrase) for known in self._names])
+        side = side_of(phrase)
+        same_side = np.array([side_of(known) == side for known in self._names])
         likeness = np.where(same_side, self._table @ self._vectors([phrase])[0], -1.0)
         is_near = likeness.max() >= self._least_likeness
         return list(self._names.values())[int(likeness.argmax())] if is_near else None

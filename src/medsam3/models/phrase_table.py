@@ -32,8 +32,8 @@ def vectors_of(phrases: Sequence[str], texts: TextEncoder) -> Vectors:
     """(n, 384) float32 of length 1; those of listed phrasings come from the table."""
     known = _table()
     new = [phrase for phrase in phrases if phrase not in known]
-    found = known | dict(zip(new, texts.encode(new).mean().numpy(), strict=True)) if new else known
-    return np.stack([found[phrase] for phrase in phrases])
+    found = dict(zip(new, texts.encode(new).mean().numpy(), strict=True)) if new else {}
+    return np.stack([known[phrase] if phrase in known else found[phrase] for phrase in phrases])
 
 
 def write_table(texts: TextEncoder, path: Path = TABLE) -> None:
