@@ -20,6 +20,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,18 +31,18 @@ from numpy.typing import NDArray
 import medsam3
 from medsam3.eval.cases import VolumeWay
 from medsam3.eval.metrics import boundary_distances, dice
-from medsam3.eval.volume_cases import LabelMaps, segment_volume
+from medsam3.eval.volume_cases import LabelMaps, options_for
 from medsam3.geometry import box_of_mask
+from medsam3.image import Image
+from medsam3.io import read
 from medsam3.io.index import IndexRow, concept_mask, load_label_map, read_index
-from medsam3.io.lazy import open_stack
-from medsam3.io.raster import read_raster
-from medsam3.io.stack import Stack
 from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Box, Prompt
-from medsam3.volumes.options import StackOptions
-from medsam3.volumes.run import segment_stack
+from medsam3.segmentation.options import Options
+from medsam3.segmentation.run import segment
 
 Mask = NDArray[np.bool_]
+FOLLOWED = Options(is_followed=True)
 
 
 class KeptNecks:
@@ -65,14 +66,14 @@ def volumes(rows: Sequence[IndexRow], model: Any, args: argparse.Namespace) -> d
         by_image[row.image].append(row)
     for image, own in list(by_image.items())[: args.limit]:
         model.images.known.clear()
-        stack = open_stack(image)
+        stack = read(image)
         maps, phrases = LabelMaps(stack), [row.concept for row in own]
         ways: dict[str, VolumeWay] = {"slice by slice": "slices", "propagated": "follow"}
         if args.vote:
             ways["vote of three planes"] = "vote"
-        options = StackOptions(plane=args.plane)
+        plane = {} if args.plane == "auto" else {"plane": args.plane}
         answers = {
-            name: [found.union() for found in segment_volume(stack, phrases, model, way, options)]
+            name: [found.union() for found in segment(stack, phrases, model, replace(options_for(way), **plane))]
             for name, way in ways.items()
         }
         if args.nearest:
@@ -95,8 +96,8 @@ def volumes(rows: Sequence[IndexRow], model: Any, args: argparse.Namespace) -> d
     }
 
 
-def segment_all(stack: Stack, prompts: list[Prompt], model: Segmenter, options: StackOptions) -> list[Mask]:
-    return [found.masks().union() for found in segment_stack(stack, prompts, model, options)]
+def segment_all(stack: Image, prompts: list[Prompt], model: Segmenter, options: Options) -> list[Mask]:
+    return [found.union() for found in segment(stack, prompts, model, options)]
 
 
 def nearest(mask: Mask, every: int) -> Mask:
@@ -119,13 +120,11 @@ def clips(rows: Sequence[IndexRow], model: Any, args: argparse.Namespace) -> dic
         edges = box_of_mask(reference[0])
         prompt = Prompt(text=own[0].concept)
         answers = {
-            "frame by frame": segment_all(stack, [prompt], model, StackOptions(is_propagated=False))[0],
-            "propagated": segment_all(stack, [prompt], model, StackOptions())[0],
+            "frame by frame": segment_all(stack, [prompt], model, Options(is_followed=False))[0],
+            "propagated": segment_all(stack, [prompt], model, FOLLOWED)[0],
         }
         if edges is not None:
-            answers["box on the first frame"] = segment_all(
-                stack, [Prompt(boxes=(Box(*edges),))], model, StackOptions()
-            )[0]
+            answers["box on the first frame"] = segment_all(stack, [Prompt(boxes=(Box(*edges),))], model, FOLLOWED)[0]
         for name, mask in answers.items():
             figures[name].append(consistency(reference, mask))
         told(own[0].group, {name: own[-1]["Dice"] for name, own in figures.items()})
@@ -140,10 +139,8 @@ def told(name: str, scores: dict[str, float]) -> None:
     print(name, json.dumps(scores), file=sys.stderr, flush=True)
 
 
-def clip_of(paths: Sequence[Path]) -> Stack:
-    first = read_raster(paths[0]).pixels[0]
-    height, width, channels = first.shape
-    return Stack((len(paths), height, width), channels, lambda n: read_raster(paths[n]).pixels[0], "video")
+def clip_of(paths: Sequence[Path]) -> Image:
+    return Image(np.stack([read(path).pixels(0) for path in paths]), "video")
 
 
 def consistency(reference: Mask, mask: Mask) -> dict[str, float]:

@@ -70,22 +70,22 @@ def seconds(work: Callable[[], object]) -> float:
 def speed(slices: int, weights: Path | None, propagate: bool) -> dict[str, float]:
     """Seconds a slice, and the same when every concept encodes the slices anew."""
     import medsam3  # noqa: PLC0415
-    from medsam3.io.lazy import open_stack  # noqa: PLC0415
-    from medsam3.volumes.options import StackOptions  # noqa: PLC0415
-    from medsam3.volumes.run import segment_stack  # noqa: PLC0415
+    from medsam3.io import read  # noqa: PLC0415
+    from medsam3.segmentation.options import Options  # noqa: PLC0415
+    from medsam3.segmentation.run import segment  # noqa: PLC0415
 
     model = medsam3.load("mini", weights=weights)
-    options = StackOptions(is_propagated=propagate)
+    options = Options(is_followed=propagate)
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         write_ct(Path(folder) / "ct.nii", slices)
-        stack = open_stack(Path(folder) / "ct.nii")
+        stack = read(Path(folder) / "ct.nii")
         prompts = [Prompt(text=name) for name in CONCEPTS]
-        segment_stack(stack, prompts[:1], model, options)  # warm
+        segment(stack, prompts[:1], model, options)  # warm
         for count in (1, 3, 10):
-            took = seconds(lambda count=count: segment_stack(stack, prompts[:count], model, options))  # type: ignore[misc]
+            took = seconds(lambda count=count: segment(stack, prompts[:count], model, options))  # type: ignore[misc]
             figures[f"{count} concepts, s a slice"] = took / slices
-        alone = seconds(lambda: [segment_stack(stack, [prompt], model, options) for prompt in prompts[:3]])
+        alone = seconds(lambda: [segment(stack, [prompt], model, options) for prompt in prompts[:3]])
         figures["3 concepts, each encoding anew, s a slice"] = alone / slices
     further = (figures["10 concepts, s a slice"] - figures["1 concepts, s a slice"]) / 9
     figures["a further concept, share of the first"] = further / figures["1 concepts, s a slice"]
@@ -134,27 +134,27 @@ def load(args: argparse.Namespace) -> Any:
 
 
 def memory(args: argparse.Namespace) -> dict[str, float]:
-    """Peak of this process over a whole run with propagation, in MiB, and what the model alone takes."""
-    from medsam3.io.lazy import open_stack  # noqa: PLC0415
-    from medsam3.volumes.options import StackOptions  # noqa: PLC0415
-    from medsam3.volumes.run import segment_stack  # noqa: PLC0415
+    """Peak of this process over a whole run with a box that is followed, in MiB, and what the model alone takes."""
+    from medsam3.io import read  # noqa: PLC0415
+    from medsam3.segmentation.options import Options  # noqa: PLC0415
+    from medsam3.segmentation.run import segment  # noqa: PLC0415
 
     slices, model = args.slices[0], load(args)
     before = peak_mib()
     with tempfile.TemporaryDirectory() as folder:
         write_ct(Path(folder) / "ct.nii", slices)
-        stack = open_stack(Path(folder) / "ct.nii")
+        stack = read(Path(folder) / "ct.nii")
         # A phrase on every slice, and a box that is followed to both ends: all caches fill.
         prompts = [Prompt(text="liver"), Prompt(boxes=(Box(100, 150, 260, 310),))]
-        options = StackOptions(at=slices // 2, plane="native")
-        found = segment_stack(stack, prompts, model, options)
-        held = sum(item.voxels for one in found for item in one.masks().objects)
+        options = Options(at=slices // 2, plane="native")
+        found = segment(stack, prompts, model, options)
+        held = sum(item.voxels for one in found for item in one.objects)
     return {"slices": slices, "model and one slice, MiB": before, "peak, MiB": peak_mib(), "voxels found": held}
 
 
 def video(args: argparse.Namespace) -> dict[str, float]:
     """Resident memory of a streamed video at frame 100 and at the last, in MiB."""
-    from medsam3.volumes.stream import segment_stream  # noqa: PLC0415
+    from medsam3.segmentation.stream import segment_stream  # noqa: PLC0415
 
     model, frames = load(args), args.frames
     figures: dict[str, float] = {}
@@ -171,31 +171,27 @@ def sam3(args: argparse.Namespace) -> dict[str, Any]:
     import torch  # noqa: PLC0415
     from sam3 import LetterTokenizer, random_network  # noqa: PLC0415  the script beside this one
 
-    from medsam3.io.stack import Stack  # noqa: PLC0415
+    from medsam3.image import Image  # noqa: PLC0415
     from medsam3.models.clip_phrases import PhraseTokenizer  # noqa: PLC0415
     from medsam3.models.sam3 import Sam3Options, Sam3Segmenter  # noqa: PLC0415
     from medsam3.models.sam3_network import at_image_size, full_size  # noqa: PLC0415
-    from medsam3.volumes.options import StackOptions  # noqa: PLC0415
-    from medsam3.volumes.run import segment_stack  # noqa: PLC0415
-    from medsam3.volumes.sweep import TrackingRules  # noqa: PLC0415
+    from medsam3.segmentation.options import Options  # noqa: PLC0415
+    from medsam3.segmentation.run import segment  # noqa: PLC0415
+    from medsam3.segmentation.sweep import TrackingRules  # noqa: PLC0415
 
     network = random_network(at_image_size(full_size(), args.side), torch.bfloat16, torch.device("cpu"))
     model = Sam3Segmenter(network, PhraseTokenizer(LetterTokenizer()), Sam3Options(precision="bfloat16"))
     frames = list(moving_disc(4))
-    stack = Stack((4, *frames[0].shape[:2]), 3, frames.__getitem__, "video")
+    stack = Image(np.stack(frames), "video")
     figures: dict[str, Any] = {"parameters, M": round(sum(one.numel() for one in network.parameters()) / 1e6)}
     # Random weights hold on to nothing: nothing but the end of the stack stops them.
     rules = TrackingRules(stop_iou=0.0, largest_growth=1e9)
     (boxed,), box_s = timed(
-        lambda: segment_stack(
-            stack, [Prompt(boxes=(Box(100, 100, 200, 200),))], model, StackOptions(at=1, tracking=rules)
-        )
+        lambda: segment(stack, [Prompt(boxes=(Box(100, 100, 200, 200),))], model, Options(at=1, tracking=rules))
     )
-    (asked,), phrase_s = timed(
-        lambda: segment_stack(stack, [Prompt(text="concept a")], model, StackOptions(is_propagated=False))
-    )
-    figures["box on slice 1: slices reached"] = sorted({n for trail in boxed.trails for n in trail.masks})
-    figures["phrase: presence by slice"] = [None if one is None else round(one, 3) for one in asked.presence]
+    (asked,), phrase_s = timed(lambda: segment(stack, [Prompt(text="concept a")], model, Options(is_followed=False)))
+    figures["box on slice 1: slices reached"] = np.flatnonzero(boxed.union().any(axis=(1, 2))).tolist()
+    figures["phrase: presence"] = round(asked.presence, 3)
     return figures | {"box, CPU s": box_s, "phrase, CPU s": phrase_s, "peak, MiB": peak_mib()}
 
 
@@ -230,11 +226,11 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=1000)
     parser.add_argument("--side", type=int, default=1008)
     parser.add_argument("--weights", type=Path, help="default: the weights that come with the package")
-    parser.add_argument("--no-propagation", action="store_true")
+    parser.add_argument("--propagate", action="store_true", help="speed: follow objects, as videos are by themselves")
     parser.add_argument("--stand-in", action="store_true", help="memory and video: the model is loaded and not asked")
     args = parser.parse_args()
     if args.what == "speed":
-        print(json.dumps(speed(args.slices[0], args.weights, not args.no_propagation), indent=1))
+        print(json.dumps(speed(args.slices[0], args.weights, args.propagate), indent=1))
     elif args.what == "video":
         print(json.dumps(video(args), indent=1))
     elif args.what == "sam3":

@@ -18,7 +18,8 @@ import PIL.Image
 import skimage.data
 
 import medsam3
-from medsam3.render import overlay, to_rgb
+from medsam3.view.draw import overlay
+from medsam3.view.view import view_of
 
 OUT = Path("demo_out")
 QUESTIONS = (("retina.jpg", "optic disc"), ("ihc.png", "nuclei"))
@@ -42,7 +43,8 @@ def main() -> int:
         medsam3.write(masks, path, image)
         presence = "-" if masks.presence is None else f"{masks.presence:.2f}"
         print(f"{name}: {phrase!r} present {presence}, {len(masks)} objects, {seconds:.1f} s -> {path}")
-        panels += [_panel(to_rgb(image)), _panel(overlay(to_rgb(image), [masks]))]
+        rgb = view_of(image).rgb(0)
+        panels += [_panel(rgb), _panel(overlay(rgb, [masks]))]
     picture = OUT / "demo.png"
     PIL.Image.fromarray(np.hstack(panels)).save(picture)
     print(f"side by side: {picture}")

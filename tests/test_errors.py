@@ -20,7 +20,7 @@ def test_input_errors_are_value_errors() -> None:
     assert issubclass(InputError, ValueError)
 
 
-@pytest.mark.parametrize("names", ["medsam3", "medsam3.io, medsam3.render, medsam3.io.files"])
+@pytest.mark.parametrize("names", ["medsam3", "medsam3.io, medsam3.view.draw, medsam3.io.files"])
 def test_imports_load_no_torch_and_no_format_library(names: str) -> None:
     heavy = ("torch", "transformers", "pydicom", "nibabel", "highdicom", "pycocotools")
     code = f"import sys, {names}; print([name for name in {heavy!r} if name in sys.modules])"

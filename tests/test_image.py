@@ -47,7 +47,7 @@ def test_a_frame_is_a_picture_in_its_own_place() -> None:
     files = tuple(Path(f"{n}.dcm") for n in range(3))
     image = Image(STACK, "volume", OBLIQUE, window=Window(0, 9), source=files, metadata={"modality": "CT"})
     frame = image.frame(2)
-    assert frame.kind == "picture" and np.array_equal(frame.pixels[0], STACK[2])
+    assert frame.kind == "picture" and np.array_equal(frame.array()[0], STACK[2])
     assert frame.affine is not None
     np.testing.assert_allclose(frame.affine[:3, 3], [1, 3, 11])  # the origin plus twice (0, .5, 4)
     assert (frame.source, frame.window, frame.metadata["modality"]) == ((Path("2.dcm"),), Window(0, 9), "CT")

@@ -15,23 +15,21 @@ import medsam3
 
 ROOT = Path(medsam3.__file__).parent
 
-CORE = {"errors", "geometry", "image", "prompts", "render", "concepts", "windows"}
+CORE = {"errors", "geometry", "image", "prompts", "concepts"}
 MAY_IMPORT = {
     "errors": set(),
     "geometry": {"errors"},
-    "windows": set(),
     "image": {"errors", "geometry"},
     "prompts": {"errors", "geometry"},
     "concepts": {"errors", "geometry"},
-    "render": CORE,
-    "io": CORE,
-    "models": CORE,
-    "infer": CORE | {"models", "io"},  # io only to read a path; see test_infer_takes_the_model_protocol_only
-    "volumes": CORE | {"io", "models", "infer"},
-    "agent": CORE | {"io", "models", "volumes"},  # models: the protocol; io: whole files; volumes: names of windows
-    "eval": CORE | {"io", "models", "infer", "volumes", "agent"},  # agent: it is measured beside the plain phrase
-    "train": CORE | {"io", "models", "infer", "eval", "volumes"},  # volumes: slices are trained on as they are asked
-    "app": CORE | {"io", "models", "infer", "volumes", "eval", "train", "agent"},
+    "view": CORE,
+    "io": CORE | {"view"},
+    "models": CORE | {"view"},
+    "segmentation": CORE | {"view", "models", "io"},  # io only to read a path
+    "agent": CORE | {"view", "io", "models", "segmentation"},  # models: the protocol; io: whole files
+    "eval": CORE | {"view", "io", "models", "segmentation", "agent"},  # agent: it is measured beside the plain phrase
+    "train": CORE | {"view", "io", "models", "segmentation", "eval"},
+    "app": CORE | {"view", "io", "models", "segmentation", "eval", "train", "agent"},
     "__main__": {"app"},
 }
 """By layer, the first name below `medsam3`; a layer may always import itself."""
@@ -110,21 +108,20 @@ def test_every_layer_imports_only_what_it_may() -> None:
     assert wrong == []
 
 
-def test_infer_takes_the_model_protocol_only() -> None:
-    wanted = [
-        found.target for found in IMPORTS if found.module == "infer" and found.target.startswith("medsam3.models")
-    ]
-    assert wanted == ["medsam3.models.segmenter.Segmenter"]
+def test_only_the_view_knows_how_a_frame_is_shown() -> None:
+    rule = {"medsam3.view.grey.automatic_window", "medsam3.view.grey.shown_grey", "medsam3.view.planes.turn_for"}
+    assert {found.module for found in IMPORTS if found.target in rule} == {"view.view"}
 
 
-def test_the_agent_takes_the_model_protocol_only() -> None:
-    wanted = {
-        found.target
-        for found in IMPORTS
-        if found.module.startswith("agent") and found.target.startswith(("medsam3.models", "medsam3.volumes"))
-    }
-    presets = {f"medsam3.volumes.presentation.{name}" for name in ("WINDOWS", "window_named")}
-    assert wanted == {"medsam3.models.segmenter.Segmenter", *presets}
+def test_segmentation_and_the_agent_take_the_model_protocols_only() -> None:
+    for layer in ("segmentation", "agent"):
+        wanted = {
+            found.target
+            for found in IMPORTS
+            if found.is_at_top and found.module.startswith(layer) and found.target.startswith("medsam3.models")
+        }
+        protocols = ("medsam3.models.segmenter.", "medsam3.models.tracker.", "medsam3.models.byte_cache.")
+        assert all(target.startswith(protocols) for target in wanted), wanted
 
 
 @pytest.mark.parametrize("library", sorted(OWNERS))

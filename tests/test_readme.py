@@ -10,6 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import PIL.Image
 import pytest
@@ -37,7 +38,7 @@ def _require_weights() -> None:
 
 
 def test_there_are_snippets_and_commands() -> None:
-    assert len(SNIPPETS) == 2
+    assert len(SNIPPETS) == 3
     assert len(COMMANDS) >= 6
     assert len([line for line in SNIPPETS[0].splitlines() if line]) == 5
 
@@ -48,10 +49,14 @@ def test_a_snippet_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyP
     pixels = np.zeros((1000, 1400, 3), dtype=np.uint8)
     pixels[..., 0] = np.linspace(40, 200, 1400)
     PIL.Image.fromarray(pixels).save(tmp_path / "fundus.jpg")
+    voxels = np.random.default_rng(0).integers(0, 900, (20, 24, 3), dtype=np.int16)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([-1.0, -1.0, 3.0, 1.0])), tmp_path / "brain.nii.gz")
     monkeypatch.chdir(tmp_path)
     exec(compile(SNIPPETS[number], f"README snippet {number}", "exec"), {"__name__": "readme"})
     if number == 0:
         assert PIL.Image.open(tmp_path / "disc.png").size == (1400, 1000)
+    if number == 1:
+        assert nibabel.load(tmp_path / "hippocampus.nii.gz").shape == (20, 24, 3)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -9,13 +9,14 @@ if TYPE_CHECKING:
     from medsam3.errors import InputError as InputError
     from medsam3.image import Image as Image
     from medsam3.image import Masks as Masks
-    from medsam3.infer import segment as segment
     from medsam3.io import read as read
     from medsam3.io import write as write
     from medsam3.models.registry import load as load
     from medsam3.prompts import Box as Box
     from medsam3.prompts import Point as Point
     from medsam3.prompts import Prompt as Prompt
+    from medsam3.segmentation.options import Options as Options
+    from medsam3.segmentation.run import segment as segment
 
 __version__ = "0.1.0"
 
@@ -23,15 +24,16 @@ _HOMES = {
     "InputError": "medsam3.errors",
     "Image": "medsam3.image",
     "Masks": "medsam3.image",
+    "Options": "medsam3.segmentation.options",
     "Box": "medsam3.prompts",
     "Point": "medsam3.prompts",
     "Prompt": "medsam3.prompts",
     "load": "medsam3.models.registry",
     "read": "medsam3.io",
-    "segment": "medsam3.infer",
+    "segment": "medsam3.segmentation.run",
     "write": "medsam3.io",
 }
-__all__ = ["Box", "Image", "InputError", "Masks", "Point", "Prompt", "load", "read", "segment", "write"]
+__all__ = ["Box", "Image", "InputError", "Masks", "Options", "Point", "Prompt", "load", "read", "segment", "write"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,11 +5,11 @@ Both are checked once when they are made and trusted afterwards. They know nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,39 +33,71 @@ class Window:
             raise InputError(f"window is {self.low} to {self.high}, it must be two finite values, the lower one first")
 
 
+class Frames(Protocol):
+    """Frames that are read when they are asked for; an array (N, H, W, C) is one, its frames in memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+        ...
+
+    def __getitem__(self, n: int, /) -> Any:
+        """Pixels (H, W, C) of frame n."""
+        ...
+
+
 @dataclass(frozen=True)
-class Image:
-    """Pixels with their place in the world: a picture is a stack of one, a volume of slices, a video of frames.
+class LazyFrames:
+    """Frames that a function reads one at a time.
 
     Attributes:
-        pixels: (N, H, W, C), C 1 (grey) or 3 (RGB); any real dtype, in the file's own units after rescaling (CT: HU).
+        shape: (N, H, W, C).
+        read: From n to the pixels (H, W, C) of that frame. A picklable one makes a picklable image.
+    """
+
+    shape: tuple[int, int, int, int]
+    read: Callable[[int], Pixels]
+
+    def __getitem__(self, n: int) -> Pixels:
+        return self.read(n)
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """Frames with their place in the world: a picture is a stack of one, a volume of slices, a video of frames.
+
+    Frames of a file are read when they are asked for, so an image of any length is small until then.
+
+    Attributes:
+        frames: (N, H, W, C), an array or what reads one frame at a time; C 1 (grey) or 3 (RGB), any real dtype, in the
+            file's own units after rescaling (CT: HU).
         kind: What the N axis means.
         affine: Index (n, row, col) to LPS mm, (4, 4); None where the file tells no position.
         fps: Frames a second, of a video only.
-        window: How the file asks to be shown; None lets `render` choose by the values.
+        window: How the file asks to be shown, in the units of the pixels.
+        padding: Lowest and highest value that stand for "nothing was imaged here" (DICOM's PixelPaddingValue).
         source: The files that it was read from, in the order of the N axis.
         metadata: Technical facts (modality, bit depth); never names, dates or identifiers of a patient.
 
     Raises:
-        InputError: Wrong shape, no pixels, values that are not real numbers or not finite, a bad affine.
+        InputError: Wrong shape, no pixels, a bad affine; of an array, values that are not real or not finite.
     """
 
-    pixels: Pixels
+    frames: Frames
     kind: Kind = "picture"
     affine: Affine | None = None
     fps: float | None = None
     window: Window | None = None
+    padding: tuple[float, float] | None = None
     source: tuple[Path, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        shape = self.pixels.shape
+        shape = tuple(self.frames.shape)
         if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
             raise InputError(f"pixels have shape {shape}, allowed is (N, H, W, 1 or 3) with nothing empty")
-        if self.pixels.dtype.kind not in "buif":
-            raise InputError(f"pixels are of type {self.pixels.dtype}, allowed are integers and real numbers")
-        if self.pixels.dtype.kind == "f" and not np.isfinite(self.pixels).all():
-            raise InputError("pixels hold NaN or infinity: replace them before reading the image")
+        if isinstance(self.frames, np.ndarray):
+            _check_values(self.frames, "pixels hold")
         if self.kind == "picture" and shape[0] != 1:
             raise InputError(f"a picture has one frame, this one has {shape[0]}: use kind 'volume' or 'video'")
         if self.affine is not None:
@@ -75,8 +107,13 @@ class Image:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(N, H, W)."""
-        frames, height, width = self.pixels.shape[:3]
-        return frames, height, width
+        count, height, width, _ = self.frames.shape
+        return count, height, width
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return self.frames.shape[3]
 
     @property
     def spacing_mm(self) -> tuple[float, float, float] | None:
@@ -86,23 +123,95 @@ class Image:
         along_n, along_rows, along_columns = spacing_mm(self.affine).tolist()
         return along_n, along_rows, along_columns
 
-    def frame(self, n: int) -> Image:
-        """Frame or slice `n` as a picture in its own place.
+    @property
+    def pixel_size_mm(self) -> tuple[float, float] | None:
+        """(row, col) spacing in mm, also of a picture that tells its pixel size but no position; None if unknown."""
+        if self.spacing_mm is not None:
+            return self.spacing_mm[1:]
+        known = self.metadata.get("pixel_spacing_mm")  # "row column"
+        if known is None:
+            return None
+        along_rows, along_columns = (float(size) for size in known.split())
+        return along_rows, along_columns
+
+    def pixels(self, n: int) -> Pixels:
+        """Read frame n as (H, W, C).
 
         Raises:
-            InputError: There is no such frame.
+            InputError: There is no such frame, it cannot be decoded, its size differs, or it holds NaN or infinity.
         """
         if not 0 <= n < self.shape[0]:
             raise InputError(f"frame {n} was asked for, allowed is 0 to {self.shape[0] - 1}")
+        pixels: Pixels = self.frames[n]
+        wanted = tuple(self.frames.shape[1:])
+        if pixels.shape != wanted:
+            raise InputError(
+                f"frame {n} is {pixels.shape} but frame 0 is {wanted} (rows, columns, channels): separate them"
+            )
+        if not isinstance(self.frames, np.ndarray):
+            _check_values(pixels, f"frame {n} holds")
+        return pixels
+
+    def array(self) -> Pixels:
+        """Read all frames into one array (N, H, W, C).
+
+        Raises:
+            InputError: As `pixels`.
+        """
+        if isinstance(self.frames, np.ndarray):
+            return self.frames
+        return np.stack([self.pixels(n) for n in range(self.shape[0])])
+
+    def load(self) -> Image:
+        """Read all frames into memory, and give the same image over them."""
+        return replace(self, frames=self.array())
+
+    def frame(self, n: int) -> Image:
+        """Read frame or slice `n` as a picture in its own place.
+
+        Raises:
+            InputError: As `pixels`.
+        """
         affine = None
         if self.affine is not None:
             affine = self.affine.copy()
             affine[:3, 3] += n * affine[:3, 0]
         source = self.source[n : n + 1] if len(self.source) == self.shape[0] else self.source
-        return Image(self.pixels[n : n + 1], affine=affine, window=self.window, source=source, metadata=self.metadata)
+        return replace(self, frames=self.pixels(n)[None], kind="picture", affine=affine, fps=None, source=source)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether two images hold the same values at the same place; all frames of both are read."""
+        if not isinstance(other, Image):
+            return NotImplemented
+        if self is other:
+            return True
+        if (self.frames.shape, self._about()) != (other.frames.shape, other._about()):
+            return False
+        return all(np.array_equal(self.pixels(n), other.pixels(n)) for n in range(self.shape[0]))
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.frames.shape), self.kind, self.source))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "metadata": dict(self.metadata)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, metadata=MappingProxyType(state["metadata"]))
+
+    def _about(self) -> tuple[Any, ...]:
+        """All but the pixels and the files."""
+        affine = None if self.affine is None else self.affine.tolist()
+        return self.kind, affine, self.fps, self.window, self.padding, dict(self.metadata)
 
 
-@dataclass(frozen=True)
+def _check_values(pixels: Pixels, what: str) -> None:
+    if pixels.dtype.kind not in "buif":
+        raise InputError(f"{what} values of type {pixels.dtype}, allowed are integers and real numbers")
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise InputError(f"{what} NaN or infinity: replace them before reading the image")
+
+
+@dataclass(frozen=True, eq=False)
 class ObjectMask:
     """One object, kept as the crop around it, so that hundreds of them stay small.
 
@@ -127,6 +236,15 @@ class ObjectMask:
         block = tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)
         start = (block[0].start, block[1].start, block[2].start)
         return cls(start, mask[block].copy(), float(score))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether two objects have the same voxels and score."""
+        if not isinstance(other, ObjectMask):
+            return NotImplemented
+        return (self.start, self.score) == (other.start, other.score) and np.array_equal(self.crop, other.crop)
+
+    def __hash__(self) -> int:
+        return hash((self.start, self.crop.shape, self.score))
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -158,6 +276,7 @@ class Masks:
         concept: The phrase that was asked for; "" where only boxes or points were given.
         presence: Probability in 0..1 that the concept is in the image at all; None where no phrase was asked.
         is_present: The model's calibrated yes or no; None where no phrase was asked.
+        found_as: The name by which a drawn object was found again where following lost it; "" where it was not.
     """
 
     shape: tuple[int, int, int]
@@ -165,6 +284,7 @@ class Masks:
     concept: str = ""
     presence: float | None = None
     is_present: bool | None = None
+    found_as: str = ""
 
     def __post_init__(self) -> None:
         for found in self.objects:

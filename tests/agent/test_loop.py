@@ -115,7 +115,7 @@ def test_the_transcript_holds_everything_and_replays(tmp_path: Path) -> None:
 def test_a_replay_on_another_picture_tells_what_differs(tmp_path: Path) -> None:
     done(GOOD, tmp_path)
     other = two_blocks()
-    other.pixels[0, 10, 5] = 0  # one pixel less
+    other.array()[0, 10, 5] = 0  # one pixel less
     found = replay(tmp_path, other, BlocksSegmenter())
     assert next((difference.step, difference.what) for difference in found) == (1, "mask 1 has another shape")
 
@@ -237,7 +237,7 @@ def test_the_instruction_and_the_pixels_make_the_run(tmp_path: Path) -> None:
     darker = two_blocks()
     with pytest.raises(InputError, match="another run"):
         run(
-            replace(darker, pixels=darker.pixels // 2 + 60),
+            replace(darker, frames=darker.array() // 2 + 60),
             "nodule",
             BlocksSegmenter(),
             ScriptedPolicy(GOOD),

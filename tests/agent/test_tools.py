@@ -104,11 +104,11 @@ def test_two_masks_are_compared(table: Table) -> None:
 
 
 def test_a_mask_is_measured_in_millimetres_where_the_spacing_is_known() -> None:
-    affine = np.array([[0, 0, 0.5, 0], [0, 2.0, 0, 0], [3.0, 0, 0, 0], [0, 0, 0, 1]])  # rows 2 mm, columns 0.5 mm
+    affine = np.array([[0, 0, 2.0, 0], [0, 2.0, 0, 0], [3.0, 0, 0, 0], [0, 0, 0, 1]])  # pixels of 2 mm x 2 mm
     table = Table(replace(two_blocks(), affine=affine))
     table("segment", phrase="nodule")
     facts = table("measure", mask=2).facts
-    assert (facts["area_px"], facts["area_mm2"], facts["width_mm"], facts["height_mm"]) == (24, 24.0, 3.0, 8.0)
+    assert (facts["area_px"], facts["area_mm2"], facts["width_mm"], facts["height_mm"]) == (24, 96.0, 12.0, 8.0)
     assert facts["mean_grey"] == 200 and facts["mean_grey_around"] == 0 and not facts["touches_border"]
 
 
@@ -151,10 +151,11 @@ def test_our_own_error_is_none_of_the_callers(table: Table) -> None:
 def test_slices_are_gone_through() -> None:
     pixels = np.zeros((3, 40, 60, 1), dtype=np.int16)
     pixels[1, 10:18, 5:15] = 900
-    table = Table(Image(pixels, kind="volume"), has_pictures=True)
+    table = Table(Image(pixels, kind="volume"), has_pictures=True)  # it begins in the middle
     seen = table("next_slice")
-    assert seen.facts["frame"] == 1 and seen.pictures[0].caption == "slice 1"
-    assert table("segment", phrase="nodule").marks[0].mask.start == (1, 10, 5)
+    assert seen.facts["frame"] == 2 and seen.pictures[0].caption == "slice 2"
+    found = table("segment", phrase="nodule")
+    assert found.marks[0].mask.start == (1, 10, 5) and found.facts["frame"] == 1
     assert table("previous_slice").facts["frame"] == 0
     assert table("next_slice").facts["frame"] == 1  # the same call from another slice is no repetition
     assert table("look", window="lung").pictures[0].caption == "the frame in the lung window"

@@ -126,7 +126,7 @@ BAD_FILES = {
     "cut.png": "cannot be decoded, it may be cut short",
     "cut.jpg": "cannot be decoded, it may be cut short",
     "cut.dcm": "the file is damaged or cut short, replace it",
-    "cut.nii": "cannot be decoded, it may be cut short",
+    "cut.nii": "the file is cut short: it holds 48 of 240 voxel bytes, copy it again",
     "text.png": "the content is not what the name says",
     "text.nii.gz": "the content is not what the name says",
     "bomb.png": "more than the 134,217,728 pixels that are allowed",

@@ -10,8 +10,7 @@ import pytest
 from dicom_files import write_ct_series
 from medsam3.app.cli import main
 from medsam3.image import Masks
-from medsam3.io import write
-from medsam3.io.lazy import open_stack
+from medsam3.io import read, write
 from medsam3.io.read_masks import read_masks
 
 
@@ -35,7 +34,7 @@ def two_livers() -> Masks:
 def test_masks_keep_their_voxels_through_two_forms(
     way: tuple[str, str], back: tuple[str, str], study: Path, tmp_path: Path
 ) -> None:
-    image = open_stack(study).outline()
+    image = read(study)
     first, second = tmp_path / f"first{way[1]}", tmp_path / f"second{back[1]}"
     write(two_livers(), first, image, format=way[0])
     assert main(["convert", str(first), str(second), "--image", str(study), "--format", back[0]]) == 0
@@ -45,7 +44,7 @@ def test_masks_keep_their_voxels_through_two_forms(
 
 
 def test_names_and_scores_come_through_label_maps(study: Path, tmp_path: Path) -> None:
-    image = open_stack(study).outline()
+    image = read(study)
     write(two_livers(), tmp_path / "a.nii.gz", image)
     for source, target in (("a.nii.gz", "b.nrrd"), ("b.nrrd", "c.mha"), ("c.mha", "d.nii")):
         assert main(["convert", str(tmp_path / source), str(tmp_path / target)]) == 0
@@ -69,10 +68,10 @@ def test_names_and_scores_come_through_label_maps(study: Path, tmp_path: Path) -
 def test_what_cannot_be_converted_is_said(
     arguments: list[str], message: str, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image = open_stack(study).outline()
+    image = read(study)
     write(two_livers(), tmp_path / "a.nii.gz", image)
     write(two_livers(), tmp_path / "seg.dcm", image)
-    write(two_livers(), tmp_path / "other.nii", type(image)(image.pixels, kind="volume", affine=np.eye(4)))
+    write(two_livers(), tmp_path / "other.nii", type(image)(image.array(), kind="volume", affine=np.eye(4)))
     named = [str(tmp_path / word) if "." in word or word == "study" else word for word in arguments]
     assert main(["convert", *named]) == 2
     said = capsys.readouterr().err

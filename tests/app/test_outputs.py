@@ -41,17 +41,17 @@ def test_a_row_holds_areas_worked_out_by_hand() -> None:
 
 
 def test_an_area_is_in_mm2_where_only_the_pixel_size_is_known() -> None:
-    image = Image(IMAGE.pixels, metadata={"pixel_spacing_mm": "0.5 0.25"})
+    image = Image(IMAGE.array(), metadata={"pixel_spacing_mm": "0.5 0.25"})
     assert pixel_area_mm2(image) == 0.5 * 0.25
     row = ResultRow.from_masks("scan.png", Prompt(text="polyp"), MASKS, image, ())
     assert (row.area_mm2, row.objects[0].area_mm2) == (6 * 0.125, 6 * 0.125)
     # the position of the image goes before what the header says of the pixels
-    placed = Image(IMAGE.pixels, affine=IMAGE.affine, metadata={"pixel_spacing_mm": "9 9"})
+    placed = Image(IMAGE.array(), affine=IMAGE.affine, metadata={"pixel_spacing_mm": "9 9"})
     assert pixel_area_mm2(placed) == 0.125
 
 
 def test_a_row_without_spacing_phrase_or_object_has_dashes() -> None:
-    image = Image(IMAGE.pixels)
+    image = Image(IMAGE.array())
     row = ResultRow.from_masks("scan.png", Prompt(text="polyp"), Masks((1, 4, 6)), image, ())
     assert row.area_mm2 is None
     assert row.cells() == ("scan.png", "polyp", "-", "0", "0", "-", "-")

@@ -13,7 +13,7 @@ import pytest
 
 from dicom_files import write_ct_series
 from medsam3.app.cli import main
-from medsam3.io.lazy import open_stack
+from medsam3.io import read
 from medsam3.io.read_masks import read_masks
 from threshold_segmenter import ThresholdSegmenter
 
@@ -46,7 +46,7 @@ def test_a_series_gives_one_object_through_all_its_slices_in_every_format(
     # 54 voxels of 2 x 0.5 x 0.25 mm are 13.5 cubic mm; 3 rows and 6 columns are 1.5 by 1.5 mm.
     assert (row["volume_ml"], row["first_slice"], row["last_slice"]) == ("0.0135", "0", "2")
     assert float(row["longest_diameter_mm"]) == pytest.approx(np.sqrt(4.5), abs=1e-3)
-    image = open_stack(study).outline()
+    image = read(study)
     for name in ("mask.nii.gz", "mask.nrrd", "mask.mha", "seg.dcm", "rtstruct.dcm"):
         (found,), _ = read_masks(tmp_path / "out" / f"study_liver_{name}", image)
         assert (found.objects[0].start, found.objects[0].voxels) == ((0, 2, 4), 54), name
@@ -72,10 +72,10 @@ def test_a_clip_gives_an_overlay_video(
         PIL.Image.fromarray(frame).save(tmp_path / "frames" / f"f{n}.png")
     from medsam3.io.video import write_mp4  # noqa: PLC0415
 
-    stack = open_stack(tmp_path / "frames")
+    stack = read(tmp_path / "frames")
     write_mp4([np.repeat(stack.pixels(n), 3, axis=-1) for n in range(5)], tmp_path / "clip.mp4", fps=5)
     assert segment(tmp_path / "clip.mp4", "--text", "polyp", "--out", tmp_path / "out", "--format", "mp4,coco") == 0
-    assert open_stack(tmp_path / "out" / "clip_polyp_overlay.mp4").shape == (5, 32, 48)
+    assert read(tmp_path / "out" / "clip_polyp_overlay.mp4").shape == (5, 32, 48)
     content = json.loads((tmp_path / "out" / "clip_polyp.coco.json").read_text())
     assert [entry["image_id"] for entry in content["annotations"]] == [1, 2, 3, 4, 5]
     assert {entry["object_id"] for entry in content["annotations"]} == {1}
@@ -115,7 +115,8 @@ def test_a_time_point_of_a_4d_nifti_is_chosen_by_frame(
         (["--box", "1,1,5,5"], "on one slice of a volume: say which, 0 to 3"),
         (["--text", "liver", "--window", "purple"], "window is 'purple', allowed are soft tissue"),
         (["--text", "liver", "--key-every", "0"], "--key-every is 0"),
-        (["--text", "liver", "--frame", "1-2"], "--frame with --propagate"),
+        (["--text", "liver", "--frame", "4"], "frame 4 was asked for, allowed is 0 to 3"),
+        (["--text", "liver", "--frame", "1", "--plane", "coronal"], "take plane 'axial'"),
         (["--text", "liver", "--format", "png"], "use the format nifti"),
     ],
 )
@@ -131,8 +132,15 @@ def test_what_a_stack_does_not_take_is_said(
     assert message in capsys.readouterr().err
 
 
-def test_stack_options_without_propagate_are_refused(
+def test_the_default_is_the_same_as_asking_for_it(
     study: Path, tmp_path: Path, threshold_model: ThresholdSegmenter, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["segment", str(study), "--text", "liver", "--model", "threshold", "--plane", "coronal"]) == 2
-    assert "--plane is for volumes and videos as a whole" in capsys.readouterr().err
+    found = []
+    for number, way in enumerate(([], ["--each-slice"], ["--propagate"])):
+        arguments = ["segment", str(study), "--text", "liver", "--model", "threshold", "--plane", "coronal", *way]
+        assert main([*arguments, "--out", str(tmp_path / str(number))]) == 0
+        found.append((tmp_path / str(number) / "study_liver_mask.nii.gz").read_bytes())
+    assert found[0] == found[1]
+    assert found[0] == found[2]  # a block without gaps: following finds the same
+    assert segment(study, "--text", "liver", "--each-slice", "--out", tmp_path / "out") == 2
+    assert "not allowed with argument" in capsys.readouterr().err

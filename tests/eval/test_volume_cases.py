@@ -187,7 +187,7 @@ def test_the_report_has_volumes_in_mm_with_a_middle_slice_and_none_left_out(
     assert command(folder, "--model", "bright", "--modes", "T,I", "--tolerance", "1", "--out", out) == 0
     printed = capsys.readouterr().out
     assert re.search(r"belly +liver +text +1 +\.750", printed) and "NSD at 1 mm" in printed
-    note = "1 volumes were segmented whole (objects followed through the slices) and measured in mm; they were asked by"
+    note = "1 volumes were segmented whole (each slice for itself) and measured in mm; they were asked by"
     assert note in printed and "not in modes I: a box belongs to one slice" in printed
     page = (out / "report.html").read_text()
     assert "<td>volumes left out</td><td>0</td>" in page
@@ -196,5 +196,5 @@ def test_the_report_has_volumes_in_mm_with_a_middle_slice_and_none_left_out(
     assert np.array_equal(np.asarray(kept.dataobj).transpose(2, 1, 0) > 0, block((10, 18)))
     assert np.allclose(kept.affine, affine(), atol=1e-4)
     entry = json.loads((out / "results.json").read_text())
-    assert (entry["skipped_volumes"], entry["config"]["volumes"]) == (0, "follow")
+    assert (entry["skipped_volumes"], entry["config"]["volumes"]) == (0, "slices")
     assert entry["extras"]["duplicates"] == []  # pictures only

@@ -4,15 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_dicom import CR, SECONDARY_CAPTURE, US_CINE, dataset, enhanced, placed, ramp, save, world
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from made_dicom import CR, SECONDARY_CAPTURE, US_CINE, dataset, enhanced, placed, ramp, save, world
 from medsam3.errors import InputError
 from medsam3.geometry import world_from_index
 from medsam3.image import Image, Window
 from medsam3.io import read
-from medsam3.render import to_rgb
+from medsam3.view.view import view_of
 
 GREY = np.array([[0, 10, 4095], [100, 200, 300]], dtype=np.uint16)
 
@@ -23,15 +23,15 @@ def grey(tmp_path: Path, **attributes: Any) -> Image:
 
 def test_rescale_gives_whole_hounsfield_units(tmp_path: Path) -> None:
     image = grey(tmp_path, RescaleSlope=1, RescaleIntercept=-1024)
-    assert image.pixels.dtype == np.int16
-    assert image.pixels[0, :, :, 0].tolist() == [[-1024, -1014, 3071], [-924, -824, -724]]
+    assert image.array().dtype == np.int16
+    assert image.array()[0, :, :, 0].tolist() == [[-1024, -1014, 3071], [-924, -824, -724]]
 
 
 def test_a_fraction_as_slope_gives_real_numbers(tmp_path: Path) -> None:
     image = grey(tmp_path, RescaleSlope=0.5, RescaleIntercept=1)
-    assert image.pixels.dtype == np.float32
-    assert image.pixels[0, 1, :, 0].tolist() == [51.0, 101.0, 151.0]
-    assert grey(tmp_path, RescaleSlope=0.25).pixels[0, 0, 1, 0] == 2.5
+    assert image.array().dtype == np.float32
+    assert image.array()[0, 1, :, 0].tolist() == [51.0, 101.0, 151.0]
+    assert grey(tmp_path, RescaleSlope=0.25).array()[0, 0, 1, 0] == 2.5
 
 
 def test_modality_lut_replaces_values(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_modality_lut_replaces_values(tmp_path: Path) -> None:
     table["LUTData"].VR = "US"
     pixels = np.array([[0, 1], [2, 900]], dtype=np.uint16)
     path = save(dataset(pixels, ModalityLUTSequence=Sequence([table])), tmp_path / "lut.dcm")
-    assert read(path).pixels[0, :, :, 0].tolist() == [[7, 8], [9, 500]]  # beyond the table: its last entry
+    assert read(path).array()[0, :, :, 0].tolist() == [[7, 8], [9, 500]]  # beyond the table: its last entry
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,39 @@ def test_modality_lut_replaces_values(tmp_path: Path) -> None:
     ],
 )
 def test_the_first_window_is_kept(tmp_path: Path, attributes: dict[str, Any], expected: Window | None) -> None:
-    assert grey(tmp_path, **attributes).window == expected
+    assert grey(tmp_path, Modality="DX", **attributes).window == expected
+
+
+def test_the_window_of_ct_and_mr_is_told_but_not_used_as_other_containers_have_none(tmp_path: Path) -> None:
+    for modality in ("CT", "MR"):
+        image = grey(tmp_path, WindowCenter=40, WindowWidth=400, Modality=modality)
+        assert image.window is None and image.metadata["stored_window"] == "-160 239"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"PixelPaddingValue": 10}, (10.0, 10.0)),
+        ({"PixelPaddingValue": 10, "PixelPaddingRangeLimit": 30}, (10.0, 30.0)),
+        ({"PixelPaddingValue": 10, "RescaleSlope": 2, "RescaleIntercept": -1000}, (-980.0, -980.0)),
+        # Of 12 bits turned over, 4095 - 10.
+        (
+            {"PixelPaddingValue": 10, "PhotometricInterpretation": "MONOCHROME1", "BitsStored": 12, "HighBit": 11},
+            (4085.0, 4085.0),
+        ),
+        ({}, None),
+    ],
+)
+def test_padding_is_told_in_the_units_of_the_pixels(
+    tmp_path: Path, attributes: dict[str, Any], expected: tuple[float, float] | None
+) -> None:
+    assert grey(tmp_path, **attributes).padding == expected
+
+
+def test_signed_padding_is_also_given_as_the_unsigned_number_of_its_bits(tmp_path: Path) -> None:
+    made = dataset(np.array([[-2000, 5]], dtype=np.int16))
+    made.add_new("PixelPaddingValue", "US", 63_536)  # 65,536 - 2,000
+    assert read(save(made, tmp_path / "a.dcm")).padding == (-2000.0, -2000.0)
 
 
 def test_a_voi_lut_is_kept_as_the_window_in_which_it_rises(tmp_path: Path) -> None:
@@ -68,31 +100,32 @@ def test_a_voi_lut_is_kept_as_the_window_in_which_it_rises(tmp_path: Path) -> No
     table.LUTData = [int(np.clip((entry - 20) * 100, 0, 1000)) for entry in range(100)]
     table["LUTData"].VR = "US"
     # 1 % of 1000 is reached first at entry 21, 99 % at entry 30
-    assert grey(tmp_path, VOILUTSequence=Sequence([table])).window == Window(71.0, 80.0)
+    assert grey(tmp_path, Modality="DX", VOILUTSequence=Sequence([table])).window == Window(71.0, 80.0)
 
 
 def test_monochrome1_is_turned_over_with_its_window(tmp_path: Path) -> None:
     about: dict[str, Any] = {"PhotometricInterpretation": "MONOCHROME1", "BitsStored": 12, "HighBit": 11}
+    about["Modality"] = "DX"
     plain = grey(tmp_path, **about)
-    assert plain.pixels.dtype == np.uint16
-    assert plain.pixels[0, :, :, 0].tolist() == [[4095, 4085, 0], [3995, 3895, 3795]]  # 4095 - v
+    assert plain.array().dtype == np.uint16
+    assert plain.array()[0, :, :, 0].tolist() == [[4095, 4085, 0], [3995, 3895, 3795]]  # 4095 - v
     scaled = grey(tmp_path, **about, RescaleSlope=2, RescaleIntercept=-100, WindowCenter=300.5, WindowWidth=201)
     # units run from -100 to 8090, so that u becomes 7990 - u: 0 -> -100 -> 8090
-    assert scaled.pixels[0, 0, :, 0].tolist() == [8090, 8070, -100]
+    assert scaled.array()[0, 0, :, 0].tolist() == [8090, 8070, -100]
     assert scaled.window == Window(7990.0 - 400.0, 7990.0 - 200.0)
 
 
 def test_monochrome1_and_2_of_the_same_scene_look_alike(tmp_path: Path) -> None:
-    window: dict[str, Any] = {"BitsStored": 12, "HighBit": 11, "WindowWidth": 301}
+    window: dict[str, Any] = {"BitsStored": 12, "HighBit": 11, "WindowWidth": 301, "Modality": "DX"}
     upright = grey(tmp_path, WindowCenter=150.5, **window)
     inverse = dataset(4095 - GREY, PhotometricInterpretation="MONOCHROME1", WindowCenter=4095 - 149.5, **window)
-    assert np.array_equal(to_rgb(upright), to_rgb(read(save(inverse, tmp_path / "inverse.dcm"))))
+    assert np.array_equal(view_of(upright).rgb(0), view_of(read(save(inverse, tmp_path / "inverse.dcm"))).rgb(0))
 
 
 def test_signed_monochrome1_stays_in_its_range(tmp_path: Path) -> None:
     pixels = np.array([[-128, 127], [0, 5]], dtype=np.int8)
     image = read(save(dataset(pixels, PhotometricInterpretation="MONOCHROME1"), tmp_path / "a.dcm"))
-    assert image.pixels[0, :, :, 0].tolist() == [[127, -128], [-1, -6]]  # -1 - v
+    assert image.array()[0, :, :, 0].tolist() == [[127, -128], [-1, -6]]  # -1 - v
 
 
 def test_palette_colours_are_looked_up(tmp_path: Path) -> None:
@@ -103,29 +136,29 @@ def test_palette_colours_are_looked_up(tmp_path: Path) -> None:
         setattr(made, f"{name}PaletteColorLookupTableDescriptor", [3, 0, 16])
         setattr(made, f"{name}PaletteColorLookupTableData", np.array(entries, dtype="<u2").tobytes())
     image = read(save(made, tmp_path / "palette.dcm"))
-    assert image.pixels[0].tolist() == [[[0, 16, 0], [128, 0, 200]], [[255, 255, 0], [255, 255, 0]]]
+    assert image.array()[0].tolist() == [[[0, 16, 0], [128, 0, 200]], [[255, 255, 0], [255, 255, 0]]]
 
 
 def test_colour_by_plane_and_of_16_bits_becomes_8_bit_rgb(tmp_path: Path) -> None:
     rgb = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     by_plane = dataset(rgb, SamplesPerPixel=3)
     by_plane.PlanarConfiguration, by_plane.PixelData = 1, rgb.transpose(2, 0, 1).tobytes()
-    assert np.array_equal(read(save(by_plane, tmp_path / "a.dcm")).pixels[0], rgb)
+    assert np.array_equal(read(save(by_plane, tmp_path / "a.dcm")).array()[0], rgb)
     deep = dataset(rgb.astype(np.uint16) * 256 + 7, SamplesPerPixel=3)
-    assert np.array_equal(read(save(deep, tmp_path / "b.dcm")).pixels[0], rgb)
+    assert np.array_equal(read(save(deep, tmp_path / "b.dcm")).array()[0], rgb)
 
 
 def test_full_range_ybr_becomes_rgb(tmp_path: Path) -> None:
     ybr = np.array([[[76, 85, 255], [150, 44, 21]]], dtype=np.uint8)  # red and green by the standard's equations
     made = dataset(ybr, SamplesPerPixel=3, PhotometricInterpretation="YBR_FULL")
     image = read(save(made, tmp_path / "ybr.dcm"))
-    np.testing.assert_allclose(image.pixels[0, 0].astype(int), [[254, 0, 0], [0, 255, 1]], atol=1)
+    np.testing.assert_allclose(image.array()[0, 0].astype(int), [[254, 0, 0], [0, 255, 1]], atol=1)
 
 
 def test_single_bit_pixels_are_black_and_white(tmp_path: Path) -> None:
     made = dataset(np.zeros((2, 8), dtype=np.uint8), BitsAllocated=1, BitsStored=1, HighBit=0)
     made.PixelData = bytes([0b00000001, 0b10000000])  # first pixel of row 0, last pixel of row 1
-    pixels = read(save(made, tmp_path / "bits.dcm")).pixels
+    pixels = read(save(made, tmp_path / "bits.dcm")).array()
     assert pixels.dtype == np.uint8 and pixels[0, 0, 0, 0] == pixels[0, 1, 7, 0] == 255 and pixels.sum() == 510
 
 
@@ -149,7 +182,7 @@ def test_pixel_size_without_position_is_metadata(tmp_path: Path) -> None:
 def test_a_cine_is_a_video_with_its_rate(tmp_path: Path) -> None:
     frames = np.arange(4 * 5 * 6, dtype=np.uint8).reshape(4, 5, 6)
     cine = read(save(dataset(frames, sop_class=US_CINE, Modality="US", FrameTime=40), tmp_path / "a.dcm"))
-    assert (cine.kind, cine.fps) == ("video", 25.0) and np.array_equal(cine.pixels[..., 0], frames)
+    assert (cine.kind, cine.fps) == ("video", 25.0) and np.array_equal(cine.array()[..., 0], frames)
     times = dataset(frames, sop_class=US_CINE, Modality="US", FrameTimeVector=[0, 90, 100, 110])
     assert read(save(times, tmp_path / "b.dcm")).fps == 10.0
     assert read(save(dataset(frames, Modality="XA", CineRate=15), tmp_path / "c.dcm")).fps == 15.0
@@ -157,7 +190,7 @@ def test_a_cine_is_a_video_with_its_rate(tmp_path: Path) -> None:
     assert (untimed.kind, untimed.fps) == ("video", None)
     assert read(save(dataset(frames, Modality="OT"), tmp_path / "e.dcm")).kind == "volume"
     chosen = read(tmp_path / "a.dcm", frame=3)
-    assert chosen.kind == "picture" and np.array_equal(chosen.pixels[0, ..., 0], frames[3])
+    assert chosen.kind == "picture" and np.array_equal(chosen.array()[0, ..., 0], frames[3])
     with pytest.raises(InputError, match="frame 4 was asked for, allowed is 0 to 3"):
         read(tmp_path / "a.dcm", frame=4)
 
@@ -166,12 +199,12 @@ def test_an_enhanced_multi_frame_is_a_volume_in_order_of_position(tmp_path: Path
     order = [2, 0, 3, 1]
     path = save(enhanced(ramp()[order], [float(n) for n in order]), tmp_path / "ct.dcm")
     image = read(path)
-    assert image.kind == "volume" and image.window == Window(-160.0, 239.0)
-    assert np.array_equal(image.pixels[..., 0], ramp() * 2 - 1000)  # the shared rescale
+    assert image.kind == "volume" and image.metadata["stored_window"] == "-160 239"
+    assert np.array_equal(image.array()[..., 0], ramp() * 2 - 1000)  # the shared rescale
     assert image.affine is not None
     np.testing.assert_allclose(world_from_index(image.affine, (3, 4, 5)), world(3, 4, 5), atol=1e-6)
     one = read(path, frame=2)  # the file's third frame is slice 3
-    assert one.affine is not None and np.array_equal(one.pixels[0], image.pixels[3])
+    assert one.affine is not None and np.array_equal(one.array()[0], image.array()[3])
     np.testing.assert_allclose(world_from_index(one.affine, (0, 4, 5)), world(3, 4, 5), atol=1e-6)
 
 
@@ -182,7 +215,7 @@ def test_frames_each_have_their_own_rescale(tmp_path: Path) -> None:
         item = Dataset()
         item.RescaleSlope, item.RescaleIntercept, item.RescaleType = slope, 5, "US"
         frame.PixelValueTransformationSequence = Sequence([item])
-    pixels = read(save(made, tmp_path / "pet.dcm")).pixels[..., 0]
+    pixels = read(save(made, tmp_path / "pet.dcm")).array()[..., 0]
     assert np.array_equal(pixels, ramp(2) * np.array([1, 3])[:, None, None] + 5)
 
 

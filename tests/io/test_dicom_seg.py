@@ -5,8 +5,8 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from made_dicom import CR, dataset, enhanced, placed, ramp, save, series, shipped_files, world
 
+from made_dicom import CR, dataset, enhanced, placed, ramp, save, series, shipped_files, world
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks
 from medsam3.io import read, write

@@ -4,8 +4,8 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from made_dicom import SPACING_MM, dataset, placed, ramp, save, series, world
 
+from made_dicom import SPACING_MM, dataset, placed, ramp, save, series, world
 from medsam3.errors import InputError
 from medsam3.geometry import world_from_index
 from medsam3.io import info, is_series, read
@@ -16,7 +16,7 @@ CORNER = (3, 4, 5)  # the last voxel of a stack of 4 x 5 x 6
 def test_slices_are_sorted_by_position_not_by_name(tmp_path: Path) -> None:
     image = read(series(tmp_path))
     assert image.kind == "volume"
-    assert np.array_equal(image.pixels[..., 0], ramp())
+    assert np.array_equal(image.array()[..., 0], ramp())
     assert [path.name for path in image.source] == ["s3_004.dcm", "s3_003.dcm", "s3_002.dcm", "s3_001.dcm"]
 
 
@@ -31,7 +31,7 @@ def test_world_positions_of_an_oblique_series_follow_the_standard(tmp_path: Path
 def test_simpleitk_finds_every_voxel_at_the_same_place(tmp_path: Path) -> None:
     image = read(series(tmp_path))
     other = SimpleITK.ReadImage([str(path) for path in image.source])
-    assert np.array_equal(SimpleITK.GetArrayFromImage(other), image.pixels[..., 0])
+    assert np.array_equal(SimpleITK.GetArrayFromImage(other), image.array()[..., 0])
     assert image.affine is not None
     for n, row, col in [(0, 0, 0), (2, 1, 3), CORNER]:
         expected = other.TransformIndexToPhysicalPoint((col, row, n))
@@ -117,7 +117,7 @@ def test_a_cut_slice_is_named(tmp_path: Path) -> None:
     cut = folder / "s3_002.dcm"
     cut.write_bytes(cut.read_bytes()[:-20])
     with pytest.raises(InputError, match=r"pixels of s3_002\.dcm cannot be decoded"):
-        read(folder)
+        read(folder).array()
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
-from made_dicom import ORIGIN_MM, series, world
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
+from made_dicom import ORIGIN_MM, series, world
 from medsam3.errors import InputError
 from medsam3.geometry import world_from_index
 from medsam3.image import Image, Masks
@@ -33,8 +33,8 @@ def saved(voxels: NDArray[Any], path: Path, affine: NDArray[np.float64] | None =
 def test_a_volume_has_slices_rows_and_columns_at_their_places(tmp_path: Path, suffix: str) -> None:
     path = saved(VOXELS, tmp_path / f"a{suffix}")
     image = read(path)
-    assert (image.kind, image.shape) == ("volume", (4, 5, 6)) and image.pixels.dtype == np.int16
-    assert image.pixels[3, 1, 5, 0] == VOXELS[5, 1, 3]
+    assert (image.kind, image.shape) == ("volume", (4, 5, 6)) and image.array().dtype == np.int16
+    assert image.array()[3, 1, 5, 0] == VOXELS[5, 1, 3]
     assert image.affine is not None
     # (n, row, col) = (3, 1, 5) is (i, j, k) = (5, 1, 3): RAS (-7.5, 16.1, -23.55), so LPS (7.5, -16.1, -23.55)
     np.testing.assert_allclose(world_from_index(image.affine, (3, 1, 5)), [7.5, -16.1, -23.55], atol=1e-5)
@@ -53,13 +53,13 @@ def test_rescale_factors_are_applied(tmp_path: Path) -> None:
     (tmp_path / "a.nii").write_bytes(raw)
     stored = np.asanyarray(nibabel.load(tmp_path / "a.nii").dataobj.get_unscaled())
     image = read(tmp_path / "a.nii")
-    assert image.pixels.dtype == np.int16
-    assert np.array_equal(image.pixels[..., 0], stored.transpose(2, 1, 0) * 2 - 1000)
+    assert image.array().dtype == np.float32
+    assert np.array_equal(image.array()[..., 0], stored.transpose(2, 1, 0) * 2 - 1000)
 
 
 def test_real_values_become_32_bit(tmp_path: Path) -> None:
     image = read(saved(VOXELS / 4, tmp_path / "a.nii"))
-    assert image.pixels.dtype == np.float32 and image.pixels[0, 0, 1, 0] == (20 - 7) / 4
+    assert image.array().dtype == np.float32 and image.array()[0, 0, 1, 0] == (20 - 7) / 4
 
 
 def test_two_dimensions_are_a_picture_in_its_place(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_time_point_of_four_dimensions_is_chosen(tmp_path: Path) -> None:
     path = saved(series_4d, tmp_path / "a.nii.gz")
     with pytest.raises(InputError, match="2 time points: choose one with frame=, from 0 to 1"):
         read(path)
-    assert np.array_equal(read(path, frame=1).pixels[..., 0], VOXELS.transpose(2, 1, 0) + 1000)
+    assert np.array_equal(read(path, frame=1).array()[..., 0], VOXELS.transpose(2, 1, 0) + 1000)
     with pytest.raises(InputError, match="frame 2 was asked for"):
         read(path, frame=2)
     assert read(saved(VOXELS[..., None], tmp_path / "b.nii")).shape == (4, 5, 6)
@@ -83,7 +83,7 @@ def test_rgb_voxels_become_three_channels(tmp_path: Path) -> None:
     rgb = np.zeros((6, 5, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     rgb["R"], rgb["B"][5, 1, 3] = 9, 200
     image = read(saved(rgb, tmp_path / "a.nii"))
-    assert image.pixels.shape == (4, 5, 6, 3) and image.pixels[3, 1, 5].tolist() == [9, 0, 200]
+    assert image.array().shape == (4, 5, 6, 3) and image.array()[3, 1, 5].tolist() == [9, 0, 200]
 
 
 def test_without_codes_only_the_spacing_counts(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_bad_affines_and_voxels_are_refused(tmp_path: Path) -> None:
         path.write_bytes(raw)
         with pytest.raises(InputError, match=message):
             read(path)
-    with pytest.raises(InputError, match="pixels hold NaN"):
+    with pytest.raises(InputError, match="slice 0 holds NaN"):
         read(saved(np.full((3, 2, 2), np.nan), tmp_path / "b.nii"))
     with pytest.raises(InputError, match="complex"):
         read(saved(np.ones((3, 2, 2), dtype=np.complex64), tmp_path / "c.nii"))
@@ -153,7 +153,7 @@ def test_masks_come_back_at_the_images_own_places(tmp_path: Path, name: str) -> 
     write(objects_in(image), tmp_path / name, image)
     back = read(tmp_path / name)
     assert image.affine is not None and back.affine is not None
-    assert np.array_equal(back.pixels[..., 0], objects_in(image).label_map())
+    assert np.array_equal(back.array()[..., 0], objects_in(image).label_map())
     corners = [(0, 0, 0), (3, 4, 5)]
     np.testing.assert_allclose(
         world_from_index(back.affine, corners), world_from_index(image.affine, corners), atol=1e-3

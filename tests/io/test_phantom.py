@@ -10,12 +10,14 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+from numpy.typing import NDArray
+from pydicom.uid import generate_uid
+
 from made_dicom import (
     COLUMN_DIRECTION,
     NORMAL,
@@ -28,15 +30,10 @@ from made_dicom import (
     series,
     world,
 )
-from numpy.typing import NDArray
-from pydicom.uid import generate_uid
-
 from medsam3.geometry import world_from_index
 from medsam3.image import Image, Masks
-from medsam3.io import write
-from medsam3.io.lazy import open_stack
+from medsam3.io import read, write
 from medsam3.io.rtstruct import read_rtstruct
-from medsam3.io.stack import Stack
 
 TOLERANCE_MM = 1e-3
 MARKED = (2, 3, 1)  # (n, row, col); its value in the ramp is 231
@@ -112,7 +109,7 @@ WAYS_IN = [as_series, as_nifti, as_packed_nifti, as_nrrd, as_raw_nrrd, as_ras_nr
 
 @pytest.mark.parametrize("way_in", WAYS_IN)
 def test_every_reader_finds_the_marked_voxel_where_it_lies(way_in: Callable[[Path], Path], tmp_path: Path) -> None:
-    stack = open_stack(way_in(tmp_path))
+    stack = read(way_in(tmp_path))
     whole = np.stack([stack.pixels(n)[..., 0] for n in range(stack.shape[0])])
     marked = np.argwhere(whole == 231)
     assert stack.shape == SHAPE
@@ -134,21 +131,21 @@ def expected_positions() -> NDArray[np.float64]:
 
 
 @pytest.fixture
-def stack(tmp_path: Path) -> Stack:
-    return open_stack(as_series(tmp_path))
+def stack(tmp_path: Path) -> Image:
+    return read(as_series(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["mask.nii", "mask.nii.gz", "mask.nrrd", "mask.mha"])
-def test_simpleitk_finds_written_voxels_where_they_lie(name: str, stack: Stack, tmp_path: Path) -> None:
-    write(marked_mask(), tmp_path / name, stack.outline())
+def test_simpleitk_finds_written_voxels_where_they_lie(name: str, stack: Image, tmp_path: Path) -> None:
+    write(marked_mask(), tmp_path / name, stack)
     image = SimpleITK.ReadImage(str(tmp_path / name))
     found = np.argwhere(SimpleITK.GetArrayFromImage(image) > 0)
     positions = [image.TransformIndexToPhysicalPoint([int(value) for value in index[::-1]]) for index in found]
     np.testing.assert_allclose(positions, expected_positions(), atol=TOLERANCE_MM)
 
 
-def test_nibabel_finds_written_voxels_where_they_lie(stack: Stack, tmp_path: Path) -> None:
-    write(marked_mask(), tmp_path / "mask.nii.gz", stack.outline())
+def test_nibabel_finds_written_voxels_where_they_lie(stack: Image, tmp_path: Path) -> None:
+    write(marked_mask(), tmp_path / "mask.nii.gz", stack)
     image = nibabel.load(tmp_path / "mask.nii.gz")
     found = np.argwhere(np.asarray(image.dataobj) > 0)
     ras = found @ image.affine[:3, :3].T + image.affine[:3, 3]
@@ -156,9 +153,9 @@ def test_nibabel_finds_written_voxels_where_they_lie(stack: Stack, tmp_path: Pat
     np.testing.assert_allclose(sorted(ras.tolist()), sorted(expected.tolist()), atol=TOLERANCE_MM)
 
 
-def test_highdicom_finds_seg_voxels_where_they_lie(stack: Stack, tmp_path: Path) -> None:
+def test_highdicom_finds_seg_voxels_where_they_lie(stack: Image, tmp_path: Path) -> None:
     highdicom = pytest.importorskip("highdicom")
-    write(marked_mask(), tmp_path / "mask.dcm", stack.outline())
+    write(marked_mask(), tmp_path / "mask.dcm", stack)
     volume = highdicom.seg.segread(tmp_path / "mask.dcm").get_volume(combine_segments=True)
     found = np.argwhere(volume.array > 0)
     positions = volume.map_indices_to_reference(found)
@@ -171,20 +168,20 @@ def test_simpleitk_finds_seg_voxels_where_they_lie(tmp_path: Path) -> None:
     for n in range(4):
         made = placed(ramp(4, 5, 8)[n], n, SeriesInstanceUID=uid, StudyInstanceUID="1.2.3.5")
         save(made, tmp_path / "wide" / f"{n}.dcm")
-    wide = open_stack(tmp_path / "wide")
+    wide = read(tmp_path / "wide")
     dense = np.zeros((1, 4, 5, 8), dtype=np.bool_)
     for index in (MARKED, (2, 3, 2), (1, 3, 1)):
         dense[(0, *index)] = True
-    write(Masks.from_dense(dense, [0.9], concept="liver"), tmp_path / "mask.dcm", wide.outline())
+    write(Masks.from_dense(dense, [0.9], concept="liver"), tmp_path / "mask.dcm", wide)
     image = SimpleITK.ReadImage(str(tmp_path / "mask.dcm"))
     voxels = np.argwhere(SimpleITK.GetArrayFromImage(image) > 0)
     points = [image.TransformIndexToPhysicalPoint([int(value) for value in index[::-1]]) for index in voxels]
     np.testing.assert_allclose(sorted(points), sorted(expected_positions().tolist()), atol=TOLERANCE_MM)
 
 
-def test_contours_of_a_structure_set_run_around_the_voxels_where_they_lie(stack: Stack, tmp_path: Path) -> None:
+def test_contours_of_a_structure_set_run_around_the_voxels_where_they_lie(stack: Image, tmp_path: Path) -> None:
     pydicom = pytest.importorskip("pydicom")
-    write(marked_mask(), tmp_path / "mask.dcm", stack.outline(), format="rtstruct")
+    write(marked_mask(), tmp_path / "mask.dcm", stack, format="rtstruct")
     contours = pydicom.dcmread(tmp_path / "mask.dcm").ROIContourSequence[0].ContourSequence
     points = [np.array([float(value) for value in one.ContourData]).reshape(-1, 3) for one in contours]
     # Slice 1 holds the one voxel (3, 1), slice 2 the two voxels (3, 1) and (3, 2); edges lie half a voxel off.
@@ -194,22 +191,16 @@ def test_contours_of_a_structure_set_run_around_the_voxels_where_they_lie(stack:
         np.testing.assert_allclose(sorted(got.tolist()), sorted(np.array(expected).tolist()), atol=TOLERANCE_MM)
 
 
-def test_a_structure_set_is_read_back_as_the_same_voxels(stack: Stack, tmp_path: Path) -> None:
-    write(marked_mask(), tmp_path / "mask.dcm", stack.outline(), format="rtstruct")
-    (back,) = read_rtstruct(tmp_path / "mask.dcm", stack.outline())
+def test_a_structure_set_is_read_back_as_the_same_voxels(stack: Image, tmp_path: Path) -> None:
+    write(marked_mask(), tmp_path / "mask.dcm", stack, format="rtstruct")
+    (back,) = read_rtstruct(tmp_path / "mask.dcm", stack)
     np.testing.assert_array_equal(back.union(), marked_mask().union())
 
 
 @pytest.mark.parametrize("name", ["seg", "rtstruct"])
-def test_dciodvfy_finds_no_error(name: str, stack: Stack, tmp_path: Path) -> None:
+def test_dciodvfy_finds_no_error(name: str, stack: Image, tmp_path: Path) -> None:
     if shutil.which("dciodvfy") is None:
         pytest.skip("needs dciodvfy, of Debian's package dicom3tools")
-    write(marked_mask(), tmp_path / "mask.dcm", stack.outline(), format=name)
+    write(marked_mask(), tmp_path / "mask.dcm", stack, format=name)
     said = subprocess.run(["dciodvfy", str(tmp_path / "mask.dcm")], capture_output=True, text=True, check=False)
     assert [line for line in said.stderr.splitlines() if line.startswith("Error")] == []
-
-
-def test_the_outline_of_a_stack_has_no_pixels_in_memory(stack: Stack) -> None:
-    outline: Image = stack.outline()
-    values: Any = outline.pixels
-    assert values.base is not None and values.strides == (0, 0, 0, 0)

@@ -11,8 +11,7 @@ import pytest
 from medsam3.errors import InputError
 from medsam3.geometry import affine_from_directions
 from medsam3.image import Image, Masks
-from medsam3.io import write
-from medsam3.io.lazy import open_stack
+from medsam3.io import read, write
 from medsam3.io.stack_pictures import write_montage, write_overlay_mp4, write_three_planes
 
 
@@ -56,9 +55,9 @@ def test_three_planes_go_through_the_middle_of_what_was_found(tmp_path: Path) ->
 def test_a_volume_becomes_a_video_of_ten_slices_a_second(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="needs PyAV, of the extra video")
     write_overlay_mp4([block()], volume(), tmp_path / "o.mp4")
-    stack = open_stack(tmp_path / "o.mp4")
-    assert (stack.shape, stack.fps) == ((30, 40, 64), 10.0)
-    assert stack.pixels(7)[20, 30].max() > 40 and stack.pixels(20)[20, 30].max() < 20
+    stack = read(tmp_path / "o.mp4")
+    assert (stack.shape, stack.fps) == ((30, 80, 64), 10.0)  # rows are twice as high as columns are wide
+    assert stack.pixels(7)[40, 30].max() > 40 and stack.pixels(20)[40, 30].max() < 20
 
 
 @pytest.mark.parametrize("name", ["montage", "planes", "csv", "mp4"])

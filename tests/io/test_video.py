@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from medsam3.errors import InputError
 from medsam3.io import read
-from medsam3.io.lazy import open_stack
 from medsam3.io.video import write_mp4
 
 pytest.importorskip("av", reason="needs PyAV, of the extra video")
@@ -31,13 +30,13 @@ def clip(tmp_path: Path) -> Path:
 
 
 def test_a_clip_has_its_frames_size_and_rate(clip: Path) -> None:
-    stack = open_stack(clip)
+    stack = read(clip)
     assert (stack.kind, stack.shape, stack.channels, stack.fps) == ("video", (40, HEIGHT, WIDTH), 3, 12.5)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 39], [30, 5, 6, 31, 0, 0], [39, 38, 37]])
 def test_frames_are_found_in_any_order(order: list[int], clip: Path) -> None:
-    stack = open_stack(clip)
+    stack = read(clip)
     values = [float(stack.pixels(n).mean()) for n in order]
     np.testing.assert_allclose(values, [3 * n + 20 for n in order], atol=1.0)
 
@@ -45,7 +44,7 @@ def test_frames_are_found_in_any_order(order: list[int], clip: Path) -> None:
 def test_a_gif_is_a_video(tmp_path: Path) -> None:
     pictures = [PIL.Image.fromarray(frame) for frame in grey_frames(5)]
     pictures[0].save(tmp_path / "five.gif", save_all=True, append_images=pictures[1:], duration=100)
-    stack = open_stack(tmp_path / "five.gif")
+    stack = read(tmp_path / "five.gif")
     assert (stack.shape, stack.fps) == ((5, HEIGHT, WIDTH), 10.0)
     values = [float(stack.pixels(n).mean()) for n in (0, 3, 1, 4)]
     np.testing.assert_allclose(values, [20, 29, 23, 32], atol=1.0)
@@ -53,7 +52,7 @@ def test_a_gif_is_a_video(tmp_path: Path) -> None:
 
 def test_read_takes_a_whole_clip_or_one_frame(clip: Path) -> None:
     assert read(clip).shape == (40, HEIGHT, WIDTH)
-    assert read(clip, frame=10).pixels.mean() == pytest.approx(50, abs=1.0)
+    assert read(clip, frame=10).array().mean() == pytest.approx(50, abs=1.0)
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.avi"])
@@ -64,7 +63,7 @@ def test_a_clip_that_is_cut_short_is_refused(name: str, clip: Path, tmp_path: Pa
     data = (tmp_path / name).read_bytes()
     cut.write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match="cut short"):
-        open_stack(cut)
+        read(cut)
 
 
 def as_avi(path: Path) -> None:
@@ -84,12 +83,12 @@ def test_a_gif_without_frames_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"none.gif: the (video holds no frames|video cannot be decoded|file holds no)"
     ):
-        open_stack(tmp_path / "none.gif")
+        read(tmp_path / "none.gif")
 
 
 def test_odd_sides_are_written_with_a_black_line(tmp_path: Path) -> None:
     write_mp4([np.full((47, 63, 3), 200, dtype=np.uint8)] * 3, tmp_path / "odd.mp4", fps=None)
-    stack = open_stack(tmp_path / "odd.mp4")
+    stack = read(tmp_path / "odd.mp4")
     assert (stack.shape, stack.fps) == ((3, 48, 64), 25.0)
 
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from sam3_small import small_network
 
-from medsam3.io.stack import Stack
+from medsam3.image import Image
 from medsam3.models.sam3 import Sam3Options, Sam3Segmenter
 from medsam3.models.sam3_memory import Sam3Tracker, without_small_parts
 from medsam3.models.tracker import Past
 from medsam3.prompts import Box, Prompt
-from medsam3.volumes.options import StackOptions
-from medsam3.volumes.run import segment_stack, tracker_for
-from medsam3.volumes.sweep import TrackingRules
+from medsam3.segmentation.options import Options
+from medsam3.segmentation.run import segment, tracker_for
+from medsam3.segmentation.sweep import TrackingRules
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +23,9 @@ def segmenter() -> Sam3Segmenter:
     return Sam3Segmenter(small_network(), None, Sam3Options())
 
 
-def noise_stack() -> Stack:
+def noise_stack() -> Image:
     pixels = np.random.default_rng(3).integers(0, 256, (4, 60, 80, 3), dtype=np.uint8)
-    return Stack((4, 60, 80), 3, lambda n: pixels[n], "video")
+    return Image(pixels, "video")
 
 
 def test_sam3_has_a_tracker_of_its_own(segmenter: Sam3Segmenter) -> None:
@@ -35,10 +35,10 @@ def test_sam3_has_a_tracker_of_its_own(segmenter: Sam3Segmenter) -> None:
 def test_a_box_on_slice_one_is_followed_in_both_directions(segmenter: Sam3Segmenter) -> None:
     rules = TrackingRules(stop_iou=0.0, largest_growth=1e9)  # random weights do not hold on to anything
     box = Prompt(boxes=(Box(10, 10, 50, 40),))
-    (result,) = segment_stack(noise_stack(), [box], segmenter, StackOptions(at=1, tracking=rules))
-    (trail,) = result.trails
-    assert sorted(trail.masks) == [0, 1, 2, 3]
-    assert result.masks().shape == (4, 60, 80)
+    (result,) = segment(noise_stack(), [box], segmenter, Options(at=1, tracking=rules))
+    (item,) = result.objects
+    assert item.crop.any(axis=(1, 2)).tolist() == [True] * 4
+    assert result.shape == (4, 60, 80)
 
 
 def test_what_is_followed_depends_on_the_mask_that_is_remembered(segmenter: Sam3Segmenter) -> None:

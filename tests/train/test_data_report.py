@@ -120,7 +120,7 @@ def test_phrases_that_cannot_be_told_apart_are_named(tmp_path: Path) -> None:
 def test_an_image_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     broken = clean(tmp_path)[0]
     broken.image.write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"a\.png cannot be read .*: replace the file"):
+    with pytest.raises(InputError, match=r"a\.png: the content is not what the name says"):
         report_on([broken])
 
 

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from medsam3.errors import InputError
-from medsam3.io.lazy import open_stack
+from medsam3.io import read
 from medsam3.train.data import is_sided
 from medsam3.train.sam3_cache import TrunkCache
 from medsam3.train.volume_samples import SlicePlan, chosen_slices, samples_from_volumes
-from medsam3.volumes.planes import turn_to, turned
-from medsam3.volumes.presentation import Presenter, automatic_window
+from medsam3.view.view import view_of
 
 SHAPE = (7, 9, 12)  # (i, j, k) of the file
 DATA = os.environ.get("MEDSAM3_DATA", "")
@@ -63,15 +62,13 @@ def test_a_slice_is_a_sample_with_its_own_truth(tmp_path: Path) -> None:
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
 def test_a_slice_looks_as_it_does_when_a_volume_is_segmented(tmp_path: Path, plane: str) -> None:
     folder = data_folder(tmp_path)
-    stack = open_stack(folder / "v.nii.gz")
-    cut = turned(stack, turn_to(stack, plane))  # type: ignore[arg-type]
-    presenter = Presenter(cut, automatic_window(cut))
+    view = view_of(read(folder / "v.nii.gz"), plane)  # type: ignore[arg-type]
     samples = samples_from_volumes(folder, SlicePlan(every=1, planes=(plane,)))  # type: ignore[arg-type]
     assert samples
     for sample in samples:
         number = int(sample.name.removeprefix(f"v.nii.gz#{plane}-"))
-        assert np.array_equal(sample.load_rgb(), presenter.rgb(number))
-        assert sample.targets[0].load().shape == presenter.size
+        assert np.array_equal(sample.load_rgb(), view.rgb(number))
+        assert sample.targets[0].load().shape == view.size
 
 
 def test_a_sagittal_slice_is_never_mirrored(tmp_path: Path) -> None:

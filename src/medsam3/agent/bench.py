@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsam3.image import Image, Masks, ObjectMask
-from medsam3.image import Window as GreyWindow
+from medsam3.image import Image, Masks, ObjectMask, Window
 from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Box, Prompt
-from medsam3.render import to_rgb
-from medsam3.windows import Window
+from medsam3.segmentation.run import Report, segment
+from medsam3.view.crops import Crop
+from medsam3.view.view import view_of
 
 RGB = NDArray[np.uint8]
 Map = NDArray[np.float32]
@@ -62,19 +62,36 @@ class Answer:
 
 
 class Bench:
-    """One image and one segmenter. Frames and windows are encoded once, the last dozen of them are kept."""
+    """One image as `medsam3.segment` shows it, and one segmenter. The last dozen of encoded frames and crops are kept.
 
-    def __init__(self, image: Image, segmenter: Segmenter) -> None:
-        self.image, self.segmenter = image, segmenter
+    All places are in pixels of the views; `view.masks_back` brings masks back to the file's frames.
+    """
+
+    def __init__(self, image: Image, segmenter: Segmenter, progress: Report | None = None) -> None:
+        self.image, self.segmenter, self.view = image, segmenter, view_of(image)
+        self._progress = progress
+        self._whole: dict[str, Masks] = {}
         self.encodings = 0
-        self._features: OrderedDict[tuple[int, Window | None], Any] = OrderedDict()
-        self._answers: dict[tuple[int, str, Window | None], Answer] = {}
+        self._features: OrderedDict[tuple[int, Crop | None], Any] = OrderedDict()
+        self._answers: dict[tuple[int, str, Crop | None], Answer] = {}
 
-    def rgb(self, n: int, grey: GreyWindow | None = None) -> RGB:
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, H, W) of the views."""
+        return self.view.shape
+
+    def rgb(self, n: int, grey: Window | None = None) -> RGB:
         """Frame n as it is shown, in its own grey window or another."""
-        return to_rgb(self.image if grey is None else replace(self.image, window=grey), n)
+        return (self.view if grey is None else replace(self.view, window=grey)).rgb(n)
 
-    def features(self, n: int, window: Window | None = None) -> Any:
+    def ask_whole(self, phrase: str) -> Masks:
+        """What `medsam3.segment` finds of a phrase in all frames, over the views."""
+        if phrase not in self._whole:
+            (found,) = segment(self.image, phrase, self.segmenter, progress=self._progress)
+            self._whole[phrase] = self.view.masks_forth(found)
+        return self._whole[phrase]
+
+    def features(self, n: int, window: Crop | None = None) -> Any:
         """Of frame n, or of a window of it."""
         key = (n, window)
         if key not in self._features:
@@ -86,7 +103,7 @@ class Bench:
                 self._features.popitem(last=False)
         return self._features[key]
 
-    def ask(self, n: int, phrase: str, window: Window | None = None) -> Answer:
+    def ask(self, n: int, phrase: str, window: Crop | None = None) -> Answer:
         """About a phrase, in frame n or a window of it; the answer is of the size of what was shown."""
         key = (n, phrase, window)
         if key not in self._answers:
@@ -116,7 +133,7 @@ def averaged(answers: Sequence[Answer]) -> Map:
     return mean
 
 
-def pasted(base: Map, windows: Sequence[Window], maps: Sequence[Map], share: float) -> Map:
+def pasted(base: Map, windows: Sequence[Crop], maps: Sequence[Map], share: float) -> Map:
     """A soft map with what was seen in windows mixed in at `share`; where windows overlap, their mean."""
     total, count = np.zeros_like(base), np.zeros_like(base)
     for window, seen in zip(windows, maps, strict=True):

@@ -62,6 +62,7 @@ class Options:
         sent_to: The provider that pictures may go to, as it stands in the transcript.
         weights: What tells the segmenter's weights from others.
         on_step: Called after each step.
+        progress: Told how much of a stack is segmented, as `medsam3.segment` tells it.
     """
 
     budget: Budget = field(default_factory=Budget)
@@ -69,6 +70,7 @@ class Options:
     sent_to: str | None = None
     weights: str = ""
     on_step: Callable[[Step], None] = lambda step: None
+    progress: Callable[[int, int], None] | None = None
 
 
 def run(
@@ -86,7 +88,8 @@ def run(
     Raises:
         InputError: A bad instruction, a transcript of another run, or an LLM provider that failed for good.
     """
-    return run_on(Bench(image, segmenter), instruction, policy, options)
+    chosen = options or Options()
+    return run_on(Bench(image, segmenter, chosen.progress), instruction, policy, chosen)
 
 
 def run_on(bench: Bench, instruction: str, policy: Policy | None = None, options: Options | None = None) -> AgentResult:
@@ -99,7 +102,7 @@ def run_on(bench: Bench, instruction: str, policy: Policy | None = None, options
     heading = Heading(
         instruction=check_phrase(instruction),
         image=_hash(image),
-        shape=image.shape,
+        shape=bench.shape,
         model=bench.segmenter.name,
         weights=chosen.weights,
         policy=policy.name,
@@ -236,13 +239,15 @@ class _Run:
         return Verdict("undecided", numbers, f"ended by the budget: {limit}")
 
     def _result(self, verdict: Verdict, seconds: float) -> AgentResult:
-        masks = result_masks(self.session.marks, verdict.marks, self.record.heading.shape)
+        shown = result_masks(self.session.marks, verdict.marks, self.record.heading.shape)
+        masks = self.session.bench.view.masks_back(shown)
         usage, turns = self.usage, len(self.record.decisions)
         return AgentResult(masks, verdict, usage, self.rounds, turns, seconds, self.options.transcript)
 
 
 def _hash(image: Image) -> str:
-    digest = hashlib.sha256(f"{image.shape}{image.pixels.dtype}{image.window}".encode())
-    for plane in image.pixels:
-        digest.update(np.ascontiguousarray(plane).tobytes())
+    digest = hashlib.sha256(f"{image.shape}{image.window}".encode())
+    for n in range(image.shape[0]):
+        plane = image.pixels(n)
+        digest.update(str(plane.dtype).encode() + np.ascontiguousarray(plane).tobytes())
     return digest.hexdigest()

@@ -10,14 +10,21 @@ from scipy import ndimage
 
 from medsam3.agent.values import Mark
 from medsam3.geometry import BoolArray
-from medsam3.image import Image
 
 _RING_PX = 8
 
 
-def measures_text(mark: Mark, image: Image, rgb: NDArray[np.uint8]) -> tuple[str, dict[str, Any]]:
-    """Measures of a mark in words and as JSON values; millimetres only where the file tells the spacing."""
-    mask = plane_of(mark, image.shape[1:])
+def measures_text(
+    mark: Mark, rgb: NDArray[np.uint8], spacing_mm: tuple[float, float, float] | None
+) -> tuple[str, dict[str, Any]]:
+    """Measures of a mark in words and as JSON values, of an object through several slices those on its fullest one.
+
+    Args:
+        mark: The mark.
+        rgb: The mark's fullest frame.
+        spacing_mm: Along (n, row, col); None gives no millimetres.
+    """
+    mask = plane_of(mark, (rgb.shape[0], rgb.shape[1]))
     rows, columns = np.nonzero(mask)
     grey = rgb.mean(axis=2)
     ring = np.asarray(ndimage.binary_dilation(mask, iterations=_RING_PX)) & ~mask
@@ -32,20 +39,31 @@ def measures_text(mark: Mark, image: Image, rgb: NDArray[np.uint8]) -> tuple[str
         "mean_grey": round(float(grey[mask].mean()), 1),
         "mean_grey_around": round(float(grey[ring].mean()), 1) if ring.any() else None,
     }
-    spacing = image.spacing_mm
-    if spacing is not None:
-        facts["area_mm2"] = round(facts["area_px"] * spacing[1] * spacing[2], 2)
-        facts["width_mm"] = round((right - left) * spacing[2], 2)
-        facts["height_mm"] = round((bottom - top) * spacing[1], 2)
+    if len(mark.mask.crop) > 1:
+        facts["slices"] = [mark.mask.start[0], mark.mask.start[0] + len(mark.mask.crop) - 1]
+        facts["voxels"] = mark.mask.voxels
+    if spacing_mm is not None:
+        facts["area_mm2"] = round(facts["area_px"] * spacing_mm[1] * spacing_mm[2], 2)
+        facts["width_mm"] = round((right - left) * spacing_mm[2], 2)
+        facts["height_mm"] = round((bottom - top) * spacing_mm[1], 2)
+        if "voxels" in facts:
+            facts["volume_ml"] = round(facts["voxels"] * float(np.prod(spacing_mm)) / 1000, 3)
     return f"mask {mark.number}: " + ", ".join(f"{name} {value}" for name, value in facts.items()), facts
 
 
-def plane_of(mark: Mark, shape: tuple[int, int]) -> BoolArray:
-    """The mark's first plane as (H, W) bool."""
+def fullest_frame(mark: Mark) -> int:
+    """The frame that holds most of the mark."""
+    return mark.mask.start[0] + int(mark.mask.crop.sum(axis=(1, 2)).argmax())
+
+
+def plane_of(mark: Mark, shape: tuple[int, int], n: int | None = None) -> BoolArray:
+    """The mark on frame n as (H, W) bool, empty if it is not there; None takes its fullest frame."""
     mask = np.zeros(shape, dtype=np.bool_)
-    row, column = mark.mask.start[1:]
-    crop = mark.mask.crop[0]
-    mask[row : row + crop.shape[0], column : column + crop.shape[1]] = crop
+    offset = (fullest_frame(mark) if n is None else n) - mark.mask.start[0]
+    if 0 <= offset < len(mark.mask.crop):
+        row, column = mark.mask.start[1:]
+        crop = mark.mask.crop[offset]
+        mask[row : row + crop.shape[0], column : column + crop.shape[1]] = crop
     return mask
 
 

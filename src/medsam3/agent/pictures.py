@@ -13,29 +13,30 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from medsam3.agent.chat import Picture
+from medsam3.agent.measuring import plane_of
 from medsam3.agent.redact import hide_burnt_in_text
 from medsam3.agent.values import Mark
-from medsam3.geometry import BoolArray
 from medsam3.image import Masks
-from medsam3.render import number_marks, overlay
-from medsam3.windows import Window
+from medsam3.view.crops import Crop
+from medsam3.view.draw import number_marks, overlay
 
 RGB = NDArray[np.uint8]
 LEAST_SIDE = 512
 MOST_SIDE = 1024
 
 
-def picture(rgb: RGB, caption: str, window: Window | None = None, marks: Sequence[Mark] = ()) -> Picture:
+def picture(rgb: RGB, caption: str, n: int = 0, window: Crop | None = None, marks: Sequence[Mark] = ()) -> Picture:
     """A frame (H, W, 3), or a window of it, with marks of that frame drawn and numbered; none leaves it raw.
 
     Args:
         rgb: The frame; what is burnt into its borders is hidden here.
         caption: Says what is seen.
+        n: Which frame it is.
         window: The part to be shown enlarged; None shows all.
         marks: To draw, each under its own number.
     """
     shown, _ = hide_burnt_in_text(rgb)
-    masks = [_dense(mark, rgb.shape[:2]) for mark in marks]
+    masks = [plane_of(mark, (rgb.shape[0], rgb.shape[1]), n) for mark in marks]
     if window is not None:
         shown, masks = window.cut(shown), [window.cut(mask) for mask in masks]
     factor = _factor(shown.shape[:2])
@@ -56,14 +57,6 @@ def png(rgb: RGB) -> bytes:
     stream = io.BytesIO()
     PIL.Image.fromarray(np.ascontiguousarray(rgb)).save(stream, "PNG")
     return stream.getvalue()
-
-
-def _dense(mark: Mark, shape: tuple[int, int]) -> BoolArray:
-    mask = np.zeros(shape, dtype=np.bool_)
-    row, column = mark.mask.start[1:]
-    rows, columns = mark.mask.crop.shape[1:]
-    mask[row : row + rows, column : column + columns] = mark.mask.crop.any(axis=0)
-    return mask
 
 
 def _factor(shape: tuple[int, int]) -> float:

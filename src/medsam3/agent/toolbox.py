@@ -10,7 +10,7 @@ import numpy as np
 
 from medsam3.agent.bench import averaged, box_from, objects_of, pasted
 from medsam3.agent.chat import ToolSpec
-from medsam3.agent.measuring import overlap, plane_of
+from medsam3.agent.measuring import fullest_frame, overlap, plane_of
 from medsam3.agent.tools import (
     Arguments,
     Session,
@@ -27,8 +27,8 @@ from medsam3.agent.values import Observation, ToolError
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks, ObjectMask
 from medsam3.prompts import Point, Prompt, check_phrase
-from medsam3.volumes.presentation import WINDOWS, window_named
-from medsam3.windows import Window, closer_window, quarters
+from medsam3.view.crops import Crop, closer_window, quarters
+from medsam3.view.grey import WINDOWS, window_named
 
 MIX_LEVEL = 0.5
 """Where several answers are averaged, a pixel belongs to the concept above this mean probability."""
@@ -43,6 +43,8 @@ def segment(session: Session, values: Arguments) -> Observation:
     n, bench = session.frame, session.bench
     phrases = [check_phrase(text) for text in dict.fromkeys([values["phrase"], *values.get("also", [])])]
     windows = _windows(session, values)
+    if bench.shape[0] > 1 and len(phrases) == 1 and not windows:
+        return _segment_whole(session, phrases[0])
     answers = [bench.ask(n, phrase) for phrase in phrases]
     presence = float(np.mean([answer.presence for answer in answers]))
     if len(phrases) == 1 and not windows:
@@ -58,8 +60,33 @@ def segment(session: Session, values: Arguments) -> Observation:
     text = f"{phrases[0]!r}: presence {presence:.2f}, the model says {said}; {len(marks)} masks"
     facts = {"presence": presence, "is_present": is_present, "votes": votes, "marks": numbers_of(marks)}
     return Observation(
-        "\n".join(filter(None, [text, describe(marks, bench.image.shape)])),
+        "\n".join(filter(None, [text, describe(marks, bench.shape)])),
         session.shown(f"{phrases[0]}: masks {_span(numbers_of(marks))}", marks),
+        marks,
+        facts,
+    )
+
+
+def _segment_whole(session: Session, phrase: str) -> Observation:
+    """Masks of a phrase through all slices or frames, as `medsam3.segment` finds them."""
+    found = session.bench.ask_whole(phrase)
+    is_present = len(found) > 0 if found.is_present is None else found.is_present
+    presence = max(found.scores, default=0.0) if found.presence is None else found.presence
+    marks = session.new_marks(found.objects, "segment", phrase=phrase, presence=presence, is_present=is_present)
+    frame = fullest_frame(marks[0]) if marks else session.frame
+    where = f" in slices {marks[0].mask.start[0]} and on; shown is slice {frame}" if marks else ""
+    said = "present" if is_present else "absent"
+    text = f"{phrase!r} in all slices: presence {presence:.2f}, the model says {said}; {len(marks)} masks{where}"
+    facts = {
+        "presence": presence,
+        "is_present": is_present,
+        "votes": [is_present],
+        "marks": numbers_of(marks),
+        "frame": frame,
+    }
+    return Observation(
+        "\n".join(filter(None, [text, describe(marks, session.bench.shape)])),
+        session.shown(f"{phrase}: masks {_span(numbers_of(marks))}", marks, n=frame),
         marks,
         facts,
     )
@@ -81,7 +108,7 @@ def refine(session: Session, values: Arguments) -> Observation:
         raise ToolError("give either points or a box to refine a mask, not both and not none")
     if points:
         if not any(point.is_positive for point in points):
-            plane = plane_of(mark, session.bench.image.shape[1:])
+            plane = plane_of(mark, session.bench.shape[1:])
             rows, columns = np.nonzero(plane)
             inside = len(rows) // 2  # off-clicks alone: the object itself says where it is
             points = (Point(float(columns[inside]), float(rows[inside])), *points)
@@ -92,11 +119,11 @@ def refine(session: Session, values: Arguments) -> Observation:
 def examine(session: Session, values: Arguments) -> Observation:
     """A mask raw, drawn, and enlarged."""
     mark = session.mark(values["mask"])
-    window = closer_window(mark.mask.box, session.bench.image.shape[1:])
+    window = closer_window(mark.mask.box, session.bench.shape[1:])
     pictures = session.shown(f"mask {mark.number} drawn", [mark])
     for caption, drawn in (("the same place without it", []), ("enlarged", [mark])):
         pictures += session.shown(f"mask {mark.number}: {caption}", drawn, window=window)
-    return Observation(describe([mark], session.bench.image.shape), pictures)
+    return Observation(describe([mark], session.bench.shape), pictures)
 
 
 def compare(session: Session, values: Arguments) -> Observation:
@@ -104,7 +131,7 @@ def compare(session: Session, values: Arguments) -> Observation:
     first, second = session.mark(values["a"]), session.mark(values["b"])
     if first.mask.start[0] != second.mask.start[0]:
         raise ToolError("the two masks lie in different slices")
-    a, b = (plane_of(mark, session.bench.image.shape[1:]) for mark in (first, second))
+    a, b = (plane_of(mark, session.bench.shape[1:]) for mark in (first, second))
     facts = {
         "iou": round(overlap(a, b), 3),
         "share_of_a_in_b": round(float((a & b).sum() / a.sum()), 3),
@@ -120,7 +147,7 @@ def merge(session: Session, values: Arguments) -> Observation:
     marks = [session.mark(number) for number in dict.fromkeys(values["masks"])]
     if len({mark.mask.start[0] for mark in marks}) > 1:
         raise ToolError("the masks lie in different slices")
-    planes = [plane_of(mark, session.bench.image.shape[1:]) for mark in marks]
+    planes = [plane_of(mark, session.bench.shape[1:]) for mark in marks]
     return _combined(session, np.any(planes, axis=0), numbers_of(marks), "merge")
 
 
@@ -129,16 +156,16 @@ def subtract(session: Session, values: Arguments) -> Observation:
     first, second = session.mark(values["mask"]), session.mark(values["without"])
     if first.mask.start[0] != second.mask.start[0]:
         raise ToolError("the two masks lie in different slices")
-    a, b = (plane_of(mark, session.bench.image.shape[1:]) for mark in (first, second))
+    a, b = (plane_of(mark, session.bench.shape[1:]) for mark in (first, second))
     return _combined(session, a & ~b, [first.number, second.number], "subtract")
 
 
 def look(session: Session, values: Arguments) -> Observation:
     """A region enlarged, or the frame in another grey window."""
-    shape = session.bench.image.shape[1:]
+    shape = session.bench.shape[1:]
     window = _window(values["region"], shape) if "region" in values else None
     preset = values.get("window")
-    if preset is not None and session.bench.image.pixels.dtype == np.uint8:
+    if preset is not None and session.bench.view.window is None:
         raise ToolError("this image has 8 bits and no Hounsfield units: leave the window out")
     if not session.has_pictures:
         raise ToolError("no picture is shown in this run: use measure and compare")
@@ -150,7 +177,7 @@ def look(session: Session, values: Arguments) -> Observation:
 
 
 def _prompted(session: Session, prompt: Prompt, origin: str) -> Observation:
-    n, shape = session.frame, session.bench.image.shape
+    n, shape = session.frame, session.bench.shape
     prompt.check_inside(*shape[1:])
     found = session.bench.decode(n, prompt)
     masks = [moved(part, n) for part in found.objects]
@@ -169,12 +196,12 @@ def _combined(session: Session, plane: BoolArray, sources: list[int], origin: st
     first = session.mark(sources[0])
     about: dict[str, Any] = {"phrase": first.phrase, "presence": first.presence, "is_present": first.is_present}
     marks = session.new_marks([moved(mask, first.mask.start[0])], origin, **about)
-    text = f"{origin} of {', '.join(map(str, sources))}:\n{describe(marks, session.bench.image.shape)}"
+    text = f"{origin} of {', '.join(map(str, sources))}:\n{describe(marks, session.bench.shape)}"
     return Observation(text, session.shown(f"mask {marks[0].number}", marks), marks, {"marks": numbers_of(marks)})
 
 
-def _windows(session: Session, values: Arguments) -> list[Window]:
-    shape = session.bench.image.shape[1:]
+def _windows(session: Session, values: Arguments) -> list[Crop]:
+    shape = session.bench.shape[1:]
     if values.get("tiles") and "region" in values:
         raise ToolError("give a region or tiles, not both")
     if values.get("tiles"):
@@ -182,7 +209,7 @@ def _windows(session: Session, values: Arguments) -> list[Window]:
     return [_window(values["region"], shape)] if "region" in values else []
 
 
-def _window(edges: list[float], shape: tuple[int, int]) -> Window:
+def _window(edges: list[float], shape: tuple[int, int]) -> Crop:
     x0, y0, x1, y1 = edges
     left, right = (int(np.clip(round(value), 0, shape[1])) for value in (x0, x1))
     top, bottom = (int(np.clip(round(value), 0, shape[0])) for value in (y0, y1))
@@ -191,7 +218,7 @@ def _window(edges: list[float], shape: tuple[int, int]) -> Window:
             f"region {edges} is smaller than {LEAST_WINDOW_PX} pixels inside the frame of {shape[1]} x {shape[0]}: "
             "give x0, y0, x1, y1"
         )
-    return Window(top, bottom, left, right)
+    return Crop(top, bottom, left, right)
 
 
 def _span(numbers: list[int]) -> str:

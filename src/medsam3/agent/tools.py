@@ -13,7 +13,7 @@ from typing import Any
 from medsam3.agent import arguments as checked
 from medsam3.agent.bench import Bench
 from medsam3.agent.chat import Picture, ToolCall, ToolSpec
-from medsam3.agent.measuring import measures_text
+from medsam3.agent.measuring import fullest_frame, measures_text
 from medsam3.agent.pictures import picture
 from medsam3.agent.values import Mark, Observation, Step, ToolError, Verdict
 from medsam3.errors import InputError
@@ -41,7 +41,7 @@ class Session:
     def __init__(self, bench: Bench, *, has_pictures: bool = True) -> None:
         self.bench = bench
         self.has_pictures = has_pictures
-        self.frame = 0
+        self.frame = bench.shape[0] // 2 if bench.image.kind == "volume" else 0
         self.marks: dict[int, Mark] = {}
         self._calls: set[tuple[str, str]] = set()
         self._presence: dict[str, bool] = {}
@@ -86,11 +86,12 @@ class Session:
         return tuple(Mark(number, mask, origin=origin, **facts) for number, mask in enumerate(masks, start=first))
 
     def shown(self, caption: str, marks: Sequence[Mark] = (), **how: Any) -> tuple[Picture, ...]:
-        """A picture of the current frame; none for a policy that looks at none."""
+        """A picture of the current frame, or of frame `n`; none for a policy that looks at none."""
         if not self.has_pictures:
             return ()
-        here = [mark for mark in marks if _is_in(mark.mask, self.frame)]
-        return (picture(self.bench.rgb(self.frame, how.pop("grey", None)), caption, marks=here, **how),)
+        n = how.pop("n", self.frame)
+        here = [mark for mark in marks if _is_in(mark.mask, n)]
+        return (picture(self.bench.rgb(n, how.pop("grey", None)), caption, n, marks=here, **how),)
 
     def _refuse_repeats(self, name: str, values: Arguments) -> None:
         key = (name, f"{self.frame} {sorted(values.items())}")
@@ -125,8 +126,8 @@ def numbers_of(marks: Sequence[Mark]) -> list[int]:
 def measure(session: Session, values: Arguments) -> Observation:
     """Area, diameter, position and brightness of a mask."""
     mark = session.mark(values["mask"])
-    rgb = session.bench.rgb(mark.mask.start[0])
-    text, facts = measures_text(mark, session.bench.image, rgb)
+    rgb = session.bench.rgb(fullest_frame(mark))
+    text, facts = measures_text(mark, rgb, session.bench.view.spacing_mm)
     return Observation(text, facts=facts)
 
 
@@ -150,7 +151,7 @@ def report_absent(_session: Session, values: Arguments) -> Observation:
 
 def turn_to(session: Session, step: int) -> Observation:
     """Go to a neighbouring slice."""
-    count = session.bench.image.shape[0]
+    count = session.bench.shape[0]
     wanted = session.frame + step
     if not 0 <= wanted < count:
         raise ToolError(f"there is no slice {wanted}, allowed are 0 to {count - 1}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from medsam3.app.inputs import find_inputs
 from medsam3.app.model_choice import ModelChoice, adapter_from, add_sam3_arguments, vocabulary_from
+from medsam3.app.terminal import progress_bar
 from medsam3.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,8 +78,10 @@ def run(args: argparse.Namespace) -> int:
     image = read(inputs[0].path, series=inputs[0].series)
     choice = ModelChoice(args.segmenter, args.weights, adapter_from(args), vocabulary_from(args), args.device)
     weights = "+".join(digest[:16] for digest in choice.sha256.values())
-    options = Options(budget, args.transcript, args.send_images, weights, _tell)
-    result = run_agent(image, args.instruction, choice.load(), policy, options)
+    segmenter = choice.load()
+    with progress_bar(1) as bar:
+        options = Options(budget, args.transcript, args.send_images, weights, _tell, bar.show_slices)
+        result = run_agent(image, args.instruction, segmenter, policy, options)
     written = _write(result, image, args.out, inputs[0].stem)
     if args.transcript is not None:
         from medsam3.agent.html import write_html  # noqa: PLC0415

@@ -31,8 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `medsam3 convert`."""
-    from medsam3.io import NEEDS_PIXELS, write  # noqa: PLC0415
-    from medsam3.io.lazy import open_stack  # noqa: PLC0415
+    from medsam3.io import NEEDS_PIXELS, read, write  # noqa: PLC0415
     from medsam3.io.read_masks import read_masks  # noqa: PLC0415
 
     if args.target.exists() and not args.overwrite:
@@ -43,10 +42,7 @@ def run(args: argparse.Namespace) -> int:
     needs_pixels = args.format in NEEDS_PIXELS or args.target.name.lower().endswith("_overlay.png")
     if needs_pixels and args.image is None:
         raise InputError("the format shows the image: give it with --image")
-    image = None
-    if args.image is not None:
-        stack = open_stack(args.image, series=args.series)
-        image = stack.on_disk() if needs_pixels else stack.outline()
+    image = None if args.image is None else read(args.image, series=args.series)
     masks, over = read_masks(args.source, image)
     args.target.parent.mkdir(parents=True, exist_ok=True)
     write(masks, args.target, over, format=args.format)

@@ -25,7 +25,7 @@ class Job:
         threshold: Least score in 0..1; None takes the weights' own.
         frames: Of a stack; empty takes all.
         model: What answers.
-        stacks: How volumes and videos are segmented as a whole, if they are.
+        stacks: How volumes and videos are segmented.
     """
 
     prompts: tuple[Prompt, ...]
@@ -53,7 +53,7 @@ class Job:
             self.model.sha256,
             numbers,
             *(("flips",) if self.model.flips else ()),
-            *self.stacks.key().items(),
+            self.stacks.key(),
         )
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 

@@ -64,6 +64,8 @@ def read_chosen(item: Input, ranges: Sequence[FrameRange]) -> Chosen:
 
 def part(chosen: Chosen) -> Image:
     """The chosen frames alone; their position is kept where they follow each other."""
+    from medsam3.image import LazyFrames  # noqa: PLC0415
+
     if chosen.frames is None:
         return chosen.image
     image, frames = chosen.image, chosen.frames
@@ -72,7 +74,8 @@ def part(chosen: Chosen) -> Image:
     is_run = frames == tuple(range(frames[0], frames[-1] + 1))
     source = tuple(image.source[n] for n in frames) if len(image.source) == image.shape[0] else image.source
     affine = image.frame(frames[0]).affine if is_run else None
-    return replace(image, pixels=image.pixels[list(frames)], affine=affine, source=source)
+    shape = (len(frames), *image.shape[1:], image.channels)
+    return replace(image, frames=LazyFrames(shape, lambda n: image.pixels(frames[n])), affine=affine, source=source)
 
 
 def _frame_range(text: str) -> FrameRange:

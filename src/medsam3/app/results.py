@@ -128,14 +128,7 @@ class ResultRow:
 
 def pixel_area_mm2(image: Image) -> float | None:
     """Area of one pixel of a frame in square millimetres; None where the spacing is not known."""
-    if image.spacing_mm is not None:
-        _, along_rows, along_columns = image.spacing_mm
-        return along_rows * along_columns
-    known = image.metadata.get("pixel_spacing_mm")  # "row column", of a picture without position
-    if known is None:
-        return None
-    along_rows, along_columns = (float(size) for size in known.split())
-    return along_rows * along_columns
+    return None if image.pixel_size_mm is None else image.pixel_size_mm[0] * image.pixel_size_mm[1]
 
 
 def _scaled(pixels: int, pixel_mm2: float | None) -> float | None:

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medsam3.app.inputs import Input, find_inputs
@@ -16,11 +16,10 @@ from medsam3.app.model_choice import add_sam3_arguments
 from medsam3.app.outputs import OutputFolder, Task, check_formats
 from medsam3.app.reading import Chosen, read_chosen
 from medsam3.app.results import HEADINGS, ResultRow
-from medsam3.app.stacks import add_stack_arguments, find_stacks, image_for, open_chosen, segment_whole
+from medsam3.app.stacks import add_stack_arguments, find_stacks
 from medsam3.app.terminal import ProgressBar, in_options, print_table, progress_bar, unexpected
 from medsam3.errors import InputError
 from medsam3.image import Image, Kind, Masks
-from medsam3.io.stack import Stack
 from medsam3.models.segmenter import Segmenter, reading_of
 from medsam3.prompts import Prompt
 
@@ -36,8 +35,8 @@ _EXAMPLES = """examples:
   medsam3 segment scans/ "more/**/*.dcm" --text "optic disc" --text "optic cup" --out results
   medsam3 segment breast.png --text "breast tumor" --box 80,40,210,160 --format png,coco --json
   medsam3 segment ct.nii.gz --text liver --frame 40-59 --format nifti
-  medsam3 segment study/ --series 3 --text liver --propagate --format seg,rtstruct,csv
-  medsam3 segment clip.mp4 --box 80,40,210,160 --propagate --format mp4,coco
+  medsam3 segment study/ --series 3 --text liver --format seg,rtstruct,csv
+  medsam3 segment clip.mp4 --box 80,40,210,160 --format mp4,coco
   medsam3 segment colonoscopy.png --text polyp --model sam3.pt --lora best_lora_weights.pt
 
 positions are pixels from the upper left, x to the right, y down; the first frame or slice is 0.
@@ -110,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a folder with several DICOM series: this one, by its number or the end of its UID",
     )
     ask.add_argument("--threshold", type=float, metavar="F", help="least score, 0 to 1, of an object that is kept")
-    add_stack_arguments(parser.add_argument_group("volumes and videos as a whole"))
+    add_stack_arguments(parser.add_argument_group("volumes and videos"))
     give = parser.add_argument_group("what to write")
     give.add_argument("--out", type=Path, default=Path("medsam3_out"), metavar="DIR", help="default: %(default)s")
     give.add_argument(
@@ -134,7 +133,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run `medsam3 segment`."""
     job = job_from(args)
-    find = find_stacks if job.stacks.is_asked else find_inputs
+    find = find_stacks if job.stacks.way == "follow" else find_inputs
     inputs = find(args.files, leave_out=args.out, series=args.series)
     folder = OutputFolder(args.out, replaces_foreign_files=args.overwrite)
     _log.info("weights: %s", job.model.sha256)  # hashed here, so that weights that are not there end the run at once
@@ -176,11 +175,10 @@ class _Work:
         self.item, self.job, self.folder = item, job, folder
         self.rows: list[ResultRow] = []
         self.chosen: Chosen | None = None  # stays None where nothing is left to do
-        self.stack: Stack | None = None  # where it is segmented as a whole
         self._open: list[tuple[Prompt, Task]] = []
 
     def prepare(self, *, redo: bool) -> None:
-        """Find what is done already, and read the image if anything is not."""
+        """Find what is done already, and open the image if anything is not."""
         source, fingerprint = self.item.source, self.item.fingerprint()
         for prompt in self.job.prompts:
             task = Task(source, fingerprint, self.job.key(prompt), prompt.text or "")
@@ -189,60 +187,38 @@ class _Work:
                 self._open.append((prompt, task))
             else:
                 self.rows.append(done)
-        if self._open and self.job.stacks.is_asked:
-            self._prepare_stack()
-        elif self._open:
+        if self._open:
             chosen = read_chosen(self.item, self.job.frames)
             for prompt, _ in self._open:
                 prompt.check_inside(*chosen.image.shape[1:])
-            check_formats(self.job.formats or (), chosen.image)
+            check_formats([name for name in self.job.formats or () if name != "rtstruct"], chosen.image)
             self.chosen = chosen
-
-    def _prepare_stack(self) -> None:
-        self.stack = open_chosen(self.item, self.job.frames)
-        for prompt, _ in self._open:
-            prompt.check_inside(*self.stack.shape[1:])
-        outline = self.stack.outline()
-        check_formats([name for name in self.job.formats or () if name != "rtstruct"], outline)
-        self.chosen = Chosen(outline, None)
 
     def finish(self, segmenter: Segmenter, bar: ProgressBar) -> None:
         """Segment and write what is open."""
-        assert self.chosen is not None, "prepare has read it"
-        if self.stack is not None:
-            self._finish_stack(self.stack, segmenter, bar)
-        else:
-            self._finish_frames(self.chosen, segmenter, bar)
+        from medsam3.segmentation.run import segment  # noqa: PLC0415
 
-    def _finish_stack(self, stack: Stack, segmenter: Segmenter, bar: ProgressBar) -> None:
-        formats = self.job.formats or DEFAULT_FORMATS[stack.kind]
+        assert self.chosen is not None, "prepare has opened it"
+        image, options = self.chosen.image, self.job.stacks.options()
         keys = "".join(task.job for _, task in self._open)
         journal = self.folder.journal(self.item.stem, f"{self._open[0][1].source}{self._open[0][1].fingerprint}{keys}")
-        found = segment_whole(
-            stack,
-            [prompt for prompt, _ in self._open],
-            segmenter,
-            self.job.stacks,
-            threshold=self.job.threshold,
-            journal=journal,
-            progress=bar.show_slices,
-        )
-        self._write(found, image_for(stack, formats, self.job.stacks), formats, segmenter)
-        self.folder.forget(journal)
-
-    def _finish_frames(self, chosen: Chosen, segmenter: Segmenter, bar: ProgressBar) -> None:
-        from medsam3.infer import segment  # noqa: PLC0415
-
-        image = chosen.image
         found = segment(
             image,
             [prompt for prompt, _ in self._open],
             segmenter,
-            threshold=self.job.threshold,
-            frames=chosen.frames,
+            replace(
+                options,
+                threshold=self.job.threshold,
+                frames=self.chosen.frames,
+                journal=journal if image.shape[0] > 1 else None,
+            ),
             progress=bar.show_slices,
         )
-        self._write(found, image, self.job.formats or DEFAULT_FORMATS[image.kind], segmenter)
+        for name in dict.fromkeys(masks.found_as for masks in found if masks.found_as):
+            bar.tell(f"what was drawn is taken for: {name}; by this name it is found again where it is lost")
+        shown = image if options.window is None else replace(image, window=options.window)
+        self._write(found, shown, self.job.formats or DEFAULT_FORMATS[image.kind], segmenter)
+        self.folder.forget(journal)
 
     def _write(self, found: Sequence[Masks], image: Image, formats: Sequence[str], segmenter: Segmenter) -> None:
         for (prompt, task), masks in zip(self._open, found, strict=True):

@@ -59,6 +59,10 @@ class ProgressBar:
             self._slices = None
         self._progress.advance(self._files)
 
+    def tell(self, message: str) -> None:
+        """Print one line above the bar that is no error."""
+        self._progress.console.print(f"medsam3: {message}", markup=False, highlight=False, soft_wrap=True)
+
     def complain(self, message: str) -> None:
         """Print one error line above the bar."""
         self._progress.console.print(error_line(message), markup=False, highlight=False, soft_wrap=True)

@@ -30,7 +30,7 @@ from medsam3.image import Masks
 from medsam3.io import read
 from medsam3.io.index import IndexRow
 from medsam3.prompts import Box, Prompt
-from medsam3.render import to_rgb
+from medsam3.view.view import View, view_of
 
 
 def run_benchmark(
@@ -87,7 +87,8 @@ def _answer_picture(
         image = read(rows[0].image)
         if image.shape[0] != 1:
             raise InputError(f"{name} has {image.shape[0]} frames, pictures are evaluated: split it")
-        features = bench.segmenter.encode(to_rgb(image))
+        view = view_of(image)
+        features = bench.segmenter.encode(view.rgb(0))
     except InputError as error:
         yield Failure(name, "", str(error))
         return
@@ -102,7 +103,7 @@ def _answer_picture(
         except InputError as error:
             yield Failure(name, row.concept, str(error))
             continue
-        case = _Case(Asked(row, image, truth, others), features)
+        case = _Case(Asked(row, image, truth, others), view, features)
         for _, question in own:
             started = time.perf_counter()
             found = _decode(bench, case, question)
@@ -122,21 +123,26 @@ def rival_masks(row: IndexRow, rows: Sequence[IndexRow]) -> dict[str, BoolArray]
 @dataclass(frozen=True)
 class _Case:
     asked: Asked
+    view: View
     features: Any
     text_answers: dict[str, Masks] = field(default_factory=dict)  # by phrase, for the modes that start from one
+
+    def decode(self, bench: Bench, prompt: Prompt) -> Masks:
+        """What the model says to a prompt in pixels of the picture."""
+        return self.view.masks_back(bench.segmenter.decode(self.features, self.view.prompt(prompt)))
 
 
 def _decode(bench: Bench, case: _Case, question: Question) -> Masks:
     if question.mode in ("T", "TB"):
         if question.phrase not in case.text_answers:
-            case.text_answers[question.phrase] = bench.segmenter.decode(case.features, Prompt(text=question.phrase))
+            case.text_answers[question.phrase] = case.decode(bench, Prompt(text=question.phrase))
         found = case.text_answers[question.phrase]
         if question.mode == "T" or not len(found) or found.is_present is False:
             return found
         boxes = tuple(Box(*part.box) for part in found.objects)
-        return bench.segmenter.decode(case.features, Prompt(boxes=boxes))
+        return case.decode(bench, Prompt(boxes=boxes))
     rng = jitter_rng(case.asked.row, question.jitter_percent, bench.config.seed)
     drawn = oracle_boxes(case.asked.truth, bench.config.box_rule)
     boxes = jittered(drawn, question.jitter_percent, case.asked.image.shape[1:], rng)
     text = question.phrase if question.mode == "TI" else None
-    return bench.segmenter.decode(case.features, Prompt(text=text, boxes=boxes))
+    return case.decode(bench, Prompt(text=text, boxes=boxes))

@@ -71,7 +71,7 @@ class EvalConfig:
     seed: int = 0
     absent: int = 0
     fold: Fold | None = None
-    volumes: VolumeWay = "follow"
+    volumes: VolumeWay = "slices"
 
     def __post_init__(self) -> None:
         if not self.modes:

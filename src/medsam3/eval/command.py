@@ -54,9 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--boxes", default="parts", choices=("parts", "whole"), help="oracle boxes, default: parts")
     parser.add_argument(
         "--volumes",
-        default="follow",
+        default="slices",
         choices=("slices", "follow", "vote"),
-        help="each slice for itself, objects followed (default), or a vote of three planes",
+        help="each slice for itself (default), objects followed, or a vote of three planes",
     )
     parser.add_argument("--tolerance", type=float, default=2.0, metavar="T", help="of NSD, px or mm, default: 2")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N images of each data set")

@@ -17,14 +17,13 @@ from medsam3.errors import InputError
 from medsam3.eval.answers import mask_file
 from medsam3.eval.cases import EvalMode
 from medsam3.eval.records import CaseResult
-from medsam3.eval.volume_cases import label_stack, label_values
 from medsam3.geometry import BoolArray
+from medsam3.image import Masks
 from medsam3.io import read
 from medsam3.io.index import IndexRow, concept_mask, is_volume_file, load_label_map
-from medsam3.io.lazy import open_stack
-from medsam3.render import to_rgb
-from medsam3.volumes.planes import turn_for, turned
-from medsam3.volumes.presentation import Presenter, automatic_window
+from medsam3.io.labels import label_stack, label_values
+from medsam3.view.planes import turned
+from medsam3.view.view import view_of
 
 RGB = NDArray[np.uint8]
 
@@ -96,26 +95,30 @@ def _picture_view(image: Path, row: IndexRow | None, kept: Path) -> _View:
     reference = np.zeros_like(predicted)
     if row is not None:
         reference = concept_mask(load_label_map(row.mask), row.label_values)
-    return _View(to_rgb(read(image)), reference, predicted)
+    view = view_of(read(image))
+    shown = (Masks.from_dense(mask[None, None], [1.0]) for mask in (reference, predicted))
+    reference, predicted = (view.masks_forth(masks).union()[0] for masks in shown)
+    return _View(view.rgb(0), reference, predicted)
 
 
 def _slice_view(image: Path, row: IndexRow | None, kept: Path) -> _View:
     """The slice as the model was shown it; where nothing is outlined in the volume, that in its middle."""
-    stack = open_stack(image)
-    turn = turn_for(stack, "auto")
-    cut, answer = turned(stack, turn), turned(label_stack(kept, stack), turn)
-    truth = None if row is None else turned(label_stack(row.mask, stack), turn)
+    stack = read(image)
+    view = view_of(stack)
+    answer = turned(label_stack(kept, stack), view.turn)
+    truth = None if row is None else turned(label_stack(row.mask, stack), view.turn)
     values = () if row is None else row.label_values
-    count = cut.shape[0]
 
     def true_on(n: int) -> BoolArray:
-        return np.zeros(cut.shape[1:], dtype=np.bool_) if truth is None else np.isin(label_values(truth, n), values)
+        return (
+            np.zeros(view.cut.shape[1:], dtype=np.bool_) if truth is None else np.isin(label_values(truth, n), values)
+        )
 
-    shown = [n for n in range(count) if true_on(n).any()] or [n for n in range(count) if label_values(answer, n).any()]
-    n = shown[len(shown) // 2] if shown else count // 2
-    presenter = Presenter(cut, automatic_window(cut))
-    reference, predicted = (presenter.mask_in_view(mask) for mask in (true_on(n), label_values(answer, n) > 0))
-    return _View(presenter.rgb(n), reference, predicted, f", slice {n} of {count}")
+    frames = range(view.count)
+    shown = [n for n in frames if true_on(n).any()] or [n for n in frames if label_values(answer, n).any()]
+    n = shown[len(shown) // 2] if shown else view.count // 2
+    reference, predicted = (view.mask_to_view(mask) for mask in (true_on(n), label_values(answer, n) > 0))
+    return _View(view.rgb(n), reference, predicted, f", slice {n} of {view.count}")
 
 
 def outlined(rgb: RGB, reference: BoolArray, predicted: BoolArray) -> RGB:

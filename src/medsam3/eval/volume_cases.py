@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,42 +20,20 @@ from medsam3.eval.answers import Asked, Bench, Failure, Progress, case_result
 from medsam3.eval.cases import Question, Truth, VolumeWay, truth_of
 from medsam3.eval.phrasings import rivals
 from medsam3.eval.records import CaseResult
-from medsam3.geometry import BoolArray, FloatArray
-from medsam3.image import Masks
+from medsam3.geometry import BoolArray
+from medsam3.image import Image, Masks
+from medsam3.io import read
 from medsam3.io.index import IndexRow, concept_mask
-from medsam3.io.lazy import open_stack
-from medsam3.io.stack import Stack
-from medsam3.models.segmenter import Segmenter
-from medsam3.prompts import Prompt
-from medsam3.volumes.options import StackOptions
-from medsam3.volumes.run import segment_stack
-from medsam3.volumes.voting import segment_by_vote
+from medsam3.io.labels import label_stack, label_values
+from medsam3.segmentation.options import Options
+from medsam3.segmentation.run import segment
 
 Labels = NDArray[np.uint16]
 
-PLACE_TOLERANCE_MM = 1e-2
-"""Largest difference of two affines that still counts as the same place."""
 
-
-def segment_volume(
-    stack: Stack,
-    phrases: Sequence[str],
-    segmenter: Segmenter,
-    way: VolumeWay,
-    options: StackOptions | None = None,
-    *,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Masks]:
-    """Masks of each phrase over the whole volume: slice by slice, followed, or by a vote of three planes.
-
-    Raises:
-        InputError: See `volumes.run.segment_stack`.
-    """
-    prompts = [Prompt(text=phrase) for phrase in phrases]
-    chosen = replace(options or StackOptions(), is_propagated=way != "slices")
-    if way == "vote":
-        return segment_by_vote(stack, prompts, segmenter, chosen, progress=progress)
-    return [found.masks() for found in segment_stack(stack, prompts, segmenter, chosen, progress=progress)]
+def options_for(way: VolumeWay, **about: Any) -> Options:
+    """The settings of `medsam3.segment` for a way: slice by slice, followed, or by a vote of three planes."""
+    return Options(is_followed=way != "slices", plane="vote" if way == "vote" else "auto", **about)
 
 
 def answer_volume(
@@ -67,11 +45,11 @@ def answer_volume(
     """
     name = bench.relative(rows[0].image)
     try:
-        stack = open_stack(rows[0].image)
+        image = read(rows[0].image)
     except InputError as error:
         yield Failure(name, "", str(error))
         return
-    maps = LabelMaps(stack)
+    maps = LabelMaps(image)
     known: list[tuple[IndexRow, list[Question]]] = []
     for row, own in groupby(asked, key=lambda pair: pair[0]):
         try:
@@ -84,46 +62,22 @@ def answer_volume(
         return
     started = time.perf_counter()
     try:
-        found = dict(zip(phrases, _segmented(bench, rows[0], stack, phrases, report), strict=True))
+        found = dict(zip(phrases, _segmented(bench, rows[0], image, phrases, report), strict=True))
     except InputError as error:
         yield Failure(name, "", str(error))
         return
     seconds = (time.perf_counter() - started) / len(phrases)
     for row, questions in known:
-        case = Asked(row, stack.outline(), maps.truth(row), maps.rivals(row, rows))
+        case = Asked(row, image, maps.truth(row), maps.rivals(row, rows))
         for question in questions:
             yield case_result(bench, case, question, found[question.phrase], seconds)
-
-
-def label_stack(path: Path, image: Stack) -> Stack:
-    """A label map in the place of its volume.
-
-    Raises:
-        InputError: Unreadable, or of another size or place than the image.
-    """
-    labels = open_stack(path)
-    if labels.shape != image.shape or labels.channels != 1:
-        raise InputError(f"{path.name} has {labels.shape} voxels, its image has {image.shape}: they must be the same")
-    if (
-        labels.affine is not None
-        and image.affine is not None
-        and not np.allclose(labels.affine, image.affine, atol=PLACE_TOLERANCE_MM)
-    ):
-        raise InputError(f"{path.name} lies in another place than its image: give it the image's affine")
-    return labels
-
-
-def label_values(labels: Stack, n: int) -> FloatArray:
-    """Slice n (H, W) of a label map, in whole numbers."""
-    values: FloatArray = np.rint(labels.pixels(n)[..., 0].astype(np.float64))
-    return values
 
 
 class LabelMaps:
     """The label maps of one volume, each read once; truths are large, and made of them when they are needed."""
 
-    def __init__(self, stack: Stack) -> None:
-        self._stack = stack
+    def __init__(self, image: Image) -> None:
+        self._image = image
         self._read: dict[Path, Labels] = {}
 
     def truth(self, row: IndexRow) -> Truth:
@@ -146,7 +100,7 @@ class LabelMaps:
 
     def _labels(self, path: Path) -> Labels:
         if path not in self._read:
-            labels = label_stack(path, self._stack)
+            labels = label_stack(path, self._image)
             whole = np.empty(labels.shape, dtype=np.uint16)
             for n in range(labels.shape[0]):
                 values = label_values(labels, n)
@@ -157,7 +111,7 @@ class LabelMaps:
         return self._read[path]
 
 
-def _segmented(bench: Bench, row: IndexRow, stack: Stack, phrases: Sequence[str], report: Progress) -> Sequence[Masks]:
+def _segmented(bench: Bench, row: IndexRow, image: Image, phrases: Sequence[str], report: Progress) -> Sequence[Masks]:
     """Masks of the phrases; what a killed run found of this volume is taken up, and forgotten once it is whole."""
     way = bench.config.volumes
 
@@ -165,11 +119,11 @@ def _segmented(bench: Bench, row: IndexRow, stack: Stack, phrases: Sequence[str]
         report(done, count, "")
 
     if bench.journals is None:
-        return segment_volume(stack, phrases, bench.segmenter, way, progress=told)
+        return segment(image, phrases, bench.segmenter, options_for(way), progress=told)
     work = repr((bench.work, row.dataset, bench.relative(row.image), way, tuple(phrases)))
     stem = hashlib.sha256(work.encode()).hexdigest()[:16]
-    options = StackOptions(journal=bench.journals / f".{stem}.journal", work=work)
-    found = segment_volume(stack, phrases, bench.segmenter, way, options, progress=told)
+    options = options_for(way, journal=bench.journals / f".{stem}.journal", work=work)
+    found = segment(image, phrases, bench.segmenter, options, progress=told)
     for journal in bench.journals.glob(f".{stem}.*"):
         journal.unlink()
     return found

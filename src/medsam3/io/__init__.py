@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from medsam3.errors import InputError
-from medsam3.image import Image, Masks
-from medsam3.io.files import file_format
+from medsam3.image import Frames, Image, LazyFrames, Masks, Pixels
+from medsam3.io.files import FileFormat, file_format
 
 Writer = Callable[[Sequence[Masks], Image, Path], None]
 
@@ -58,7 +58,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
     }
 )
 NEEDS_PIXELS = frozenset({"overlay", "mp4", "montage", "planes"})
-"""Formats that show the image; all others write masks alone, and take an image without pixels (`Stack.outline`)."""
+"""Formats that show the image; all others write masks alone, and read no pixels."""
 _BY_ENDING = {
     ".nii.gz": "nifti",
     ".nii": "nifti",
@@ -71,27 +71,28 @@ _BY_ENDING = {
 
 
 def read(path: str | Path, *, frame: int | None = None, series: str | int | None = None) -> Image:
-    """Read a picture, a volume or a video; what the file holds decides, not its name.
+    """Open a picture, a volume or a video; what the file holds decides, not its name.
+
+    The frames of a stack are read when they are asked for, so the files have to stay where they are.
 
     Args:
-        path: PNG, JPEG, TIFF, BMP, NIfTI, NRRD, MetaImage, video or DICOM file, or a folder with a DICOM series.
+        path: PNG, JPEG, TIFF, BMP, NIfTI, NRRD, MetaImage, video or DICOM file, a folder with a DICOM series, or one
+            with pictures, which are then the frames of a video.
         frame: Time point of a 4-D NIfTI, else a frame, slice or page of one file, from 0.
         series: Which series of a folder with several: its number, or the last 8 or more characters of its UID.
 
     Raises:
-        InputError: In one line, beginning with the path.
+        InputError: In one line, beginning with the path; of a frame that cannot be decoded, when it is asked for.
     """
     place = Path(path)
     try:
         if place.is_dir():
             if frame is not None:
                 raise InputError("frame= does not apply to a folder: read the volume and take one slice of it")
-            from medsam3.io.dicom_series import read_series  # noqa: PLC0415
-
-            return read_series(place, series=None if series is None else str(series))
+            return _named(place, _open_folder(place, None if series is None else str(series)))
         if series is not None:
             raise InputError("series= applies to a folder of DICOM files only: leave it out")
-        return _read_file(place, frame)
+        return _named(place, _open_file(place, frame))
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
 
@@ -147,24 +148,67 @@ def info(path: str | Path, *, series: str | int | None = None) -> dict[str, Any]
     return facts(read(path, series=series))
 
 
-def _read_file(path: Path, frame: int | None) -> Image:
+def _open_folder(folder: Path, series: str | None) -> Image:
+    from medsam3.io.dicom_series import holds_dicom, open_series  # noqa: PLC0415
+    from medsam3.io.frame_folder import frame_files, open_frame_folder  # noqa: PLC0415
+
+    if series is None and frame_files(folder) and not holds_dicom(folder):
+        return open_frame_folder(folder)
+    return open_series(folder, series=series)
+
+
+def _open_file(path: Path, frame: int | None) -> Image:
     found = file_format(path)
     if found == "raster":
         from medsam3.io.raster import read_raster  # noqa: PLC0415
 
         return read_raster(path, frame=frame)
     if found == "nifti":
-        from medsam3.io.nifti import read_nifti  # noqa: PLC0415
+        from medsam3.io.nifti import open_nifti  # noqa: PLC0415
 
-        return read_nifti(path, frame=frame)
+        return open_nifti(path, frame=frame)
     if found == "dicom":
-        from medsam3.io.dicom import read_dicom  # noqa: PLC0415
+        from medsam3.io.dicom import open_dicom  # noqa: PLC0415
 
-        return read_dicom(path, frame=frame)
-    from medsam3.io.lazy import open_whole  # noqa: PLC0415
+        return open_dicom(path, frame=frame)
+    image = _open_stack(path, found)
+    return image if frame is None else image.frame(frame)
 
-    stack = open_whole(path, found)
-    return stack.load() if frame is None else stack.frame(frame)
+
+def _open_stack(path: Path, found: FileFormat) -> Image:
+    if found == "nrrd":
+        from medsam3.io.nrrd import open_nrrd  # noqa: PLC0415
+
+        return open_nrrd(path)
+    if found == "metaimage":
+        from medsam3.io.metaimage import open_metaimage  # noqa: PLC0415
+
+        return open_metaimage(path)
+    from medsam3.io.video import open_video  # noqa: PLC0415
+
+    return open_video(path)
+
+
+@dataclass(frozen=True)
+class _NamedRead:
+    """Reads frames, with the path before what goes wrong."""
+
+    path: Path
+    frames: Frames
+
+    def __call__(self, n: int) -> Pixels:
+        try:
+            pixels: Pixels = self.frames[n]
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
+        return pixels
+
+
+def _named(path: Path, image: Image) -> Image:
+    """The image, whose later errors also begin with the path."""
+    if not isinstance(image.frames, LazyFrames):
+        return image
+    return replace(image, frames=LazyFrames(image.frames.shape, _NamedRead(path, image.frames)))
 
 
 def _format(name: str) -> Format:

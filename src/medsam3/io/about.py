@@ -16,15 +16,20 @@ _SHOWN = ("format", "modality", "sop_class", "transfer_syntax", "photometric", "
 def facts(image: Image) -> dict[str, Any]:
     """Names and values in the order to show them; what is not known is left out."""
     frames, height, width = image.shape
-    channels = image.pixels.shape[3]
+    low, high, dtypes = [], [], set()
+    for n in range(frames):
+        pixels = image.pixels(n)
+        low.append(pixels.min().item())
+        high.append(pixels.max().item())
+        dtypes.add(pixels.dtype)
     shown: dict[str, Any] = {
         "kind": image.kind,
         "frames": frames,
         "rows": height,
         "columns": width,
-        "channels": channels,
-        "dtype": str(image.pixels.dtype),
-        "value_range": [image.pixels.min().item(), image.pixels.max().item()],
+        "channels": image.channels,
+        "dtype": str(np.result_type(*dtypes)),
+        "value_range": [min(low), max(high)],
     }
     if image.affine is not None:
         shown["spacing_mm"] = [round(size, 6) for size in np.linalg.norm(image.affine[:3, :3], axis=0).tolist()]
@@ -32,8 +37,11 @@ def facts(image: Image) -> dict[str, Any]:
         shown["origin_mm"] = [round(value, 4) for value in image.affine[:3, 3].tolist()]
     if image.fps is not None:
         shown["frames_per_second"] = round(image.fps, 3)
+    stored = image.metadata.get("stored_window")
     if image.window is not None:
         shown["window"] = [image.window.low, image.window.high]
+    elif stored is not None:
+        shown["window"] = [float(value) for value in stored.split()]
     shown |= {name: image.metadata[name] for name in _SHOWN if name in image.metadata}
     shown["files"] = len(image.source)
     return shown

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medsam3.errors import InputError, require
-from medsam3.image import Image, Kind, Pixels, Window
+from medsam3.image import Image, Kind, LazyFrames, Pixels, Window
 from medsam3.io.depth import narrowed
 from medsam3.io.dicom_geometry import (
     Placed,
@@ -29,9 +30,8 @@ from medsam3.io.dicom_geometry import (
     planes_of_offsets,
     stack_planes,
 )
-from medsam3.io.dicom_window import stored_window
+from medsam3.io.dicom_window import stored_padding, stored_window
 from medsam3.io.files import check_size
-from medsam3.io.stack import Stack
 
 # What pydicom and its decoders raise for broken files; it has no error class of its own for them.
 DICOM_ERRORS = (
@@ -55,13 +55,6 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _MOVING = ("US", "IVUS", "XA", "RF", "ES", "GM", "XC", "OP", "EPS")
 
 
-class Frames(NamedTuple):
-    """The decoded frames of one file, in the file's order."""
-
-    pixels: Pixels  # (N, H, W, C)
-    window: Window | None
-
-
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
     """pydicom's warnings quote header values, which may be a patient's: keep them out of the log."""
@@ -76,8 +69,8 @@ def quiet_pydicom() -> Iterator[None]:
         logger.disabled = was_disabled
 
 
-def read_dicom(path: Path, *, frame: int | None = None) -> Image:
-    """Read one DICOM file.
+def open_dicom(path: Path, *, frame: int | None = None) -> Image:
+    """Open one DICOM file; its frames are decoded when they are asked for.
 
     One frame is a picture; several are a volume where they are told to lie in an even stack, a video where the file
     tells a frame time or its kind moves (ultrasound, angiography, endoscopy), else a volume without position.
@@ -87,63 +80,67 @@ def read_dicom(path: Path, *, frame: int | None = None) -> Image:
         frame: One frame of several, from 0; None takes all.
 
     Raises:
-        InputError: Not DICOM, no image in it, not decodable, no such frame, frames that make no even stack.
-    """
-    with quiet_pydicom():
-        dataset = open_dataset(path)
-        check_is_image(dataset)
-        try:
-            frames = decode(dataset, path)
-            count = frames.pixels.shape[0]
-            if frame is not None:
-                return _single_frame(dataset, frames, frame, path)
-            placed = frame_places(dataset, count)
-            pixels = frames.pixels if placed is None else frames.pixels[placed.order]
-            kind, fps = ("volume", None) if placed and count > 1 else _kind(dataset, count)
-            about = describe(dataset, has_position=placed is not None)
-        except InputError:
-            raise
-        except DICOM_ERRORS as error:
-            raise _undecodable(error, dataset) from error
-    affine = placed.affine if placed else None
-    return Image(pixels, kind=kind, affine=affine, fps=fps, window=frames.window, source=(path,), metadata=about)
-
-
-def open_dicom(path: Path) -> Stack:
-    """One DICOM file as a stack of its frames, each decoded when it is asked for; kinds as in `read_dicom`.
-
-    Raises:
-        InputError: As `read_dicom`; of pixels that cannot be decoded, when the frame is asked for.
+        InputError: Not DICOM, no image in it, no such frame, frames that make no even stack; of pixels that cannot be
+            decoded, when the frame is asked for.
     """
     with quiet_pydicom():
         dataset = open_dataset(path, has_pixels=False)
         _check_has_pixels(dataset, path)
         try:
-            count = frame_count(dataset)
-            check_size(count, int(dataset.Rows), int(dataset.Columns))
-            placed = frame_places(dataset, count)
-            kind, fps = ("volume", None) if placed and count > 1 else _kind(dataset, count)
-            about = describe(dataset, has_position=placed is not None)
-            channels, window = _channels_and_window(dataset)
+            check_size(frame_count(dataset), int(dataset.Rows), int(dataset.Columns))
+            return _image(dataset, path, frame)
         except InputError:
             raise
         except DICOM_ERRORS as error:
             raise _undecodable(error, dataset) from error
-    order = np.arange(count) if placed is None else placed.order
 
-    def read_frame(n: int) -> Pixels:
+
+def _image(dataset: Any, path: Path, frame: int | None) -> Image:
+    count = frame_count(dataset)
+    if frame is not None and not 0 <= frame < count:
+        raise InputError(f"frame {frame} was asked for, allowed is 0 to {count - 1}")
+    placed = frame_places(dataset, count) if frame is None else _frame_place(dataset, count, frame)
+    order = (np.arange(count) if frame is None else np.array([frame])) if placed is None else placed.order
+    kind, fps = ("volume", None) if placed and len(order) > 1 else _kind(dataset, len(order))
+    about = describe(dataset, has_position=placed is not None)
+    shown, window = _shown(dataset), stored_window(dataset)
+    if window is not None:
+        about["stored_window"] = f"{window.low:g} {window.high:g}"
+    shape = (len(order), int(dataset.Rows), int(dataset.Columns), shown.channels)
+    frames = LazyFrames(shape, _FileFrames(path, order))
+    return Image(
+        frames if len(order) > 1 else frames[0][None],  # a picture that cannot be decoded is said to be so at once
+        kind=kind,
+        affine=placed.affine if placed else None,
+        fps=fps,
+        window=shown.window,
+        padding=shown.padding,
+        source=(path,),
+        metadata=about if frame is None else about | {"frame": str(frame)},
+    )
+
+
+class _FileFrames:
+    """Decodes frames of one file; `order` tells for each frame of the image that of the file."""
+
+    def __init__(self, path: Path, order: NDArray[np.intp]) -> None:
+        self._path, self._order = path, order
+        self._header: Any = None
+
+    def __call__(self, n: int) -> Pixels:
         with quiet_pydicom():
+            if self._header is None:
+                self._header = open_dataset(self._path, has_pixels=False)
             try:
-                pixels: Pixels = decode(dataset, path, index=int(order[n])).pixels[0]
+                pixels: Pixels = decode(self._header, self._path, index=int(self._order[n]))[0]
             except InputError:
                 raise
             except DICOM_ERRORS as error:
-                raise _undecodable(error, dataset) from error
+                raise _undecodable(error, self._header) from error
             return pixels
 
-    affine = placed.affine if placed else None
-    shape = (count, int(dataset.Rows), int(dataset.Columns))
-    return Stack(shape, channels, read_frame, kind, affine, fps, window, (path,), about)
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_path": self._path, "_order": self._order, "_header": None}
 
 
 def open_dataset(path: Path, *, has_pixels: bool = True, tags: list[str] | None = None) -> Any:
@@ -180,8 +177,8 @@ def check_is_image(dataset: Any) -> None:
         raise InputError(f"the file is DICOM without pixels ({_class_name(dataset)}): give an image file")
 
 
-def decode(dataset: Any, path: Path, *, index: int | None = None) -> Frames:
-    """All frames, decompressed and transformed to the file's units or to RGB; or only the one at `index`.
+def decode(dataset: Any, path: Path, *, index: int | None = None) -> Pixels:
+    """Decode all frames (N, H, W, C), in the file's units or as RGB; or only the one at `index`.
 
     Raises:
         InputError: Too large. Broken data raise one of `DICOM_ERRORS`.
@@ -191,16 +188,15 @@ def decode(dataset: Any, path: Path, *, index: int | None = None) -> Frames:
     photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
     if photometric == "PALETTE COLOR":
         pixels = require("pydicom.pixels", extra="dicom").apply_color_lut(stored, dataset)
-        return Frames(_shaped(_to_8_bit(pixels, 8 * pixels.dtype.itemsize), 3), None)
+        return _shaped(_to_8_bit(pixels, 8 * pixels.dtype.itemsize), 3)
     if int(dataset.get("SamplesPerPixel", 1)) == 3:
-        return Frames(_shaped(_to_8_bit(stored, int(dataset.BitsStored)), 3), None)
+        return _shaped(_to_8_bit(stored, int(dataset.BitsStored)), 3)
     frames = _shaped(stored, 1)
     if int(dataset.get("BitsAllocated", 16)) == 1:
         frames = frames * np.uint8(255)
-    window = stored_window(dataset)
     if photometric == "MONOCHROME1":
-        return _turned_over(frames, dataset, window, first=index or 0)
-    return Frames(_in_units(frames, dataset, first=index or 0), window)
+        return _turned_over(frames, dataset, first=index or 0)
+    return _in_units(frames, dataset, first=index or 0)
 
 
 def _check_has_pixels(dataset: Any, path: Path) -> None:
@@ -212,16 +208,36 @@ def _check_has_pixels(dataset: Any, path: Path) -> None:
     check_is_image(dataset)
 
 
-def _channels_and_window(dataset: Any) -> tuple[int, Window | None]:
-    """What `decode` will give; of turned-over grey values (MONOCHROME1) the first frame tells it."""
-    is_colour = str(dataset.get("PhotometricInterpretation")) == "PALETTE COLOR"
-    if is_colour or int(dataset.get("SamplesPerPixel", 1)) == 3:
-        return 3, None
-    window = stored_window(dataset)
-    if window is not None and str(dataset.get("PhotometricInterpretation")) == "MONOCHROME1":
-        ends = _turned_over(np.zeros((1, 1, 1, 1), dtype=np.int64), dataset, window)
-        window = ends.window
-    return 1, window
+SHARED_MODALITIES = frozenset({"CT", "MR", "PT", "NM"})
+"""Kinds of image that come as often in other containers, which have no window: theirs in DICOM is left aside."""
+
+
+class _Shown(NamedTuple):
+    """How a file's frames are to be shown, in the units that `decode` gives."""
+
+    channels: int
+    window: Window | None = None
+    padding: tuple[float, float] | None = None
+
+
+def _shown(dataset: Any) -> _Shown:
+    photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
+    if photometric == "PALETTE COLOR" or int(dataset.get("SamplesPerPixel", 1)) == 3:
+        return _Shown(3)
+    window = None if dataset.get("Modality") in SHARED_MODALITIES else stored_window(dataset)
+    padding = stored_padding(dataset)
+    if dataset.get("ModalityLUTSequence"):  # of values, which only a frame tells
+        return _Shown(1, None if photometric == "MONOCHROME1" else window)
+    if photometric == "MONOCHROME1":
+        low, high = _ends_in_units(dataset)
+        window = window and Window(low + high - window.high, low + high - window.low)
+        turn = float(_stored_ends(dataset).sum())
+        padding = padding and (turn - padding[1], turn - padding[0])
+    if padding is not None:
+        ends = np.array(padding).reshape(1, 1, 2, 1)
+        scaled = _in_units(ends.astype(np.int64), dataset).reshape(-1).tolist()
+        padding = (float(min(scaled)), float(max(scaled)))
+    return _Shown(1, window, padding)
 
 
 def frame_count(dataset: Any) -> int:
@@ -268,18 +284,15 @@ def describe(dataset: Any, *, has_position: bool) -> dict[str, str]:
     return {name: value for name, value in about.items() if value}
 
 
-def _single_frame(dataset: Any, frames: Frames, frame: int, path: Path) -> Image:
-    count = frames.pixels.shape[0]
-    if not 0 <= frame < count:
-        raise InputError(f"frame {frame} was asked for, allowed is 0 to {count - 1}")
+def _frame_place(dataset: Any, count: int, frame: int) -> Placed | None:
+    """Place of one frame of a file, whether or not its frames make an even stack; None where it tells none."""
     planes = planes_of_frames(dataset) or planes_of_offsets(dataset)
     if planes is None and count == 1:
         single = plane_of(dataset)
         planes = None if single is None else [single]
-    affine = stack_planes([planes[frame]]).affine if planes and len(planes) == count else None
-    about = describe(dataset, has_position=affine is not None) | {"frame": str(frame)}
-    pixels = frames.pixels[frame : frame + 1]
-    return Image(pixels, affine=affine, window=frames.window, source=(path,), metadata=about)
+    if planes is None or len(planes) != count:
+        return None
+    return Placed(np.array([frame]), stack_planes([planes[frame]]).affine)
 
 
 def _kind(dataset: Any, count: int) -> tuple[Kind, float | None]:
@@ -313,8 +326,13 @@ def _stored_frame(dataset: Any, path: Path, index: int) -> Pixels:
     if syntax == _JPEG_EXTENDED and int(dataset.BitsStored) > 8:
         frame: Pixels = _twelve_bit_jpeg(dataset, path)[index]
         return frame
-    source: Any = path if dataset.preamble is not None else open_dataset(path)
-    pixels: Pixels = require("pydicom.pixels", extra="dicom").pixel_array(source, index=index)
+    if frame_count(dataset) == 1:
+        return _stored_pixels(open_dataset(path), path)
+    decode_frame = require("pydicom.pixels", extra="dicom").pixel_array
+    try:
+        pixels: Pixels = decode_frame(path if dataset.preamble is not None else open_dataset(path), index=index)
+    except DICOM_ERRORS:  # what the library cannot do from the file, such as inflate, it can from all of the data set
+        pixels = decode_frame(open_dataset(path), index=index)
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
@@ -366,21 +384,25 @@ def _rescale(dataset: Any, frame: int) -> tuple[float, float]:
     return float(1 if slope is None else slope), float(intercept or 0)
 
 
-def _turned_over(frames: Pixels, dataset: Any, window: Window | None, *, first: int = 0) -> Frames:
+def _turned_over(frames: Pixels, dataset: Any, *, first: int = 0) -> Pixels:
     """MONOCHROME1 as MONOCHROME2: v becomes low + high - v over the range that the stored bits can hold."""
-    bits, is_signed = int(dataset.BitsStored), int(dataset.get("PixelRepresentation", 0)) == 1
-    ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if is_signed else [0, 2**bits - 1], dtype=np.int64)
     if dataset.get("ModalityLUTSequence"):
         values = _in_units(frames, dataset, first=first).astype(np.int64)
-        low, high = float(values.min()), float(values.max())
-        pixels = narrowed(values.max() + values.min() - values)
-    else:
-        low, high = (float(value) for value in _in_units(ends.reshape(1, 1, 2, 1), dataset, first=first).reshape(-1))
-        stored = (ends.sum() - frames.astype(np.int64)).astype(_holding(frames, ends))
-        pixels = _in_units(stored, dataset, first=first)
-    if window is not None:
-        window = Window(low + high - window.high, low + high - window.low)
-    return Frames(pixels, window)
+        return narrowed(values.max() + values.min() - values)
+    ends = _stored_ends(dataset)
+    stored = (ends.sum() - frames.astype(np.int64)).astype(_holding(frames, ends))
+    return _in_units(stored, dataset, first=first)
+
+
+def _stored_ends(dataset: Any) -> NDArray[np.int64]:
+    """Lowest and highest value that the stored bits can hold."""
+    bits, is_signed = int(dataset.BitsStored), int(dataset.get("PixelRepresentation", 0)) == 1
+    return np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if is_signed else [0, 2**bits - 1], dtype=np.int64)
+
+
+def _ends_in_units(dataset: Any) -> tuple[float, float]:
+    low, high = (float(value) for value in _in_units(_stored_ends(dataset).reshape(1, 1, 2, 1), dataset).reshape(-1))
+    return low, high
 
 
 def _holding(frames: Pixels, ends: Pixels) -> Any:

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from medsam3.errors import InputError
-from medsam3.image import Image, Pixels, Window
+from medsam3.image import Image, LazyFrames, Pixels
 from medsam3.io.dicom import (
     DICOM_ERRORS,
-    Frames,
     check_is_image,
     decode,
-    describe,
     frame_count,
     open_dataset,
     open_dicom,
     quiet_pydicom,
-    read_dicom,
 )
 from medsam3.io.dicom_geometry import Placed, plane_of, stack_planes
 from medsam3.io.files import ALLOWED, DICOM_SUFFIXES, check_size
-from medsam3.io.stack import Stack
 
 _SHORT_UID = 8
 _HEADER = [
@@ -53,43 +48,40 @@ class _Header(NamedTuple):
     number: str
 
 
-def read_series(folder: Path, *, series: str | None = None) -> Image:
-    """Read the one series of a folder and what lies below it; other files are passed over.
+@dataclass(frozen=True)
+class _SeriesSlices:
+    """Decodes slices, each a file of its own."""
+
+    paths: tuple[Path, ...]
+
+    def __call__(self, n: int) -> Pixels:
+        with quiet_pydicom():
+            dataset = open_dataset(self.paths[n])
+            check_is_image(dataset)
+            try:
+                pixels: Pixels = decode(dataset, self.paths[n])[0]
+            except InputError:
+                raise
+            except DICOM_ERRORS as error:
+                raise InputError(f"the pixels of {self.paths[n].name} cannot be decoded: replace the file") from error
+            return pixels
+
+
+def open_series(folder: Path, *, series: str | None = None) -> Image:
+    """Open the one series of a folder and what lies below it; slices are decoded when they are asked for.
 
     Args:
-        folder: The folder.
+        folder: The folder; files that are no DICOM images are passed over.
         series: Which one, where there are several: its number, or the last 8 or more characters of its UID.
 
     Returns:
         A volume in the order of positions along the slices' normal, `source` in the same order. A series of one file
-        is what `read_dicom` makes of it.
+        is what `open_dicom` makes of it.
 
     Raises:
         InputError: No DICOM images, several series and none chosen, slices that differ in size, orientation or
-            spacing, that lie at the same place, or with gaps.
-    """
-    with quiet_pydicom():
-        try:
-            chosen = _choose(_headers(folder), series)
-            if len(chosen) == 1:
-                return read_dicom(chosen[0].path)
-            placed = _place(chosen)
-            ordered = [chosen[k] for k in placed.order]
-            pixels, window = _stack(ordered)
-            about = describe(open_dataset(ordered[0].path, has_pixels=False), has_position=True)
-        except InputError:
-            raise
-        except DICOM_ERRORS as error:
-            raise InputError("the series has a header that cannot be read: check its files one by one") from error
-    source = tuple(header.path for header in ordered)
-    return Image(pixels, kind="volume", affine=placed.affine, window=window, source=source, metadata=about)
-
-
-def open_series(folder: Path, *, series: str | None = None) -> Stack:
-    """As `read_series`, but only headers are read: a slice's pixels come when they are asked for.
-
-    Raises:
-        InputError: As `read_series`; of pixels that cannot be decoded, when the slice is asked for.
+            spacing, that lie at the same place, or with gaps; of pixels that cannot be decoded, when the slice is
+            asked for.
     """
     with quiet_pydicom():
         try:
@@ -97,22 +89,14 @@ def open_series(folder: Path, *, series: str | None = None) -> Stack:
             if len(chosen) == 1:
                 return open_dicom(chosen[0].path)
             placed = _place(chosen)
-            ordered = [chosen[k] for k in placed.order]
-            first = open_dicom(ordered[0].path)
-            about = describe(open_dataset(ordered[0].path, has_pixels=False), has_position=True)
+            paths = tuple(chosen[k].path for k in placed.order)
+            first = open_dicom(paths[0])
         except InputError:
             raise
         except DICOM_ERRORS as error:
             raise InputError("the series has a header that cannot be read: check its files one by one") from error
-
-    def read_frame(n: int) -> Pixels:
-        with quiet_pydicom():
-            pixels: Pixels = _decoded(ordered[n].path).pixels[0]
-            return pixels
-
-    source = tuple(header.path for header in ordered)
-    shape = (len(ordered), *first.shape[1:])
-    return Stack(shape, first.channels, read_frame, "volume", placed.affine, None, first.window, source, about)
+    frames = LazyFrames((len(paths), *first.shape[1:], first.channels), _SeriesSlices(paths))
+    return replace(first, frames=frames, kind="volume", affine=placed.affine, source=paths)
 
 
 def holds_series(folder: Path) -> bool:
@@ -128,6 +112,11 @@ def holds_series(folder: Path) -> bool:
         except InputError:
             return False
     return False
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Whether a folder, not what lies below it, holds any DICOM file."""
+    return bool(_dicom_files(folder, "*"))
 
 
 def _headers(folder: Path) -> list[_Header]:
@@ -205,24 +194,3 @@ def _place(headers: Sequence[_Header]) -> Placed:
     height, width, _ = sizes.pop()
     check_size(len(headers), height, width)
     return stack_planes(known)
-
-
-def _stack(headers: Sequence[_Header]) -> tuple[Pixels, Window | None]:
-    slices: list[Pixels] = []
-    window: Window | None = None
-    for n, header in enumerate(headers):
-        frames = _decoded(header.path)
-        slices.append(frames.pixels)
-        window = frames.window if n == 0 else window
-    return np.concatenate(slices), window
-
-
-def _decoded(path: Path) -> Frames:
-    dataset = open_dataset(path)
-    check_is_image(dataset)
-    try:
-        return decode(dataset, path)
-    except InputError:
-        raise
-    except DICOM_ERRORS as error:
-        raise InputError(f"the pixels of {path.name} cannot be decoded: replace the file") from error

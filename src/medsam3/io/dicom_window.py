@@ -27,6 +27,24 @@ def stored_window(dataset: Any) -> Window | None:
     return _of_table(tables[0]) if tables else None
 
 
+def stored_padding(dataset: Any) -> tuple[float, float] | None:
+    """Lowest and highest stored value that stand for nothing imaged; None where the file names none.
+
+    Source: DICOM PS3.3 C.7.5.1.1.2. Files give the value of a signed image also as the unsigned one of the same bits.
+    """
+    first = dataset.get("PixelPaddingValue")
+    if first is None:
+        return None
+    last = dataset.get("PixelPaddingRangeLimit", first)
+    bits, is_signed = int(dataset.get("BitsAllocated", 16)), int(dataset.get("PixelRepresentation", 0)) == 1
+    values = [float(value) for value in (first, first if last is None else last)]
+    if is_signed:
+        values = [value - 2.0**bits if value >= 2.0 ** (bits - 1) else value for value in values]
+    elif min(values) < 0:
+        values = [value + 2.0**bits if value < 0 else value for value in values]
+    return min(values), max(values)
+
+
 def _first(value: Any) -> float | None:
     values = [value] if isinstance(value, int | float | str) else list(value or [])
     if not values or values[0] in (None, ""):

@@ -1,17 +1,23 @@
-"""Many masks as one label map, the same way for every format that holds one number a voxel."""
+"""Label maps: many masks as one, the same way for every format that holds one number a voxel, and one read back."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medsam3.errors import InputError
-from medsam3.image import Masks
+from medsam3.geometry import FloatArray
+from medsam3.image import Image, Masks
+from medsam3.io import read
 
 Legend = list[dict[str, Any]]
+
+SAME_PLACE_MM = 1e-2
+"""Largest difference of two affines that still counts as the same place."""
 
 
 def check_masks(masks: Sequence[Masks], shape: tuple[int, int, int]) -> None:
@@ -57,3 +63,27 @@ def combined_labels(masks: Sequence[Masks], shape: tuple[int, int, int]) -> tupl
         for k, item in enumerate(found.objects)
     ]
     return labels, legend
+
+
+def label_stack(path: Path, image: Image) -> Image:
+    """Open a label map in the place of its volume.
+
+    Raises:
+        InputError: Unreadable, or of another size or place than the image.
+    """
+    labels = read(path)
+    if labels.shape != image.shape or labels.channels != 1:
+        raise InputError(f"{path.name} has {labels.shape} voxels, its image has {image.shape}: they must be the same")
+    if (
+        labels.affine is not None
+        and image.affine is not None
+        and not np.allclose(labels.affine, image.affine, atol=SAME_PLACE_MM)
+    ):
+        raise InputError(f"{path.name} lies in another place than its image: give it the image's affine")
+    return labels
+
+
+def label_values(labels: Image, n: int) -> FloatArray:
+    """Read slice n (H, W) of a label map, in whole numbers."""
+    values: FloatArray = np.rint(labels.pixels(n)[..., 0].astype(np.float64))
+    return values

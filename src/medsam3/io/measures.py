@@ -116,17 +116,6 @@ def longest_diameter(mask: BoolArray, row_mm: float, column_mm: float) -> float:
     return float(distance.pdist(hull).max())
 
 
-def pixel_size_mm(image: Image) -> tuple[float, float] | None:
-    """(between rows, between columns); None where it is not known."""
-    if image.spacing_mm is not None:
-        return image.spacing_mm[1], image.spacing_mm[2]
-    known = image.metadata.get("pixel_spacing_mm")
-    if known is None:
-        return None
-    row_mm, column_mm = (float(size) for size in known.split())
-    return row_mm, column_mm
-
-
 def _row(found: Masks, number: int, item: ObjectMask | None, image: Image) -> Measures:
     if item is None:
         return Measures(found.concept, number, None, found.presence, 0, *_nothing(image), None, None, None, None)
@@ -134,7 +123,7 @@ def _row(found: Masks, number: int, item: ObjectMask | None, image: Image) -> Me
     volume = None
     if image.affine is not None and image.kind == "volume":
         volume = round(item.voxels * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000, 4)
-    size = pixel_size_mm(image)
+    size = image.pixel_size_mm
     diameter, at = None, None
     if size is not None:
         lengths = [longest_diameter(plane, *size) for plane in item.crop]
@@ -150,4 +139,4 @@ def _row(found: Masks, number: int, item: ObjectMask | None, image: Image) -> Me
 def _nothing(image: Image) -> tuple[float | None, float | None]:
     """Volume and diameter of nothing: 0 where they could be measured."""
     volume = 0.0 if image.affine is not None and image.kind == "volume" else None
-    return volume, 0.0 if pixel_size_mm(image) is not None else None
+    return volume, 0.0 if image.pixel_size_mm is not None else None

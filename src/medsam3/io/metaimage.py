@@ -14,12 +14,11 @@ import numpy as np
 
 from medsam3.errors import InputError
 from medsam3.geometry import Affine, affine_from_directions
-from medsam3.image import Image, Masks
+from medsam3.image import Image, LazyFrames, Masks
 from medsam3.io.files import check_size, replacing
 from medsam3.io.labels import combined_labels
 from medsam3.io.place import label_place
-from medsam3.io.raw_voxels import check_finite, map_voxels
-from medsam3.io.stack import Stack
+from medsam3.io.raw_voxels import RawSlices, check_finite, map_voxels
 
 LEGEND_KEY = "medsam3"
 _HEADER_LIMIT = 1 << 20
@@ -38,7 +37,7 @@ _NUMPY = {
 _ELEMENTS = {code: name for name, code in _NUMPY.items()}
 
 
-def open_metaimage(path: Path) -> Stack:
+def open_metaimage(path: Path) -> Image:
     """A picture or a volume, grey or colour.
 
     Raises:
@@ -64,10 +63,8 @@ def open_metaimage(path: Path) -> Stack:
         shape=(frames, height, width, channels),
     )
     check_finite(voxels)
-    return Stack(
-        (frames, height, width),
-        channels,
-        lambda n: np.ascontiguousarray(voxels[n].astype(voxels.dtype.newbyteorder("="))),
+    return Image(
+        LazyFrames((frames, height, width, channels), RawSlices(voxels)),
         kind="picture" if frames == 1 else "volume",
         affine=_affine(fields, len(sizes)),
         source=(path,),

@@ -9,6 +9,7 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,38 @@ from numpy.typing import NDArray
 
 from medsam3.errors import InputError, require
 from medsam3.geometry import Affine, check_affine, lps_from_nifti, nifti_from_lps
-from medsam3.image import Image, Kind, Masks, Pixels
-from medsam3.io.depth import narrowed
+from medsam3.image import Image, Kind, LazyFrames, Masks, Pixels
 from medsam3.io.files import check_size, first_line, replacing
 from medsam3.io.labels import combined_labels
 from medsam3.io.place import label_place
 from medsam3.io.raw_voxels import check_finite, map_voxels
-from medsam3.io.stack import Stack, stack_of
 
 _MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 _COMMENT = 6  # NIfTI extension code for plain text
 
 
-def read_nifti(path: Path, *, frame: int | None = None) -> Image:
-    """Read a picture (one slice) or a volume, in the units that scl_slope and scl_inter give.
+@dataclass(frozen=True)
+class _Slices:
+    """Reads slices of one time point, in the units that scl_slope and scl_inter give."""
+
+    voxels: NDArray[Any]  # (N, H, W), on disk
+    slope: float
+    intercept: float
+
+    def __call__(self, n: int) -> Pixels:
+        plane = self.voxels[n].astype(self.voxels.dtype.newbyteorder("="))
+        if (self.slope, self.intercept) != (1.0, 0.0) or plane.dtype.kind == "f":
+            plane = (plane * np.float64(self.slope) + self.intercept).astype(np.float32)
+        return np.ascontiguousarray(plane[..., None])
+
+
+def open_nifti(path: Path, *, frame: int | None = None) -> Image:
+    """Open a picture (one slice) or a volume; slices are read when they are asked for.
+
+    A compressed file is unpacked to a temporary one first. Scaled and real voxels are float32. Colour is read whole.
 
     Args:
-        path: A file named .nii or .nii.gz.
+        path: The file.
         frame: Time point of a 4-D file, from 0.
 
     Raises:
@@ -42,42 +58,12 @@ def read_nifti(path: Path, *, frame: int | None = None) -> Image:
     nibabel = require("nibabel", extra="all")
     with _one_line(nibabel):
         file = nibabel.load(path)
-        affine = _affine(file)
-        pixels = _pixels(file, frame)
+        affine, (width, height, count) = _affine(file), _spatial_shape(file.shape, frame)
+        check_size(count, height, width)
+        frames = _colours(file, frame) if file.get_data_dtype().names else _lazy(file, path, frame or 0)
     about = {"format": "NIfTI", "bits_stored": str(8 * file.header.get_data_dtype().itemsize)}
-    kind: Kind = "picture" if pixels.shape[0] == 1 else "volume"
-    return Image(pixels, kind=kind, affine=affine, source=(path,), metadata=about)
-
-
-def open_nifti(path: Path, *, frame: int | None = None) -> Stack:
-    """As `read_nifti`, a slice at a time; a compressed file is unpacked to a temporary one first.
-
-    Real voxels stay real (float32) in every slice. Colour is read whole.
-
-    Raises:
-        InputError: As `read_nifti`, NaN voxels among it, before any slice is asked for.
-    """
-    nibabel = require("nibabel", extra="all")
-    with _one_line(nibabel):
-        file = nibabel.load(path)
-        if file.get_data_dtype().names or file.get_data_dtype().kind == "c":
-            return stack_of(read_nifti(path, frame=frame))
-        affine, (width, height, frames) = _affine(file), _spatial_shape(file.shape, frame)
-        check_size(frames, height, width)
-        voxels = _mapped(file, path)  # (T, N, H, W)
-    slope, intercept = (1.0 if value is None else float(value) for value in (file.dataobj.slope, file.dataobj.inter))
-    time = voxels[frame or 0]
-    check_finite(time)
-    about = {"format": "NIfTI", "bits_stored": str(8 * file.header.get_data_dtype().itemsize)}
-
-    def read_frame(n: int) -> Pixels:
-        plane = time[n].astype(time.dtype.newbyteorder("="))
-        if (slope, intercept) != (1.0, 0.0) or plane.dtype.kind == "f":
-            plane = (plane * np.float64(slope) + intercept).astype(np.float32)
-        return np.ascontiguousarray(plane[..., None])
-
-    kind: Kind = "picture" if frames == 1 else "volume"
-    return Stack((frames, height, width), 1, read_frame, kind, affine, source=(path,), metadata=about)
+    kind: Kind = "picture" if count == 1 else "volume"
+    return Image(frames, kind=kind, affine=affine, source=(path,), metadata=about)
 
 
 def nifti_legend(path: Path) -> str | None:
@@ -156,22 +142,24 @@ def _mapped(file: Any, path: Path) -> NDArray[Any]:
     return flat[lead:].reshape(times, frames, height, width)
 
 
-def _pixels(file: Any, frame: int | None) -> Pixels:
-    """(N, H, W, C) of one time point."""
-    shape = _spatial_shape(file.shape, frame)
-    check_size(shape[2], shape[1], shape[0])
+def _lazy(file: Any, path: Path, time: int) -> LazyFrames:
+    """Slices of grey values at one time point."""
+    if file.get_data_dtype().kind == "c":
+        raise InputError("the voxels are complex numbers, allowed are real ones: write magnitudes")
+    voxels = _mapped(file, path)[time]
+    check_finite(voxels)
+    slope, intercept = (1.0 if value is None else float(value) for value in (file.dataobj.slope, file.dataobj.inter))
+    count, height, width = voxels.shape
+    return LazyFrames((count, height, width, 1), _Slices(voxels, slope, intercept))
+
+
+def _colours(file: Any, frame: int | None) -> Pixels:
+    """(N, H, W, 3) of one time point; a fourth channel, alpha, is left out."""
     stored = file.dataobj
     if len(file.shape) > 3:
-        stored = stored[:, :, :, frame or 0].reshape(shape)
-    pixels = np.asanyarray(stored).reshape(shape)
-    if pixels.dtype.names:
-        channels = [pixels[name] for name in ("R", "G", "B")]  # a fourth, alpha, is left out
-        return np.stack(channels, axis=-1).transpose(2, 1, 0, 3)
-    if pixels.dtype.kind == "c":
-        raise InputError("the voxels are complex numbers, allowed are real ones: write magnitudes")
-    if pixels.dtype.kind == "f" and pixels.dtype.itemsize != 4:
-        pixels = narrowed(pixels)
-    return np.ascontiguousarray(pixels.transpose(2, 1, 0)[..., None])
+        stored = stored[:, :, :, frame or 0]
+    voxels = np.asanyarray(stored).reshape(_spatial_shape(file.shape, frame))
+    return np.stack([voxels[name] for name in ("R", "G", "B")], axis=-1).transpose(2, 1, 0, 3)
 
 
 def _spatial_shape(shape: tuple[int, ...], frame: int | None) -> tuple[int, int, int]:

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from medsam3.errors import InputError
 from medsam3.geometry import Affine, FloatArray, affine_from_directions
-from medsam3.image import Image, Masks
+from medsam3.image import Image, LazyFrames, Masks
 from medsam3.io.files import check_size, replacing
 from medsam3.io.labels import combined_labels
 from medsam3.io.place import label_place
-from medsam3.io.raw_voxels import Packing, check_finite, map_voxels
-from medsam3.io.stack import Stack
+from medsam3.io.raw_voxels import Packing, RawSlices, check_finite, map_voxels
 
 LEGEND_KEY = "medsam3"
 _HEADER_LIMIT = 1 << 20
@@ -56,7 +55,7 @@ class _Header(NamedTuple):
     length: int
 
 
-def open_nrrd(path: Path) -> Stack:
+def open_nrrd(path: Path) -> Image:
     """A picture or a volume; colour is an axis of three that comes first.
 
     Raises:
@@ -82,10 +81,8 @@ def open_nrrd(path: Path) -> Stack:
         data, offset=offset, packing=packing, dtype=_dtype(fields), shape=(frames, height, width, channels)
     )
     check_finite(voxels)
-    return Stack(
-        (frames, height, width),
-        channels,
-        lambda n: np.ascontiguousarray(voxels[n].astype(voxels.dtype.newbyteorder("="))),
+    return Image(
+        LazyFrames((frames, height, width, channels), RawSlices(voxels)),
         kind="picture" if frames == 1 else "volume",
         affine=_affine(fields, [vector for vector in vectors if vector is not None], len(spatial)),
         source=(path,),

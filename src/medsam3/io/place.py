@@ -19,7 +19,6 @@ def label_place(image: Image) -> LabelPlace:
     """The image's own place; without one, its origin at 0 and its pixel size where that is known, else 1."""
     if image.affine is not None:
         return LabelPlace(image.affine, True)
-    known = image.metadata.get("pixel_spacing_mm")  # "row column"
-    row_mm, column_mm = (float(size) for size in known.split()) if known else (1.0, 1.0)
+    row_mm, column_mm = image.pixel_size_mm or (1.0, 1.0)
     affine = affine_from_directions([0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, row_mm, 0.0], [column_mm, 0.0, 0.0])
-    return LabelPlace(affine, known is not None)
+    return LabelPlace(affine, image.pixel_size_mm is not None)

@@ -22,7 +22,8 @@ from medsam3.errors import InputError
 from medsam3.image import Image, Masks, Pixels
 from medsam3.io.files import MAX_PICTURE_PIXELS, check_size, first_line, replacing
 from medsam3.io.labels import combined_labels
-from medsam3.render import overlay, to_rgb
+from medsam3.view.draw import overlay
+from medsam3.view.view import view_of
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "MPO")
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, struct.error, zlib.error)
@@ -75,13 +76,15 @@ def write_label_png(masks: Sequence[Masks], image: Image, path: Path) -> None:
 
 
 def write_overlay_png(masks: Sequence[Masks], image: Image, path: Path) -> None:
-    """Write the picture with its masks drawn over it; of a stack, the frame that holds most of them.
+    """Write the picture as a model sees it with its masks drawn over it; of a stack, the frame that holds most of them.
 
     Raises:
         InputError: The file cannot be written.
     """
-    n = _fullest_frame(masks, image.shape[0])
-    drawn = overlay(to_rgb(image, n), masks, n)
+    view = view_of(image)
+    shown = [view.masks_forth(found) for found in masks]
+    n = _fullest_frame(shown, view.count)
+    drawn = overlay(view.rgb(n), shown, n)
     with replacing(path, ".png") as temporary:
         PIL.Image.fromarray(drawn).save(temporary)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -32,6 +33,17 @@ def map_voxels(path: Path, *, offset: int, packing: Packing, dtype: DTypeLike, s
         return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
     unpacked = _unpacked(path, offset, packing, wanted)
     return np.memmap(unpacked, dtype=dtype, mode="r", shape=shape)
+
+
+@dataclass(frozen=True)
+class RawSlices:
+    """Reads slices (H, W, C) of an array (N, H, W, C) on disk, in this machine's byte order."""
+
+    voxels: NDArray[Any]
+
+    def __call__(self, n: int) -> NDArray[Any]:
+        """Slice n."""
+        return np.ascontiguousarray(self.voxels[n].astype(self.voxels.dtype.newbyteorder("=")))
 
 
 def check_finite(voxels: NDArray[Any]) -> None:

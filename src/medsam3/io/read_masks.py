@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from medsam3.errors import InputError, require
 from medsam3.geometry import Affine, spacing_mm
 from medsam3.image import Image, Masks, ObjectMask
+from medsam3.io import read
 from medsam3.io.files import file_format
-from medsam3.io.lazy import open_stack
-from medsam3.io.stack import Stack
 
 SAME_PLACE_MM = 0.01
 _SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -55,8 +54,8 @@ def _wanted(image: Image | None, what: str) -> Image:
 
 
 def _from_label_map(path: Path, found: str, image: Image | None) -> tuple[list[Masks], Image]:
-    stack = open_stack(path)
-    over = image or stack.outline()
+    stack = read(path)
+    over = image or stack
     if stack.channels != 1:
         raise InputError("a label map has one number a voxel, this file has colours: give a label map")
     if stack.shape != over.shape:
@@ -72,7 +71,7 @@ def _whole(plane: NDArray[Any]) -> NDArray[np.uint16]:
     return plane.astype(np.uint16)
 
 
-def _check_place(stack: Stack, image: Image) -> None:
+def _check_place(stack: Image, image: Image) -> None:
     if stack.affine is None or image.affine is None:
         return
     corners = np.array([[0, 0, 0], [n - 1 for n in stack.shape]], dtype=np.float64)

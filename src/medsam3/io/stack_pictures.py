@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,8 @@ from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.files import replacing
 from medsam3.io.labels import check_masks
 from medsam3.io.video import write_mp4
-from medsam3.render import COLOURS, FILL_OPACITY, default_window, overlay, to_rgb
+from medsam3.view.draw import COLOURS, FILL_OPACITY, overlay
+from medsam3.view.view import View, view_of
 
 RGB = NDArray[np.uint8]
 
@@ -31,15 +31,8 @@ def write_overlay_mp4(masks: Sequence[Masks], image: Image, path: Path) -> None:
     Raises:
         InputError: PyAV is missing, masks of another shape, or the file cannot be written.
     """
-    check_masks(masks, image.shape)
-    shown = _with_window(image)
-    fps = image.fps if image.kind == "video" else 10.0
-
-    def frames() -> Iterator[RGB]:
-        for n in range(image.shape[0]):
-            yield overlay(to_rgb(shown, n), [_on_frame(found, n) for found in masks])
-
-    write_mp4(frames(), path, fps=fps)
+    view, shown = _viewed(masks, image)
+    write_mp4(_overlays(view, shown, range(view.count)), path, fps=image.fps if image.kind == "video" else 10.0)
 
 
 def write_montage(masks: Sequence[Masks], image: Image, path: Path) -> None:
@@ -48,10 +41,9 @@ def write_montage(masks: Sequence[Masks], image: Image, path: Path) -> None:
     Raises:
         InputError: Masks of another shape, or the file cannot be written.
     """
-    check_masks(masks, image.shape)
-    frames = _spread(_held_frames(masks) or list(range(image.shape[0])), MONTAGE_TILES)
-    shown = _with_window(image)
-    tiles = [_tile(overlay(to_rgb(shown, n), [_on_frame(found, n) for found in masks]), _aspect(image)) for n in frames]
+    view, shown = _viewed(masks, image)
+    frames = _spread(_held_frames(shown) or list(range(view.count)), MONTAGE_TILES)
+    tiles = [_tile(drawn, 1.0) for drawn in _overlays(view, shown, frames)]
     columns = int(np.ceil(np.sqrt(len(tiles))))
     height, width = tiles[0].shape[:2]
     rows = -(-len(tiles) // columns)
@@ -69,19 +61,20 @@ def write_three_planes(masks: Sequence[Masks], image: Image, path: Path) -> None
     Raises:
         InputError: Masks of another shape, or the file cannot be written.
     """
-    check_masks(masks, image.shape)
-    centre = _centre(masks, image.shape)
-    shown = _with_window(image)
-    frames = image.shape[0]
-    grey = np.stack([to_rgb(shown, n)[centre[1]] for n in range(frames)])  # (N, W, 3)
-    side = np.stack([to_rgb(shown, n)[:, centre[2]] for n in range(frames)])  # (N, H, 3)
-    sizes = image.spacing_mm or (1.0, 1.0, 1.0)
+    view, shown = _viewed(masks, image)
+    centre = _centre(shown, view.shape)
+    across, side = [], []
+    for n in range(view.count):
+        rgb = view.rgb(n)
+        across.append(rgb[centre[1]])  # (W, 3)
+        side.append(rgb[:, centre[2]])  # (H, 3)
+    sizes = view.spacing_mm or (1.0, 1.0, 1.0)
     cuts = (
-        (to_rgb(shown, centre[0]), 0, sizes[1] / sizes[2]),
-        (grey, 1, sizes[0] / sizes[2]),
-        (side, 2, sizes[0] / sizes[1]),
+        (view.rgb(centre[0]), 0, sizes[1] / sizes[2]),
+        (np.stack(across), 1, sizes[0] / sizes[2]),
+        (np.stack(side), 2, sizes[0] / sizes[1]),
     )
-    tiles = [_tile(_tinted(rgb, masks, axis, centre[axis]), aspect) for rgb, axis, aspect in cuts]
+    tiles = [_tile(_tinted(rgb, shown, axis, centre[axis]), aspect) for rgb, axis, aspect in cuts]
     height = max(tile.shape[0] for tile in tiles)
     width = sum(tile.shape[1] for tile in tiles) + _GAP_PX * (len(tiles) - 1)
     sheet, left = np.zeros((height, width, 3), dtype=np.uint8), 0
@@ -91,11 +84,20 @@ def write_three_planes(masks: Sequence[Masks], image: Image, path: Path) -> None
     _save(sheet, path)
 
 
-def _with_window(image: Image) -> Image:
-    """The image with its window fixed, so that it is not sought anew for each frame."""
-    if image.window is not None or image.pixels.dtype in (np.uint8, np.bool_):
-        return image
-    return replace(image, window=default_window(image))
+def _viewed(masks: Sequence[Masks], image: Image) -> tuple[View, list[Masks]]:
+    """The image as a model sees it, and the masks over that.
+
+    Raises:
+        InputError: Masks of another shape.
+    """
+    check_masks(masks, image.shape)
+    view = view_of(image)
+    return view, [view.masks_forth(found) for found in masks]
+
+
+def _overlays(view: View, masks: Sequence[Masks], frames: Iterable[int]) -> Iterator[RGB]:
+    for n in frames:
+        yield overlay(view.rgb(n), [_on_frame(found, n) for found in masks])
 
 
 def _on_frame(found: Masks, n: int) -> Masks:
@@ -120,11 +122,6 @@ def _held_frames(masks: Sequence[Masks]) -> list[int]:
 def _spread(frames: Sequence[int], count: int) -> list[int]:
     places = np.unique(np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int))
     return [frames[k] for k in places.tolist()]
-
-
-def _aspect(image: Image) -> float:
-    sizes = image.spacing_mm
-    return 1.0 if sizes is None else sizes[1] / sizes[2]
 
 
 def _tile(rgb: RGB, aspect: float) -> RGB:

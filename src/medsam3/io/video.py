@@ -18,17 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam3.errors import InputError, require
-from medsam3.image import Pixels
+from medsam3.image import Image, LazyFrames, Pixels
 from medsam3.io.files import check_size, first_line, replacing
-from medsam3.io.stack import Stack
 
 RGB = NDArray[np.uint8]
 DEFAULT_FPS = 25.0
 """Of a video that is written from frames without a time."""
 
 
-def open_video(path: Path) -> Stack:
-    """A video as a stack; its packets are counted at once, its frames decoded when they are asked for.
+def open_video(path: Path) -> Image:
+    """Open a video; its packets are counted at once, its frames decoded when they are asked for.
 
     Raises:
         InputError: PyAV is missing, no video in the file, no frames, a file that is cut short.
@@ -36,10 +35,8 @@ def open_video(path: Path) -> Stack:
     reader = _Reader(path)
     count, (height, width) = len(reader.times), reader.size
     check_size(count, height, width)
-    return Stack(
-        (count, height, width),
-        3,
-        reader.read,
+    return Image(
+        LazyFrames((count, height, width, 3), reader.read),
         kind="video" if count > 1 else "picture",
         fps=reader.fps,
         source=(path,),
@@ -94,6 +91,10 @@ class _Reader:
             has_frame = bool(self.times) and next(container.decode(video=0), None) is not None
         self._check_whole(told, has_frame=has_frame)
         self._container = self._av.open(str(path))
+
+    def __reduce__(self) -> tuple[type[_Reader], tuple[Path]]:
+        """Open the file anew in another process."""
+        return _Reader, (self._path,)
 
     def read(self, n: int) -> Pixels:
         """Frame n as (H, W, 3)."""

@@ -35,7 +35,7 @@ from medsam3.models.phrase_table import vectors_of
 from medsam3.models.text_encoder import TextEncoder
 from medsam3.models.tinyvit import TinyViT, convert_lite_medsam
 from medsam3.prompts import Box, Prompt
-from medsam3.windows import Window, closer_window
+from medsam3.view.crops import Crop, closer_window
 
 SHIPPED_WEIGHTS = Path(__file__).parent.parent / "weights" / "mini.safetensors"
 VISUAL_PHRASE = "visual"
@@ -73,7 +73,7 @@ class MiniFeatures:
     levels: tuple[VisionLevels, ...]  # one for each detector
     make_neck: Callable[[], Tensor]
     make_mirrored: Callable[[], tuple[VisionLevels, ...]]
-    closer: Callable[[Window], MiniFeatures] | None = None
+    closer: Callable[[Crop], MiniFeatures] | None = None
     asked: dict[tuple[str, tuple[Box, ...]], ConceptMap] = field(default_factory=dict, repr=False)
     drawn: dict[tuple[Box, ...], Tensor] = field(default_factory=dict, repr=False)
 
@@ -100,7 +100,7 @@ class ConceptMap:
 class CloserLook:
     """What a phrase gives in a window of the frame, enlarged to the whole square."""
 
-    window: Window
+    window: Crop
     presence: float
     logits: Tensor  # (h, w) of the window
 
@@ -175,7 +175,7 @@ class MiniSegmenter:
     def _reader(self) -> PhraseReader:
         return PhraseReader(self.card.concepts, lambda phrases: vectors_of(phrases, self.texts))
 
-    def closer_features(self, rgb: RGB) -> Callable[[Window], MiniFeatures]:
+    def closer_features(self, rgb: RGB) -> Callable[[Crop], MiniFeatures]:
         """Features of a frame's windows, the last few of which are kept for the next phrase."""
         return lru_cache(MOST_WINDOWS)(lambda window: self.encode(window.cut(rgb)))
 
@@ -364,7 +364,7 @@ def with_second_presence(first: float, second: float | None, share: float) -> fl
     return float(logits[0].lerp(logits[1], share).sigmoid())
 
 
-def _moved(box: Box, window: Window) -> Box:
+def _moved(box: Box, window: Crop) -> Box:
     """A box of the frame as one of a window."""
     x0, y0, x1, y1 = box.xyxy
     return replace(box, x0=x0 - window.left, y0=y0 - window.top, x1=x1 - window.left, y1=y1 - window.top)

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from medsam3 import concepts
 from medsam3.errors import InputError, require
+from medsam3.io import read
 from medsam3.io.index import IndexRow, Split, concept_mask, load_label_map, read_index
+from medsam3.view.view import view_of
 
 RGB = NDArray[np.uint8]
 Instances = NDArray[np.int32]
@@ -64,11 +65,10 @@ class Sample:
     weight: float = 1.0
 
     def load_rgb(self) -> RGB:
-        """The picture as (H, W, 3) uint8."""
+        """Show the picture as `medsam3.segment` shows it to a model, (H, W, 3) uint8."""
         if self.loader is not None:
             return self.loader()
-        with PIL.Image.open(self.image) as opened:
-            return np.asarray(opened.convert("RGB"))
+        return view_of(read(self.image)).rgb(0)
 
 
 def connected_objects(mask: NDArray[np.bool_]) -> Instances:

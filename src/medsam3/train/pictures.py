@@ -20,7 +20,7 @@ from medsam3.train.augment import random_view, view_of, warp_labels, warp_pixels
 from medsam3.train.cache import RESTAINED_CONCEPT, CachedView
 from medsam3.train.data import Sample, Target, is_sided
 from medsam3.train.stain import restain
-from medsam3.windows import Window, random_window
+from medsam3.view.crops import Crop, random_window
 
 RGB = NDArray[np.uint8]
 Labels = NDArray[np.int32]
@@ -130,7 +130,7 @@ class LiveViews:
         return self._squares[sample.name]
 
 
-def _window_of(sample: Sample, rng: np.random.Generator) -> Window | None:
+def _window_of(sample: Sample, rng: np.random.Generator) -> Crop | None:
     """A window around a concept that is there, or around one object of it; None where all fill the picture."""
     present = [target for target in sample.targets if target.is_present]
     if not present:

@@ -6,7 +6,7 @@ they are asked for; masks are kept packed in memory. It knows no features and no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby
@@ -16,16 +16,13 @@ import numpy as np
 
 from medsam3.errors import InputError
 from medsam3.geometry import BoolArray
+from medsam3.io import read
 from medsam3.io.index import IndexRow, read_index
-from medsam3.io.lazy import open_stack
-from medsam3.io.stack import Stack
+from medsam3.io.labels import label_stack, label_values
+from medsam3.segmentation.packed import PackedMask
 from medsam3.train.data import RGB, Instances, Sample, Target, connected_objects
-from medsam3.volumes.packed import PackedMask
-from medsam3.volumes.planes import CHOICES, PlaneChoice, Turn, turn_for, turned
-from medsam3.volumes.presentation import Presenter, automatic_window
-
-_PLACE_TOLERANCE = 1e-2
-"""Largest difference of two affines, in mm, that still counts as the same place."""
+from medsam3.view.planes import CHOICES, PlaneChoice, turned
+from medsam3.view.view import View, view_of
 
 
 @dataclass(frozen=True)
@@ -85,15 +82,15 @@ def chosen_slices(has_concept: BoolArray, plan: SlicePlan) -> list[int]:
 def _slices(rows: Sequence[IndexRow], folder: Path, plan: SlicePlan, plane: PlaneChoice) -> list[Sample]:
     """The samples of one volume in one plane."""
     first = rows[0]
-    presenter, turn = _presented(first.image, plane)
-    labels = {row.mask: turned(_label_stack(row.mask, presenter, turn), turn) for row in rows}
+    view = _view(first.image, plane)
+    labels = {row.mask: turned(label_stack(row.mask, view.image), view.turn) for row in rows}
     kept: dict[int, list[Target]] = {}
-    shown = np.zeros(presenter.stack.shape[0], dtype=np.bool_)
-    for n in range(len(shown)):
-        planes = {path: np.rint(stack.pixels(n)[..., 0]) for path, stack in labels.items()}
+    shown = np.zeros(view.count, dtype=np.bool_)
+    for n in range(view.count):
+        planes = {path: label_values(own, n) for path, own in labels.items()}
         masks = [np.isin(planes[row.mask], row.label_values) for row in rows]
         shown[n] = any(bool(mask.any()) for mask in masks)
-        kept[n] = [_target(row.concept, presenter.mask_in_view(mask)) for row, mask in zip(rows, masks, strict=True)]
+        kept[n] = [_target(row.concept, view.mask_to_view(mask)) for row, mask in zip(rows, masks, strict=True)]
     name = first.image.relative_to(folder).as_posix() + ("#" if plane == "auto" else f"#{plane}-")
     return [
         Sample(
@@ -103,8 +100,8 @@ def _slices(rows: Sequence[IndexRow], folder: Path, plan: SlicePlan, plane: Plan
             group=first.group,
             split=first.split,
             targets=tuple(kept[n]),
-            loader=_loader(first.image, plane, n),
-            is_mirrorable=_runs_left_to_right(presenter),
+            loader=partial(_rgb, first.image, plane, n),
+            is_mirrorable=_runs_left_to_right(view),
         )
         for n in chosen_slices(shown, plan)
     ]
@@ -119,41 +116,17 @@ def _target(concept: str, mask: BoolArray) -> Target:
     return Target(concept, bool(mask.any()), load)
 
 
-def _loader(image: Path, plane: PlaneChoice, n: int) -> Callable[[], RGB]:
-    return partial(_rgb, image, plane, n)
-
-
 def _rgb(image: Path, plane: PlaneChoice, n: int) -> RGB:
-    return _presented(image, plane)[0].rgb(n)
+    return _view(image, plane).rgb(n)
 
 
 @lru_cache(maxsize=4)
-def _presented(image: Path, plane: PlaneChoice) -> tuple[Presenter, Turn]:
-    """A volume as it is shown, and how its file was turned for that; the last few stay open."""
-    stack = open_stack(image)
-    turn = turn_for(stack, plane)
-    cut = turned(stack, turn)
-    return Presenter(cut, automatic_window(cut)), turn
+def _view(image: Path, plane: PlaneChoice) -> View:
+    """A volume as it is shown; the last few stay open."""
+    return view_of(read(image), plane)
 
 
-def _label_stack(mask: Path, presenter: Presenter, turn: Turn) -> Stack:
-    """A label map as its file lies, in the place of the image.
-
-    Raises:
-        InputError: Its size or its place is not the image's.
-    """
-    labels = open_stack(mask)
-    if labels.shape != turn.shape or labels.channels != 1:
-        raise InputError(f"{mask.name} has {labels.shape} voxels, its image has {turn.shape}: they must be the same")
-    place = presenter.stack.affine
-    if place is None or labels.affine is None:
-        return labels
-    if not np.allclose(turn.affine(labels.affine), place, atol=_PLACE_TOLERANCE):
-        raise InputError(f"{mask.name} lies in another place than its image: give it the image's affine")
-    return labels
-
-
-def _runs_left_to_right(presenter: Presenter) -> bool:
+def _runs_left_to_right(view: View) -> bool:
     """The columns go from one side of the body to the other, or it is not known where they go."""
-    affine = presenter.stack.affine
+    affine = view.cut.affine
     return affine is None or int(np.abs(affine[:3, 2]).argmax()) == 0

@@ -24,7 +24,7 @@ from medsam3.agent.measuring import overlap, plane_of
 from medsam3.agent.values import Decision, Mark, Situation, Step
 from medsam3.concepts import find
 from medsam3.geometry import BoolArray
-from medsam3.windows import closer_window
+from medsam3.view.crops import closer_window
 
 Kind = Literal["phrasings", "closer", "tiles", "boxes", "phrase and boxes"]
 KINDS: tuple[Kind, ...] = ("phrasings", "closer", "tiles", "boxes", "phrase and boxes")
@@ -133,6 +133,8 @@ class OfflinePolicy:
         if not asked:
             return self._absent(situation, f"{wish.phrase!r} could not be asked for: {situation.steps[-1].seen.text}")
         turn, wanted = situation.steps[-1].turn, []
+        if situation.shape[0] > 1:  # a stack was asked whole: other ways of asking look at one frame
+            return self._end(situation, wish, asked[0])
         if situation.rounds_left > 0 and turn == 1:
             wanted = self._second_round(situation, wish, asked[0])
         elif situation.rounds_left > 0 and turn == 2:

@@ -18,7 +18,7 @@ from medsam3.agent.measuring import plane_of
 from medsam3.agent.values import Decision, Mark, Situation
 from medsam3.concepts import find
 from medsam3.geometry import BoolArray
-from medsam3.windows import closer_window
+from medsam3.view.crops import closer_window
 
 Judge = Callable[[BoolArray], float]
 """How good a mask (H, W) is, such as its Dice with the truth."""

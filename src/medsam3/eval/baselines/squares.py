@@ -21,7 +21,7 @@ from medsam3.geometry import BoolArray
 from medsam3.io import read
 from medsam3.io.index import IndexRow
 from medsam3.models.letterbox import SIDE, letterbox, letterbox_labels
-from medsam3.render import to_rgb
+from medsam3.view.view import view_of
 
 MOST_DEGREES = 20.0
 LARGEST_ZOOM = 1.25
@@ -69,7 +69,7 @@ def load_squares(rows: Sequence[IndexRow], concepts: Sequence[str]) -> Squares:
     targets = np.zeros((len(images), len(concepts), SIDE, SIDE), dtype=np.bool_)
     known = np.zeros((len(images), len(concepts)), dtype=np.bool_)
     for n, own in enumerate(images):
-        pixels[n] = letterbox(to_rgb(read(own[0].image)))[0]
+        pixels[n] = letterbox(view_of(read(own[0].image)).rgb(0))[0]
         for row in own:
             channel = concepts.index(row.concept)
             known[n, channel] = True

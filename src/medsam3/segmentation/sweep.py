@@ -1,0 +1,256 @@
+"""One way through a stack: objects found on frames are followed to the next one and matched with what was found there.
+
+It knows no model: a function gives the mask that an object has on the next frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from medsam3.errors import InputError
+from medsam3.segmentation.packed import PackedMask, inside, overlap
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object that a prompt found on one frame by itself."""
+
+    mask: PackedMask
+    score: float
+
+
+@dataclass(frozen=True)
+class TrackingRules:
+    """When an object is the same, and when it is lost.
+
+    Attributes:
+        match_iou: Least overlap of a followed mask with one that was found, for both to be one object.
+        stop_iou: Least overlap of a followed mask with that on the frame before; below it the object is lost.
+        largest_growth: A followed mask this many times larger or smaller than the one before is lost as well.
+        patience: Frames that an object is followed for without being found; None follows it to the end.
+        memory: Frames that a tracker is given: the nearest ones, and as the last the one that the track began on.
+        sure_after: A track that was found on fewer frames ends where others were found and it was not.
+        same_iou: A track that was not found and overlaps by this much with one that goes on is the same object twice,
+            and ends.
+        inside_share: What was found is also the object of a sure track where neither overlaps enough with the other,
+            but one lies inside the other by this share. The larger of the two has run over, and is not believed.
+        may_return: A lost object is looked for again on the next frames, as long as patience lasts: an object of a
+            video leaves the picture and comes back, one of a volume ends.
+        takes_up: An object that was not found where it was followed to is the clearest one that was found elsewhere.
+    """
+
+    match_iou: float = 0.3
+    stop_iou: float = 0.1
+    largest_growth: float = 3.0
+    patience: int | None = 3
+    memory: int = 4
+    sure_after: int = 2
+    same_iou: float = 0.5
+    inside_share: float = 0.7
+    may_return: bool = False
+    takes_up: bool = False
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.match_iou <= 1 and 0 <= self.stop_iou <= 1):
+            raise InputError(f"match and stop IoU are {self.match_iou} and {self.stop_iou}, allowed is 0 to 1")
+        if not (0 < self.same_iou <= 1 and 0 < self.inside_share <= 1):
+            raise InputError(
+                f"same IoU and inside share are {self.same_iou} and {self.inside_share}, allowed is above 0 to 1"
+            )
+        if self.largest_growth <= 1 or self.memory < 2 or (self.patience is not None and self.patience < 0):
+            raise InputError(
+                f"growth, memory and patience are {self.largest_growth}, {self.memory} and {self.patience}, "
+                "allowed are above 1, 2 and above, and 0 and above"
+            )
+
+
+@dataclass(frozen=True)
+class PastMask:
+    """The object on an earlier frame of the way."""
+
+    n: int
+    mask: PackedMask
+
+
+@dataclass(frozen=True)
+class Step:
+    """A track on one frame.
+
+    Attributes:
+        track: Its number, from 0 in the order of beginning.
+        followed: Its mask by following; None on its first frame.
+        found: The index of the object that was found on this frame and is it; None where it was not found.
+        age: Frames since it was found last, 0 where it was found here.
+        has_run_over: What was found is this object, and much more: what was followed lies inside it.
+    """
+
+    track: int
+    followed: PackedMask | None
+    found: int | None
+    age: int
+    has_run_over: bool = False
+
+
+Follow = Callable[[int, int, Sequence[PastMask]], PackedMask]
+"""From (frame, track, past with the nearest first) to the mask on that frame."""
+
+
+@dataclass
+class _Track:
+    number: int
+    past: list[PastMask]
+    hits: int = 1
+    age: int = 0
+
+
+class Sweep:
+    """The tracks on their way; frames are handed to it one after the other."""
+
+    def __init__(self, follow: Follow, rules: TrackingRules) -> None:
+        self._follow, self._rules = follow, rules
+        self._active: list[_Track] = []
+        self._count = 0
+
+    def advance(self, n: int, found: Sequence[Found]) -> list[Step]:
+        """Follow all tracks to frame n, match them with what was found there, and begin new ones."""
+        followed = [(track, self._followed(n, track)) for track in self._active]
+        alive = [(track, mask) for track, mask in followed if mask is not None]
+        lost = [track for track, mask in followed if mask is None]
+        seen = [one.mask for one in found]
+        owner = _matched([mask for _, mask in alive], seen, self._rules.match_iou)
+        rough = self._roughly_matched(alive, seen, owner)
+        index_of = {place: index for index, place in (owner | rough).items()}
+        missed = [track for place, (track, _) in enumerate(alive) if place not in index_of] + lost
+        taken = self._taken_up(missed, found, {*owner, *rough})
+        self._active = [
+            track
+            for track in lost
+            if track.number not in taken and self._rules.may_return and self._goes_on(track, found)
+        ]
+        steps = [self._moved(track, n, seen, taken[track.number]) for track in missed if track.number in taken]
+        going_on = [mask for place, (_, mask) in enumerate(alive) if place in index_of] + seen
+        for place, (track, mask) in enumerate(alive):
+            if track.number in taken:
+                continue
+            index = index_of.get(place)
+            if index is None:
+                if not self._goes_on(track, found) or self._is_double(mask, going_on):
+                    continue
+                going_on.append(mask)
+            else:
+                track.age, track.hits = 0, track.hits + 1
+            has_run_over = index in rough and mask.area < seen[index].area
+            self._remember(track, n, mask if index is None or has_run_over else seen[index])
+            steps.append(Step(track.number, mask, index, track.age, has_run_over))
+        return [*steps, *self._begun(n, found, {*owner, *rough, *taken.values()})]
+
+    def _taken_up(self, missed: Sequence[_Track], found: Sequence[Found], owned: set[int]) -> dict[int, int]:
+        """For tracks that were not found, by number, the objects that no track has, the clearest first."""
+        if not self._rules.takes_up:
+            return {}
+        free = [index for index, one in enumerate(found) if index not in owned and not one.mask.is_empty]
+        free.sort(key=lambda index: -found[index].score)
+        by_hits = sorted(missed, key=lambda track: -track.hits)
+        return {track.number: index for track, index in zip(by_hits, free, strict=False)}
+
+    def _moved(self, track: _Track, n: int, seen: Sequence[PackedMask], index: int) -> Step:
+        """The track goes on from an object that was found away from it."""
+        track.age, track.hits = 0, track.hits + 1
+        self._remember(track, n, seen[index])
+        return Step(track.number, None, index, 0)
+
+    def _begun(self, n: int, found: Sequence[Found], taken: set[int]) -> list[Step]:
+        """New tracks for what no track has taken."""
+        steps: list[Step] = []
+        for index, one in enumerate(found):
+            if index not in taken and not one.mask.is_empty:
+                track = _Track(self._count, [])
+                self._count += 1
+                self._remember(track, n, one.mask)
+                steps.append(Step(track.number, None, index, 0))
+        return steps
+
+    def _roughly_matched(
+        self, alive: Sequence[tuple[_Track, PackedMask]], seen: Sequence[PackedMask], owner: Mapping[int, int]
+    ) -> dict[int, int]:
+        """As `_matched`, for sure tracks and objects that it left: one lies inside the other."""
+        rough: dict[int, int] = {}
+        for index, mask in enumerate(seen):
+            if index in owner:
+                continue
+            places = [
+                place
+                for place, (track, other) in enumerate(alive)
+                if place not in owner.values()
+                and place not in rough.values()
+                and track.hits >= self._rules.sure_after
+                and inside(mask, other) >= self._rules.inside_share
+            ]
+            if places:
+                rough[index] = max(places, key=lambda place: alive[place][0].hits)
+        return rough
+
+    def _goes_on(self, track: _Track, found: Sequence[Found]) -> bool:
+        """Count a frame on which the track was not found, and say whether it goes on."""
+        if self._rules.patience is None:
+            track.age += 1
+            return True
+        is_sure = track.hits >= self._rules.sure_after or not found
+        return self._is_patient(track) and is_sure
+
+    def _is_double(self, mask: PackedMask, others: Sequence[PackedMask]) -> bool:
+        return self._rules.patience is not None and any(overlap(mask, one) >= self._rules.same_iou for one in others)
+
+    def _is_patient(self, track: _Track) -> bool:
+        """Count a frame on which the track was not found, and say whether it goes on."""
+        track.age += 1
+        return self._rules.patience is None or track.age <= self._rules.patience
+
+    @property
+    def remembered(self) -> set[int]:
+        """Frames that some track on its way remembers."""
+        return {past.n for track in self._active for past in track.past}
+
+    def _followed(self, n: int, track: _Track) -> PackedMask | None:
+        before = track.past[0].mask
+        mask = self._follow(n, track.number, track.past)
+        if mask.is_empty or overlap(mask, before) < self._rules.stop_iou:
+            return None
+        growth = mask.area / before.area
+        is_steady = 1 / self._rules.largest_growth <= growth <= self._rules.largest_growth
+        return mask if is_steady else None
+
+    def _remember(self, track: _Track, n: int, mask: PackedMask) -> None:
+        past = [PastMask(n, mask), *track.past]
+        track.past = past if len(past) <= self._rules.memory else [*past[: self._rules.memory - 1], past[-1]]
+        self._active.append(track)
+
+
+def sweep(
+    frames: Sequence[int],
+    found: Mapping[int, Sequence[Found]],
+    follow: Follow,
+    rules: TrackingRules,
+    *,
+    report: Callable[[int], None] = lambda n: None,
+) -> dict[int, list[Step]]:
+    """All frames in their order, upwards or downwards; those without tracks are left out."""
+    way = Sweep(follow, rules)
+    steps: dict[int, list[Step]] = {}
+    for n in frames:
+        here = way.advance(n, found.get(n, ()))
+        if here:
+            steps[n] = here
+        report(n)
+    return steps
+
+
+def _matched(followed: Sequence[PackedMask], found: Sequence[PackedMask], least: float) -> dict[int, int]:
+    """For objects found, by index, the followed one that each is: the best overlaps first, each used once."""
+    pairs = [(overlap(a, b), i, j) for i, a in enumerate(followed) for j, b in enumerate(found)]
+    owner: dict[int, int] = {}
+    for iou, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
+        if iou >= least and iou > 0 and j not in owner and i not in owner.values():
+            owner[j] = i
+    return owner
