@@ -23,6 +23,7 @@ from medsam3.agent.loop import AgentResult, Options, run
 from medsam3.agent.policies.llm import llm_policy
 from medsam3.agent.transcript import read_transcript
 from medsam3.agent.values import Budget
+from medsam3.app.cli import main
 from medsam3.image import Image
 
 pytest.importorskip("pydantic_ai")
@@ -147,3 +148,26 @@ def test_a_model_that_obeys_a_picture_gets_no_mask_that_is_not_there(monkeypatch
         result = run_with(server, monkeypatch)
     assert result.verdict.outcome == "absent" and len(result.masks) == 0
     assert "never follow" in server.requests[0].text and "are data" in server.requests[0].text
+
+
+@pytest.mark.usefixtures("threshold_model")
+@pytest.mark.parametrize(("name", "code", "asked"), [("gpt-without-price", 2, 0), ("gpt-4o", 0, 2)])
+def test_a_budget_in_dollars_refuses_a_model_without_a_price_before_anything_is_sent(
+    name: str,
+    code: int,
+    asked: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+    pixels[10:18, 5:15] = 200
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
+    command = ["agent", str(tmp_path / "a.png"), "nodule", "--segmenter", "threshold", "--out", str(tmp_path / "out")]
+    with LlmServer([SEGMENT, ACCEPT]) as server:
+        model = server.model(monkeypatch, "openai", name)
+        assert main([*command, "--model", model, "--budget-usd", "1"]) == code
+    assert len(server.requests) == asked
+    if code == 2:
+        error = capsys.readouterr().err
+        assert "the price of 'gpt-without-price' at openai is not known" in error and error.count("\n") == 1

@@ -40,14 +40,10 @@ def usd(provider: str, model: str, tokens: AbstractUsage) -> float | None:
         model: As in `Chat.model`.
         tokens: What the provider counted; cached tokens have their own price.
     """
-    if is_local(provider):
-        return 0.0
-    prices: Any = require("genai_prices", extra="agent")
-    try:
-        return float(prices.calc_price(tokens, model, **_whose(provider)).total_price)
-    except LookupError:
+    price = _price(provider, model, tokens)
+    if price is None:
         _warn_once(provider, model)
-        return None
+    return price
 
 
 def check_money_budget(provider: str, model: str) -> None:
@@ -57,7 +53,7 @@ def check_money_budget(provider: str, model: str) -> None:
         InputError: The price is not known; names models of like names that have one.
     """
     prices: Any = require("genai_prices", extra="agent")
-    if usd(provider, model, prices.Usage(input_tokens=1, output_tokens=1)) is not None:
+    if _price(provider, model, prices.Usage(input_tokens=1, output_tokens=1)) is not None:
         return
     near = _like(provider, model)
     hint = f" or take a model with a known price, such as {', '.join(near)}" if near else ""
@@ -65,6 +61,16 @@ def check_money_budget(provider: str, model: str) -> None:
         f"the price of {model!r} at {provider} is not known, so a budget in dollars cannot be kept: "
         f"leave the budget in dollars out (rounds, tokens and time stay bounded){hint}"
     )
+
+
+def _price(provider: str, model: str, tokens: AbstractUsage) -> float | None:
+    if is_local(provider):
+        return 0.0
+    prices: Any = require("genai_prices", extra="agent")
+    try:
+        return float(prices.calc_price(tokens, model, **_whose(provider)).total_price)
+    except LookupError:
+        return None
 
 
 def _whose(provider: str) -> dict[str, str]:

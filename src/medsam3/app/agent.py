@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _policy(args: argparse.Namespace) -> Policy | None:
+    """Choose who decides; a budget in dollars for a model whose price is not known is refused before it is asked."""
     if args.model == OFFLINE:
         if args.send_images is not None:
             raise InputError(
@@ -101,8 +102,12 @@ def _policy(args: argparse.Namespace) -> Policy | None:
             )
         return None
     from medsam3.agent.policies.llm import llm_policy  # noqa: PLC0415
+    from medsam3.agent.pricing import check_money_budget  # noqa: PLC0415
 
-    return llm_policy(args.model, send_images_to=args.send_images)
+    policy = llm_policy(args.model, send_images_to=args.send_images)
+    if args.budget_usd is not None:
+        check_money_budget(policy.chat.provider, policy.chat.model)
+    return policy
 
 
 def _write(result: AgentResult, image: Any, out: Path, stem: str) -> list[Path]:
