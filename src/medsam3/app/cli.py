@@ -38,7 +38,7 @@ COMMANDS = (
     ),
     Command("convert", "medsam3.app.convert_masks", "convert masks between NIfTI, NRRD, MHA, DICOM, COCO, PNG"),
     Command("info", "medsam3.app.info", "say what a file holds: size, spacing, type"),
-    Command("concepts", "medsam3.app.concepts", "list the concepts and synonyms that the models know"),
+    Command("concepts", "medsam3.app.concepts", "list concepts with their synonyms"),
     Command("weights", "medsam3.app.weights", "fetch the encoders' weights, list them, or convert those of SAM 3"),
     Command("train", "medsam3.train.command", "train the detector on your own data"),
     Command("eval", "medsam3.eval.command", "measure a model on a data folder"),

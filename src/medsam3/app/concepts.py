@@ -1,4 +1,4 @@
-"""`medsam3 concepts`: the concepts that the models were taught, with their synonyms and codes."""
+"""`medsam3 concepts`: the listed concepts with their synonyms and codes; cards say which ones weights were taught."""
 
 from __future__ import annotations
 
