@@ -8,7 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from medsam3.concepts import CONCEPTS, Code, Concept, code_for, find, normalised, search, suggest, synonyms
+from medsam3 import concepts
+from medsam3.concepts import (
+    CONCEPTS,
+    MAY_SHOW,
+    Code,
+    Concept,
+    code_for,
+    find,
+    normalised,
+    search,
+    suggest,
+    surely_absent,
+    synonyms,
+)
 
 IDS = [concept.name for concept in CONCEPTS]
 
@@ -92,6 +105,50 @@ def test_a_misspelt_phrase_suggests_the_concept_meant() -> None:
     assert suggest("pulmonary artey")[0] == "pulmonary artery"
     assert len(suggest("nevus", limit=2)) == 2
     assert suggest("xyzzy") == ()
+
+
+def absent_from(*shown: str) -> set[str]:
+    return {concept.name for concept in surely_absent(shown)}
+
+
+def test_every_family_says_what_its_images_may_show_and_that_is_its_own_concepts_at_least() -> None:
+    assert set(MAY_SHOW) == {concept.family for concept in CONCEPTS}
+    assert all(family in others <= set(MAY_SHOW) for family, others in MAY_SHOW.items())
+
+
+def test_what_another_section_or_another_view_of_the_same_organ_shows_does_not_count_as_absent() -> None:
+    in_ct = absent_from("liver", "kidney")
+    assert {"optic disc", "breast tumor", "cell nucleus", "wound"} <= in_ct
+    assert not {"liver", "pancreas", "kidney stone", "brain tumor", "lung", "polyp"} & in_ct
+    in_endoscopy = absent_from("polyp")
+    assert {"brain tumor", "optic disc"} <= in_endoscopy and "large bowel" not in in_endoscopy
+    assert "brain tumor" not in absent_from("fetal head") and "fetal head" not in absent_from("brain tumor")
+
+
+def test_look_alikes_of_the_newer_data_sets_do_not_count_as_absent() -> None:
+    assert not {"gland", "white blood cell", "white blood cell nucleus"} & absent_from("cell nucleus")
+    assert not {"cell nucleus", "gastrointestinal cancer", "high-grade dysplasia"} & absent_from("gland")
+    assert "wound" not in absent_from("skin lesion") and not {"skin lesion", "melanoma"} & absent_from("wound")
+    assert not {"retinal blood vessel", "optic cup"} & absent_from("optic disc hemorrhage")
+    assert "common carotid artery" not in absent_from("brachial plexus nerve")
+    assert not {"malignant breast tumor", "lung", "kidney"} & absent_from("cell nucleus")  # a slide may be of these
+    assert {"cell nucleus", "white blood cell"} <= absent_from("breast tumor")  # no ultrasound shows a nucleus
+
+
+def test_a_word_that_fits_other_organs_too_is_nowhere_surely_absent() -> None:
+    everywhere = [absent_from(concept.name) for concept in CONCEPTS]
+    assert not any({"gland", "suspicious lesion"} & own for own in everywhere)
+
+
+def test_several_concepts_may_show_what_any_of_them_may_and_a_synonym_counts_as_its_name() -> None:
+    assert absent_from("polyps", "ONH") == absent_from("polyp") & absent_from("optic disc")
+
+
+def test_what_is_not_known_makes_nothing_absent_and_is_never_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert absent_from() == absent_from("teapot") == absent_from("polyp", "teapot") == set()
+    monkeypatch.setattr(concepts, "MAY_SHOW", {k: v for k, v in MAY_SHOW.items() if k != "fundus photograph"})
+    assert absent_from("optic disc") == absent_from("polyp", "optic disc") == set()
+    assert "optic disc" not in absent_from("polyp") and "lung" in absent_from("polyp")
 
 
 def test_concepts_need_no_torch() -> None:

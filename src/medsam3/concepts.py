@@ -1,14 +1,15 @@
-"""The concepts that the models are taught: their phrasings, image family and standard codes. Knows no image or model.
+"""The listed concepts: their phrasings, image family and standard codes, and which are surely absent from which images.
 
-The table lies beside this module in `concepts.json`. Synonyms go into training; unseen synonyms never do, so that
-`medsam3 eval --synonyms` can show what an unknown phrasing costs. No phrase belongs to two concepts.
+Knows no image and no model; the card of the weights says which concepts they were taught. The table lies beside this
+module in `concepts.json`. Synonyms go into training; unseen synonyms never do, so that `medsam3 eval --synonyms` can
+show what an unknown phrasing costs. No phrase belongs to two concepts.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -149,6 +150,72 @@ def suggest(phrase: str, *, limit: int = 3) -> tuple[str, ...]:
     """Names of at most `limit` concepts with a phrasing that is spelt like `phrase`, the most similar first."""
     close = difflib.get_close_matches(normalised(phrase), _by_phrase(), n=len(_by_phrase()), cutoff=_LEAST_SIMILARITY)
     return tuple(dict.fromkeys(_by_phrase()[match].name for match in close))[:limit]
+
+
+_SECTIONS = frozenset(
+    {
+        "abdominal CT and MRI",
+        "brain MRI",
+        "cardiac MRI",
+        "chest X-ray and CT",
+        "head CT",
+        "prostate MRI",
+        "spine MRI",
+    }
+)
+"""Families of CT, MR and X-ray: each image shows far more of the body than its data set labels."""
+_NECK = frozenset({"carotid ultrasound", "neck ultrasound"})
+_SKIN = frozenset({"dermoscopy", "skin photograph"})
+_TISSUE = frozenset({"abdominal CT and MRI", "brain MRI", "chest X-ray and CT", "prostate MRI"})
+"""Sections through organs whose tissue is commonly looked at under the microscope."""
+
+MAY_SHOW: Mapping[str, frozenset[str]] = {
+    "abdominal CT and MRI": _SECTIONS | {"fetal ultrasound", "gastrointestinal endoscopy"},
+    "brain MRI": _SECTIONS | _NECK | {"fetal ultrasound", "fundus photograph"},
+    "breast ultrasound": frozenset({"breast ultrasound", "chest X-ray and CT"}),
+    "cardiac MRI": _SECTIONS | _NECK | {"breast ultrasound", "fetal ultrasound"},
+    "carotid ultrasound": _NECK | {"chest X-ray and CT", "spine MRI"},
+    "chest X-ray and CT": _SECTIONS | _NECK | {"breast ultrasound", "fetal ultrasound"},
+    "dermoscopy": _SKIN,
+    "fetal ultrasound": _SECTIONS | {"fetal ultrasound"},
+    "fundus photograph": frozenset({"fundus photograph"}),
+    "gastrointestinal endoscopy": frozenset({"abdominal CT and MRI", "gastrointestinal endoscopy"}),
+    "head CT": _SECTIONS | _NECK | {"fetal ultrasound", "fundus photograph"},
+    "microscopy": _TISSUE | _SKIN | {"breast ultrasound", "gastrointestinal endoscopy", "microscopy"},
+    "neck ultrasound": _NECK | {"chest X-ray and CT", "spine MRI"},
+    "prostate MRI": _SECTIONS | {"fetal ultrasound", "gastrointestinal endoscopy"},
+    "skin photograph": _SKIN,
+    "spine MRI": _SECTIONS | _NECK | {"fetal ultrasound"},
+}
+"""For each image family, those whose concepts its images may show, labelled or not; doubt counts as "may".
+
+A colonoscopy is a view of the large bowel, a fetus has all organs, a slice of the head holds the eyes, a slide of the
+colon may be of a cancer. The reverse need not hold: no colonoscopy shows a cell's nucleus.
+"""
+_GENERAL_WORDS = frozenset({"gland", "suspicious lesion"})
+"""Names of concepts that fit things in images of other families too: a thyroid, a breast tumor."""
+
+
+def surely_absent(shown: Iterable[str]) -> tuple[Concept, ...]:
+    """List the concepts that cannot be in an image of a data set, in the table's order.
+
+    Concepts are annotated within one data set only: another set's images may show a liver without a label. So this
+    rests on `MAY_SHOW` alone, never on missing labels.
+
+    Args:
+        shown: Names or synonyms of the concepts that the data set annotates.
+
+    Returns:
+        () if there are none, or if the family of one of them is not known: what such images show is not known either.
+    """
+    found = [find(name) for name in shown]
+    possible: set[str] = set()
+    for concept in found:
+        if concept is None or concept.family not in MAY_SHOW:
+            return ()
+        possible |= MAY_SHOW[concept.family]
+    absent = (c for c in CONCEPTS if c.family in MAY_SHOW and c.family not in possible)
+    return tuple(concept for concept in absent if concept.name not in _GENERAL_WORDS) if found else ()
 
 
 def _closeness(wanted: str, phrase: str) -> float:

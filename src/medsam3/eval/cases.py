@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medsam3.concepts import surely_absent
 from medsam3.errors import InputError
-from medsam3.eval.absent import absent_concepts, drawn_absent
 from medsam3.eval.phrasings import PhraseKind, panel
 from medsam3.geometry import BoolArray, box_of_mask
 from medsam3.io.index import Fold, IndexRow, LabelMap, Split, concept_mask, load_label_map
@@ -181,7 +181,8 @@ def foreign_questions(rows: Sequence[IndexRow], config: EvalConfig) -> list[tupl
     """
     if not config.absent or "T" not in config.modes:
         return []
-    names = drawn_absent(rows[0], absent_concepts(row.concept for row in rows), config.absent, seed=config.seed)
+    absent = [concept.name for concept in surely_absent(row.concept for row in rows)]
+    names = drawn_absent(rows[0], absent, config.absent, seed=config.seed)
     return [
         (
             replace(rows[0], concept=name, label_values=(), is_present=False, instances=None),
@@ -189,6 +190,13 @@ def foreign_questions(rows: Sequence[IndexRow], config: EvalConfig) -> list[tupl
         )
         for name in names
     ]
+
+
+def drawn_absent(row: IndexRow, candidates: Iterable[str], count: int, *, seed: int) -> tuple[str, ...]:
+    """Draw at most `count` of the candidates by a hash of the image and the seed, the same ones in every run."""
+    place = f"{seed}/{row.dataset}/{row.image.name}"
+    ordered = sorted(candidates, key=lambda name: hashlib.sha256(f"{place}/{name}".encode()).digest())
+    return tuple(ordered[:count])
 
 
 def shown_mode(modes: Sequence[EvalMode]) -> EvalMode:

@@ -27,9 +27,6 @@ from medsam3.view.view import view_of
 RGB = NDArray[np.uint8]
 Instances = NDArray[np.int32]
 
-# Cross-sectional pictures show far more than is labelled in them; a concept of another such set may well be there.
-CROSS_SECTIONAL = ("ct", "mri", "x-ray")
-
 
 @dataclass(frozen=True)
 class Target:
@@ -162,14 +159,13 @@ def _coco_loader(annotations: Sequence[dict[str, Any]], size: tuple[int, int]) -
 
 
 def foreign_concepts(samples: Sequence[Sample], weights: Sequence[float] | None = None) -> dict[str, dict[str, float]]:
-    """For each data set the concepts that surely are not in its images: those of wholly other image families.
+    """Find for each data set the concepts that surely are not in its images, as those belong to another image family.
 
     Each comes with the weight of the images that show it, by default their number. Asked for as often where they are
     absent as where they are present, phrases carry no hint of the answer; a frequent phrase that is rarely denied would
     always be affirmed.
 
-    Concepts are annotated within one data set only, so a liver may be visible but unlabelled in another CT set;
-    between two cross-sectional families no concept counts as absent.
+    Which ones these are is said by `concepts.surely_absent`.
     """
     by_dataset: dict[str, set[str]] = defaultdict(set)
     shown: dict[str, float] = defaultdict(float)
@@ -177,30 +173,11 @@ def foreign_concepts(samples: Sequence[Sample], weights: Sequence[float] | None 
         by_dataset[sample.dataset].update(target.concept for target in sample.targets)
         for target in sample.targets:
             shown[target.concept] += weight if target.is_present else 0.0
-    families = {name: {_family(concept) for concept in own} for name, own in by_dataset.items()}
+    absent = {name: set(concepts.surely_absent(own)) for name, own in by_dataset.items()}
     return {
-        name: {
-            concept: shown[concept]
-            for concept in sorted(shown)
-            if shown[concept] and _is_foreign(_family(concept), families[name])
-        }
-        for name in by_dataset
+        name: {concept: shown[concept] for concept in sorted(shown) if shown[concept] and concepts.find(concept) in own}
+        for name, own in absent.items()
     }
-
-
-def _family(concept: str) -> str:
-    known = concepts.find(concept)
-    return known.family.lower() if known is not None else ""
-
-
-def _is_foreign(family: str, own: set[str]) -> bool:
-    if not family or "" in own or family in own:
-        return False
-    return not (_is_cross_sectional(family) and any(_is_cross_sectional(other) for other in own))
-
-
-def _is_cross_sectional(family: str) -> bool:
-    return any(word in family for word in CROSS_SECTIONAL)
 
 
 def is_sided(sample: Sample) -> bool:
