@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medsam3.train.calibrate import Answer, Logits, auroc, calibrate, dice_by_concept, presence_threshold
+from medsam3.train.calibrate import Answer, Logits, calibrate, dice_by_concept, presence_threshold
 
 SHAPE = (8, 10)
 NOWHERE = np.full(SHAPE, np.nan, dtype=np.float32)
@@ -108,10 +108,3 @@ def test_one_of_twenty_present_concepts_may_be_missed() -> None:
     probabilities = np.append(present, 0.99)
     assert presence_threshold(probabilities, np.arange(22) < 21) == 0.6
     assert presence_threshold(probabilities, np.zeros(22, np.bool_)) == 0.5
-
-
-def test_auroc_counts_ties_as_half() -> None:
-    scores = np.array([0.9, 0.5, 0.5, 0.1])
-    present = np.array([True, True, False, False])
-    assert auroc(scores, present) == (1 + 1 + 0.5 + 1) / 4
-    assert math.isnan(auroc(scores, np.ones(4, np.bool_)))

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from medsam3.eval.metrics import dice
+from medsam3.eval.presence import auroc
 from medsam3.geometry import box_of_mask
 from medsam3.models.box_decoder import Geometry
 from medsam3.models.letterbox import SIDE, Letterbox, letterbox_labels
@@ -175,7 +176,7 @@ def calibrate(answers: Sequence[Answer]) -> Calibration:
     mask = max(MASK_GRID, key=lambda level: merit(mixed, level))
     share = max(SHARE_GRID, key=lambda value: merit(_boxed(value, closer), mask))
     truth = np.array([answer.is_present for answer in answers])
-    of_look = max(CLOSER_GRID, key=lambda value: np.nan_to_num(auroc(presences(answers, value), truth)))
+    of_look = max(CLOSER_GRID, key=lambda value: np.nan_to_num(auroc(truth, presences(answers, value))))
     probabilities = presences(answers, of_look)
     presence = presence_threshold(probabilities, truth)
     chosen = MiniThresholds(presence, mask, share, refine, least_iou, closer, of_look)
@@ -183,7 +184,7 @@ def calibrate(answers: Sequence[Answer]) -> Calibration:
         thresholds=chosen,
         dice_text=dice_by_concept(answers, mixed, mask),
         dice_text_box=dice_by_concept(answers, _boxed(share, closer), mask),
-        presence_auroc=auroc(probabilities, truth),
+        presence_auroc=auroc(truth, probabilities),
     )
 
 
@@ -235,12 +236,3 @@ def presence_threshold(probabilities: NDArray[np.float64], truth: NDArray[np.boo
         return 0.5
     level = np.quantile(probabilities[truth], 1 - LEAST_SENSITIVITY, method="lower")
     return float(np.floor(level * 1000) / 1000)
-
-
-def auroc(probabilities: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
-    """Chance that a present concept scores above an absent one, ties counted half; NaN where one kind is missing."""
-    positive, negative = probabilities[truth], probabilities[~truth]
-    if not len(positive) or not len(negative):
-        return float("nan")
-    above = (positive[:, None] > negative[None]).mean() + (positive[:, None] == negative[None]).mean() / 2
-    return float(above)
