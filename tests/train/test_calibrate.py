@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from medsam3.models.mini_card import MiniThresholds
 from medsam3.train.calibrate import Answer, Logits, calibrate, dice_by_concept, presence_threshold
 
 SHAPE = (8, 10)
@@ -81,7 +82,7 @@ def test_a_closer_look_that_tells_better_what_is_there_is_heard() -> None:
     cases = [answer(presence=p, closer_presence=0.9) for p in (0.3, 0.5)]
     nothing = np.zeros(SHAPE, np.bool_)
     cases += [answer(presence=p, closer_presence=0.1, is_present=False, truth=nothing) for p in (0.4, 0.6)]
-    cases += [answer(presence=0.95), answer(presence=0.01, is_present=False, truth=nothing)]
+    cases += [answer(presence=0.95), *[answer(presence=0.01, is_present=False, truth=nothing)] * 8]
     chosen = calibrate(cases)
     assert chosen.thresholds.closer_presence >= 0.3
     assert chosen.presence_auroc == 1.0
@@ -95,16 +96,53 @@ def test_a_concept_of_many_images_weighs_more_than_one_of_a_single_image() -> No
     assert calibrate([helped] * 30 + [harmed]).thresholds.refine_share > 0.25
 
 
-def test_the_presence_threshold_keeps_nearly_all_that_is_present() -> None:
-    cases = [answer(presence=p) for p in (0.7234, 0.8, 0.95)]
-    cases += [answer(presence=p, is_present=False, truth=np.zeros(SHAPE, np.bool_)) for p in (0.1, 0.6)]
-    chosen = calibrate(cases)
+def present_at(*probabilities: float) -> list[Answer]:
+    return [answer(presence=p) for p in probabilities]
+
+
+def absent_at(*probabilities: float, concept: str = "polyp") -> list[Answer]:
+    nothing = np.zeros(SHAPE, np.bool_)
+    return [answer(presence=p, concept=concept, is_present=False, truth=nothing) for p in probabilities]
+
+
+def test_the_presence_threshold_affirms_nearly_all_that_is_present_if_no_level_tells_both_apart() -> None:
+    chosen = calibrate([*present_at(0.7234, 0.8, 0.95), *absent_at(*[0.1] * 8, 0.6, 0.9)])
     assert chosen.thresholds.presence == 0.723
-    assert chosen.presence_auroc == 1.0
+    assert chosen.presence_auroc == pytest.approx((3 * 9 + 1) / 30)  # .9 is above two of three
+    assert chosen.presence_kept == ""
+
+
+def test_the_presence_threshold_moves_only_as_far_as_it_must() -> None:
+    def chosen(present: float, absent: float, prior: float) -> float:
+        found = calibrate([*present_at(*[present] * 9), *absent_at(*[absent] * 10)], MiniThresholds(presence=prior))
+        return found.thresholds.presence
+
+    assert chosen(0.9995, 0.01, prior=0.5) == 0.5  # tells both apart: .999 would miss what is less clear elsewhere
+    assert chosen(0.9995, 0.6, prior=0.5) == 0.601
+    assert chosen(0.4, 0.01, prior=0.5) == 0.4
+
+
+@pytest.mark.parametrize("negatives", [0, 9])
+def test_without_enough_negatives_what_is_known_of_presence_stays(negatives: int) -> None:
+    prior = MiniThresholds(presence=0.42, closer_presence=0.3)
+    seen = [*present_at(0.9991, 0.9995, 0.9999), *absent_at(*[0.1] * negatives)]
+    found = calibrate(seen, prior)
+    assert (found.thresholds.presence, found.thresholds.closer_presence) == (0.42, 0.3)
+    assert found.presence_auroc is None
+    assert f"stays at 0.42, and no AUROC is given: in the val images {negatives} answers" in found.presence_kept
+    assert calibrate(seen).thresholds.presence == 0.5  # no weights to start from
+    assert calibrate([*seen, *absent_at(0.1)]).presence_auroc == (1.0 if negatives == 9 else None)
+
+
+def test_a_concept_that_is_never_present_gives_no_negatives() -> None:
+    found = calibrate([*present_at(0.999), *absent_at(*[0.1] * 30, concept="teapot")])
+    assert found.thresholds.presence == 0.5 and found.presence_auroc is None
+    assert calibrate(absent_at(*[0.1] * 30)).thresholds.presence == 0.5
 
 
 def test_one_of_twenty_present_concepts_may_be_missed() -> None:
     present = np.array([0.1, 0.6, *np.linspace(0.7, 0.9, 19)])  # the 5 % quantile of 21 values is the second
     probabilities = np.append(present, 0.99)
-    assert presence_threshold(probabilities, np.arange(22) < 21) == 0.6
-    assert presence_threshold(probabilities, np.zeros(22, np.bool_)) == 0.5
+    assert presence_threshold(np.arange(22) < 21, probabilities, 0.5) == 0.6
+    assert presence_threshold(np.zeros(22, np.bool_), probabilities, 0.5) == 0.5
+    assert presence_threshold(np.ones(22, np.bool_), probabilities, 0.3) == 0.3

@@ -14,8 +14,10 @@ import medsam3
 from medsam3.app.cli import main
 from medsam3.errors import InputError
 from medsam3.models.mini import MiniSegmenter
+from medsam3.models.mini_card import MiniThresholds
 from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
-from medsam3.train.run import averaged
+from medsam3.train.calibrate import Calibration
+from medsam3.train.run import averaged, write_weights
 
 COLUMNS = ("dataset", "image", "mask", "concept", "label_value", "split", "group", "present")
 SIZE = (48, 64)
@@ -86,19 +88,26 @@ def test_a_data_folder_gives_weights_with_a_card_that_segment(
 
 
 @pytest.mark.weights
-def test_coco_json_gives_weights_and_they_can_be_trained_further(tmp_path: Path) -> None:
+def test_coco_json_gives_weights_and_they_can_be_trained_further(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "coco"
     folder.mkdir()
     train, val = coco_file(folder, (0, 1), "train.json"), coco_file(folder, (2,), "val.json")
     command = ["train", "--coco", str(train), "--coco-val", str(val), "--images", str(folder)]
     command += ["--steps", "1", "--images-per-step", "1", "--views", "1", "--cache", str(tmp_path / "cache")]
     assert main([*command, "--out", str(tmp_path / "first")]) == 0
+    assert "! the presence threshold stays at 0.5, and no AUROC is given" in capsys.readouterr().err
     weights = tmp_path / "first" / "mini.safetensors"
+    card = json.loads(weights.with_suffix(".json").read_text())
+    card["thresholds"] |= {"presence": 0.37, "closer_presence": 0.3}
+    weights.with_suffix(".json").write_text(json.dumps(card))
     assert main([*command, "--out", str(tmp_path / "second"), "--init", str(weights)]) == 0
     first, second = (json.loads((tmp_path / run / "mini.json").read_text()) for run in ("first", "second"))
     assert second["started_from"]["sha256"] == first["sha256"]
     assert second["training"]["initial_sha256"] == first["sha256"]
     assert first["concepts"] == second["concepts"] == ["polyp"]
+    assert [second["thresholds"][name] for name in ("presence", "closer_presence")] == [0.37, 0.3]  # no negatives
 
 
 @pytest.mark.weights
@@ -149,6 +158,18 @@ def test_joined_weights_are_one_file_that_segments(tmp_path: Path) -> None:
     assert [made["training"]["steps"] for made in first["averaged"]] == [1, 1]
     [again] = medsam3.segment(data / "2.png", "polyp", medsam3.load("mini", weights=anew / "mini.safetensors"))
     assert again.shape == (1, *SIZE)
+
+
+def test_a_card_says_why_presence_was_not_calibrated_and_holds_no_nan(tmp_path: Path) -> None:
+    calibration = Calibration(MiniThresholds(), {"one/polyp": 0.5}, {}, None, "no image lacks it")
+    write_weights(tmp_path, {"a": torch.zeros(2)}, {}, calibration)
+    text = (tmp_path / "mini.json").read_text()
+    assert "NaN" not in text
+    card = json.loads(text)
+    assert card["val"]["presence_auroc"] is None and card["val"]["presence_kept"] == "no image lacks it"
+    write_weights(tmp_path, {"a": torch.zeros(2)}, {}, replace(calibration, presence_auroc=0.98765, presence_kept=""))
+    val = json.loads((tmp_path / "mini.json").read_text())["val"]
+    assert val["presence_auroc"] == 0.9877 and "presence_kept" not in val
 
 
 def test_the_mean_of_detectors_is_one_of_their_form() -> None:

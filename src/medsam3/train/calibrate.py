@@ -3,8 +3,8 @@
 Every choice is a small grid search by Dice: first the share and the agreement of the box decoder, then the share of the
 closer look, the mask threshold, and the box decoder's share where a box is drawn. How much the closer look says of
 presence is chosen by AUROC. Each concept of a data set weighs as the square root of
-its images: one of two images says little, and one of two hundred shall not rule. The presence threshold keeps 95 % of
-what is present.
+its images: one of two images says little, and one of two hundred shall not rule. The presence threshold affirms 95 % of
+what is present. Without images that lack their concepts nothing can be said of presence, and its numbers stay.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ SHARE_GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 CLOSER_GRID = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 1.0)
 IOU_GRID = (0.0, 0.7, 0.8, 0.9)
 LEAST_SENSITIVITY = 0.95
+LEAST_SPECIFICITY = 0.95
+LEAST_NEGATIVES = 10
+"""Fewer absent answers say too little of presence: if none of 9 is affirmed, up to 28 % may still be (95 % bound)."""
 NOWHERE = np.full((SIDE, SIDE), np.nan, dtype=np.float32)
 
 
@@ -62,12 +65,18 @@ class Answer:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The chosen numbers, and what they reach on the validation split."""
+    """The chosen numbers, and what they reach on the validation split.
+
+    Attributes:
+        presence_auroc: None if presence was not calibrated.
+        presence_kept: Why it was not, so that its threshold and share stay as they were; "" if it was.
+    """
 
     thresholds: MiniThresholds
     dice_text: dict[str, float]
     dice_text_box: dict[str, float]
-    presence_auroc: float
+    presence_auroc: float | None
+    presence_kept: str
 
 
 def collect(
@@ -160,8 +169,14 @@ def text_dice(segmenter: MiniSegmenter, samples: Sequence[Sample], view: CachedV
     return float(np.mean([np.mean(values) for values in found.values()])) if found else 0.0
 
 
-def calibrate(answers: Sequence[Answer]) -> Calibration:
-    """Choose mask threshold, shares and presence threshold."""
+def calibrate(answers: Sequence[Answer], prior: MiniThresholds | None = None) -> Calibration:
+    """Choose mask threshold, shares and presence threshold.
+
+    Args:
+        answers: Of the validation split.
+        prior: Thresholds of the weights that training started from; None takes the default ones.
+    """
+    prior = prior or MiniThresholds()
     counts = Counter(f"{answer.dataset}/{answer.concept}" for answer in answers if answer.is_present)
 
     def merit(logits: Callable[[Answer], Logits], level: float) -> float:
@@ -176,15 +191,35 @@ def calibrate(answers: Sequence[Answer]) -> Calibration:
     mask = max(MASK_GRID, key=lambda level: merit(mixed, level))
     share = max(SHARE_GRID, key=lambda value: merit(_boxed(value, closer), mask))
     truth = np.array([answer.is_present for answer in answers])
-    of_look = max(CLOSER_GRID, key=lambda value: np.nan_to_num(auroc(truth, presences(answers, value))))
-    probabilities = presences(answers, of_look)
-    presence = presence_threshold(probabilities, truth)
+    presence, of_look, reached = prior.presence, prior.closer_presence, None
+    kept = why_presence_stays(answers, prior.presence)
+    if not kept:
+        of_look = max(CLOSER_GRID, key=lambda value: auroc(truth, presences(answers, value)))
+        probabilities = presences(answers, of_look)
+        presence, reached = presence_threshold(truth, probabilities, prior.presence), auroc(truth, probabilities)
     chosen = MiniThresholds(presence, mask, share, refine, least_iou, closer, of_look)
     return Calibration(
         thresholds=chosen,
         dice_text=dice_by_concept(answers, mixed, mask),
         dice_text_box=dice_by_concept(answers, _boxed(share, closer), mask),
-        presence_auroc=auroc(truth, probabilities),
+        presence_auroc=reached,
+        presence_kept=kept,
+    )
+
+
+def why_presence_stays(answers: Sequence[Answer], threshold: float) -> str:
+    """Say why presence cannot be calibrated on these answers; "" if it can.
+
+    Absent answers count only for concepts that other images show: what is never present is denied by its words alone.
+    """
+    shown = {(answer.dataset, answer.concept) for answer in answers if answer.is_present}
+    count = sum(not answer.is_present and (answer.dataset, answer.concept) in shown for answer in answers)
+    if count >= LEAST_NEGATIVES:
+        return ""
+    return (
+        f"the presence threshold stays at {threshold:g}, and no AUROC is given: in the val images {count} answers are "
+        f"of a concept that the image lacks and others show, {LEAST_NEGATIVES} are needed: "
+        "add val images without the concepts"
     )
 
 
@@ -227,12 +262,16 @@ def dice_by_concept(
     return {name: float(np.mean(values)) for name, values in sorted(found.items())}
 
 
-def presence_threshold(probabilities: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
-    """The highest level, rounded down to thousandths, that still affirms `LEAST_SENSITIVITY` of what is present.
+def presence_threshold(truth: NDArray[np.bool_], probabilities: NDArray[np.float64], prior: float) -> float:
+    """Choose the level nearest to `prior` that affirms 95 % of what is present and denies 95 % of what is absent.
 
-    To miss a lesion is worse than to draw one too many, which is seen at once. 0.5 where nothing is present.
+    If no level does both, it is the highest that affirms 95 %, rounded down to thousandths: to miss a lesion is worse
+    than to draw one too many, which is seen at once. A level that was fitted to probabilities near 1 would miss what
+    other images show less clearly, so it moves from `prior` only as far as it must.
     """
-    if not truth.any():
-        return 0.5
-    level = np.quantile(probabilities[truth], 1 - LEAST_SENSITIVITY, method="lower")
-    return float(np.floor(level * 1000) / 1000)
+    if truth.all() or not truth.any():
+        return prior
+    highest = np.quantile(probabilities[truth], 1 - LEAST_SENSITIVITY, method="lower")
+    lowest = np.quantile(probabilities[~truth], LEAST_SPECIFICITY, method="higher")
+    least, most = np.floor(lowest * 1000 + 1) / 1000, np.floor(highest * 1000) / 1000
+    return float(min(max(prior, least), most))

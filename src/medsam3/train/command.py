@@ -167,6 +167,8 @@ def _train(args: argparse.Namespace, samples: tuple[Sample, ...], settings: RunS
         else:
             result = train_and_export(samples, settings, workers, hooks=hooks)
     assert result is not None  # the first process has a result
+    if "presence_kept" in result.summary:
+        print(f"! {result.summary['presence_kept']}", file=sys.stderr)
     print(json.dumps({"weights": str(result.weights), "card": str(result.card), "val": result.summary}, indent=2))
     return 0
 

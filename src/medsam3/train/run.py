@@ -173,7 +173,8 @@ def train_and_export(
         return None
     hooks.on_phase("thresholds, val", len(val))
     chosen = state.chosen()
-    calibration = calibrate(collect(segmenter_of(chosen), val, val_view, on_image=hooks.on_item))
+    answers = collect(segmenter_of(chosen), val, val_view, on_image=hooks.on_item)
+    calibration = calibrate(answers, prior_thresholds(settings.initial))
     return export(chosen, settings, calibration, samples, best_step=None if state.best is None else state.best.step)
 
 
@@ -240,7 +241,7 @@ def join_and_export(
     encode = _half_precision_encoder(ImageEncoder(read_lite_medsam(encoders.lite_medsam), dtype=torch.bfloat16))
     [view] = _cached_views([(0, val)], settings, encode, OneProcess(torch.device("cpu")), hooks)
     hooks.on_phase("thresholds, val", len(val))
-    calibration = calibrate(collect(joined, val, view, on_image=hooks.on_item))
+    calibration = calibrate(collect(joined, val, view, on_image=hooks.on_item), first.card.thresholds)
     state = (detectors[0] if len(detectors) == 1 else nn.ModuleList(detectors)).state_dict()
     if len(weights) == 1:
         kept = {key: value for key, value in first.card.about.items() if key not in WRITTEN_ANEW}
@@ -310,7 +311,8 @@ def write_weights(
     temporary.chmod(0o644)
     summary = {
         "thresholds": asdict(calibration.thresholds),
-        "presence_auroc": round(calibration.presence_auroc, 4),
+        "presence_auroc": None if calibration.presence_auroc is None else round(calibration.presence_auroc, 4),
+        **({"presence_kept": calibration.presence_kept} if calibration.presence_kept else {}),
         "dice_text": {name: round(value, 4) for name, value in calibration.dice_text.items()},
         "dice_text_box": {name: round(value, 4) for name, value in calibration.dice_text_box.items()},
     }
@@ -358,6 +360,13 @@ def taught_concepts(samples: Sequence[Sample], initial: Path | None) -> list[str
     shown = (target for sample in samples if sample.split == "train" for target in sample.targets if target.is_present)
     earlier = read_card(initial).concepts if initial is not None and initial.with_suffix(".json").exists() else ()
     return sorted({target.concept for target in shown}.union(earlier))
+
+
+def prior_thresholds(initial: Path | None) -> MiniThresholds:
+    """Give the thresholds of the weights that a run starts from; the default ones if there are none, or no card."""
+    if initial is None or not initial.with_suffix(".json").exists():
+        return MiniThresholds()
+    return read_card(initial).thresholds
 
 
 def data_summary(samples: Sequence[Sample]) -> dict[str, Any]:
