@@ -45,6 +45,7 @@ OWNERS = {
     "highdicom": ("io",),
     "nibabel": ("io",),
     "pycocotools": ("io", "train.data"),
+    "pydantic": ("train.data",),
     "av": ("io.video",),
     "accelerate": ("train",),
     "peft": ("train", "models"),

@@ -46,6 +46,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             content["images"].append({"id": number, "file_name": sample.name, "height": 90, "width": 120})
             polygon = [[x0, y0, x1, y0, x1, y1, x0, y1]]
             content["annotations"].append({"id": number, "image_id": number, "category_id": 1, "segmentation": polygon})
+        needle = {"id": 99, "image_id": 0, "category_id": 2, "segmentation": [[0, 0, 30, 0, 30, 4, 0, 4]]}
+        content["annotations"].append(needle)  # on the first picture of each file, so absent in the others
         (folder / f"{split}.json").write_text(json.dumps(content))
     return folder
 
@@ -100,8 +102,8 @@ def test_the_card_names_start_recipe_data_and_what_val_gives(place: Path, tmp_pa
     assert card["training"]["trains"] == "detector"
     assert card["data"]["images"] == {"pictures": {"train": 3, "val": 2}}
     assert card["val"]["images"] == 2
-    assert card["val"]["absent_prompts"] == 2
-    assert set(card["val"]["dice_text"]) == {"polyp"}
+    assert card["val"]["absent_prompts"] == 1
+    assert set(card["val"]["dice_text"]) == {"needle", "polyp"}
     assert len(card["curve"]) == 2
 
 
