@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from medsam3.concepts import CONCEPTS
-from medsam3.models.segmenter import Segmenter
+from medsam3.models.segmenter import Segmenter, reading_of
 from medsam3.prompts import Prompt
 from medsam3.segmentation.packed import PackedMask, overlap
 from medsam3.segmentation.sweep import Found
@@ -32,15 +32,22 @@ def recognised(segmenter: Segmenter, features: Any, drawn: Sequence[Found], text
         segmenter: The model; it is asked once for each phrase.
         features: Of the frame that the objects are drawn on.
         drawn: The objects.
-        text: The phrase to try; None tries all concepts of the table.
+        text: The phrase to try; None tries all concepts of the table that the model was taught.
     """
     if not drawn:
         return ""
     whole = PackedMask.of(np.logical_or.reduce([one.mask.dense() for one in drawn]))
-    names = [one.name for one in CONCEPTS] if text is None else [text]
+    names = _taught(segmenter) if text is None else [text]
     scores = {name: _fit(segmenter, features, whole, name) for name in names}
     best = max(scores, key=lambda name: scores[name])
     return best if scores[best] > 0 else ""
+
+
+def _taught(segmenter: Segmenter) -> list[str]:
+    """Concepts of the table that a model was taught; all of them if it does not tell."""
+    names = [concept.name for concept in CONCEPTS]
+    readings = {name: reading_of(segmenter, name) for name in names}
+    return [name for name, reading in readings.items() if reading is None or reading.is_taught is not False]
 
 
 def _fit(segmenter: Segmenter, features: Any, drawn: PackedMask, name: str) -> float:
