@@ -26,46 +26,43 @@ def roi_align(features: Tensor, boxes: Sequence[Tensor], output_size: int) -> Te
     Returns:
         (sum of n, D, output_size, output_size), the items' boxes one after another.
     """
-    pooled = [
-        _pool_box(item.float(), box.float(), output_size)
-        for item, item_boxes in zip(features, boxes, strict=True)
-        for box in item_boxes
-    ]
-    if not pooled:
-        return features.new_zeros(0, features.shape[1], output_size, output_size)
-    return torch.stack(pooled).to(features.dtype)
+    with torch.autocast(features.device.type, enabled=False):
+        return _pooled(features, boxes, output_size)
 
 
-def _pool_box(features: Tensor, box: Tensor, bins: int) -> Tensor:
-    """One box's bins, (D, bins, bins)."""
-    left, top, right, bottom = box
-    width, height = (right - left).clamp(min=1.0), (bottom - top).clamp(min=1.0)
-    rows = _sample_positions(top, height, bins)
-    columns = _sample_positions(left, width, bins)
-    sampled = _interpolate(_interpolate(features, rows.flatten(), axis=1), columns.flatten(), axis=2)
-    depth = features.shape[0]
-    return sampled.view(depth, *rows.shape, *columns.shape).mean(dim=(2, 4))  # (D, bins, bins)
+def _pooled(features: Tensor, boxes: Sequence[Tensor], bins: int) -> Tensor:
+    """All boxes' bins at once, in full precision."""
+    items = [number for number, own in enumerate(boxes) for _ in own]
+    if not items:
+        return features.new_zeros(0, features.shape[1], bins, bins)
+    together = torch.cat(list(boxes)).float()
+    left, top, right, bottom = together.unbind(1)
+    lengths = torch.stack([bottom - top, right - left]).clamp(min=1.0)
+    most = max(1, math.ceil(lengths.max().item() / bins))  # one look at the values for all boxes
+    rows = _bin_weights(top, lengths[0], bins, most, features.shape[2])
+    columns = _bin_weights(left, lengths[1], bins, most, features.shape[3])
+    taken = features.float()
+    if items != list(range(len(features))):
+        taken = taken.index_select(0, torch.tensor(items, device=features.device))
+    return (rows[:, None] @ taken @ columns[:, None].transpose(-1, -2)).to(features.dtype)
 
 
-def _sample_positions(start: Tensor, length: Tensor, bins: int) -> Tensor:
-    """Positions along one axis, (bins, samples): ceil(length / bins) of them, evenly spread in each bin."""
-    samples = max(1, math.ceil(length.item() / bins))
-    offsets = (torch.arange(bins * samples, device=start.device) + 0.5) / samples
-    return (start + offsets * length / bins).view(bins, samples)
+def _bin_weights(start: Tensor, length: Tensor, bins: int, most: int, size: int) -> Tensor:
+    """How much each of `size` pixels along one axis counts in each bin of n boxes, (n, bins, size).
 
-
-def _interpolate(features: Tensor, positions: Tensor, *, axis: int) -> Tensor:
-    """Linear samples along one axis; 0 where a position lies more than one step outside."""
-    size = features.shape[axis]
+    A bin is the mean of ceil(length / bins) samples, at most `most`, that are evenly spread in it. A sample lies
+    between two pixels; one that lies more than one step outside is 0.
+    """
+    samples = (length / bins).ceil().clamp(1, most)[:, None, None]
+    number = torch.arange(most, device=start.device)
+    bin_ = torch.arange(bins, device=start.device)[:, None]
+    within = (bin_ + (number + 0.5) / samples).flatten(1)  # (n, bins * most)
+    positions = start[:, None] + within * (length / bins)[:, None]
     inside = (positions >= -1.0) & (positions <= size)
-    clamped = positions.clamp(0, size - 1)
-    low = clamped.floor().long().clamp(max=max(size - 2, 0))
-    high = (low + 1).clamp(max=size - 1)
-    shape = [1, 1, 1]
-    shape[axis] = -1
-    weight = (clamped - low).view(shape)
-    mixed = features.index_select(axis, low) * (1 - weight) + features.index_select(axis, high) * weight
-    return mixed * inside.view(shape).to(features.dtype)
+    distance = positions.clamp(0, size - 1)[..., None] - torch.arange(size, device=start.device)
+    near = (1 - distance.abs()).clamp(min=0) * inside[..., None]
+    weights = near.view(len(start), bins, most, size) * (number < samples)[..., None]
+    return weights.sum(2) / samples
 
 
 def use_plain_roi_align() -> None:
