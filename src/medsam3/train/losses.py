@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from medsam3.models.detector import Detection, MaskLogits
 
@@ -97,13 +99,7 @@ def match(logits: Tensor, boxes: Tensor, truth: Tensor, weights: LossWeights) ->
     Returns:
         Queries (n,) and objects (n,), both int64.
     """
-    probability = logits.sigmoid()
-    positive = 0.25 * (1 - probability) ** 2 * -F.logsigmoid(logits)
-    negative = 0.75 * probability**2 * -F.logsigmoid(-logits)
-    _, giou = pairwise_iou(boxes[:, None], truth[None])
-    cost = weights.match_score * (positive - negative)[:, None] - weights.box_giou * giou
-    cost = cost + weights.box_l1 * torch.cdist(boxes, truth, p=1)  # (Q, n)
-    finite = cost.float().nan_to_num(nan=1e9, posinf=1e9, neginf=-1e9)  # a broken loss is for the loop to report
+    finite = _match_costs(logits, boxes, truth, weights)
     queries, objects = linear_sum_assignment(finite.cpu().numpy())
     return torch.as_tensor(queries, device=boxes.device), torch.as_tensor(objects, device=boxes.device)
 
@@ -122,44 +118,102 @@ def score_loss(logits: Tensor, queries: Tensor, iou: Tensor, weights: LossWeight
 def query_losses(
     detection: Detection, targets: Sequence[PromptTarget], weights: LossWeights
 ) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
-    """Box, score and presence terms over all decoder layers, and the last layer's matches a prompt."""
+    """Box, score and presence terms over all decoder layers, and the last layer's matches a prompt, on the CPU.
+
+    All prompts and layers are computed at once, and their costs go to the CPU together: a GPU waits for it once.
+    """
     layers, batch = detection.logits.shape[:2]
-    zero = detection.logits.new_zeros(())
-    sums = {"box_l1": zero, "box_giou": zero, "score": zero}
-    matches: list[tuple[Tensor, Tensor]] = []
+    device = detection.logits.device
     present = [item for item in range(batch) if targets[item].is_present and len(targets[item].boxes_cxcywh)]
-    for layer in range(layers):
-        for item in present:
-            logits, boxes = detection.logits[layer, item].float(), detection.boxes_cxcywh[layer, item].float()
-            truth = targets[item].boxes_cxcywh
-            queries, objects = match(logits, boxes, truth, weights)
-            iou, giou = pairwise_iou(boxes[queries], truth[objects])
-            sums["box_l1"] = sums["box_l1"] + F.l1_loss(boxes[queries], truth[objects], reduction="sum") / len(queries)
-            sums["box_giou"] = sums["box_giou"] + (1 - giou).mean()
-            sums["score"] = sums["score"] + score_loss(logits, queries, iou, weights)
-            if layer == layers - 1:
-                matches.append((queries, objects))
-    terms = {name: value / max(1, len(present) * layers) for name, value in sums.items()}
-    is_present = torch.tensor([float(target.is_present) for target in targets], device=zero.device)
+    is_present = torch.tensor([float(target.is_present) for target in targets]).to(device)
     presence = detection.presence[..., 0].float()  # (layers, B)
-    terms["presence"] = F.binary_cross_entropy_with_logits(presence, is_present.expand_as(presence))
-    return terms, matches
+    presence_loss = F.binary_cross_entropy_with_logits(presence, is_present.expand_as(presence))
+    if not present:
+        zero = detection.logits.new_zeros(())
+        return {"box_l1": zero, "box_giou": zero, "score": zero, "presence": presence_loss}, []
+    items = torch.tensor(present).to(device)
+    logits, boxes = detection.logits[:, items].float(), detection.boxes_cxcywh[:, items].float()
+    counts = [len(targets[item].boxes_cxcywh) for item in present]
+    truth = pad_sequence([targets[item].boxes_cxcywh for item in present], batch_first=True)  # (P, n, 4)
+    costs = _match_costs(logits, boxes, truth, weights).cpu().numpy()
+    pairs = [
+        [linear_sum_assignment(costs[layer, place, :, :count]) for place, count in enumerate(counts)]
+        for layer in range(layers)
+    ]
+    rows = [
+        np.stack([np.full(len(queries), layer), np.full(len(queries), place), queries, objects])
+        for layer, own in enumerate(pairs)
+        for place, (queries, objects) in enumerate(own)
+    ]
+    layer, place, query, object_ = torch.from_numpy(np.concatenate(rows, axis=1)).to(device)
+    matched = torch.tensor([[min(count, logits.shape[-1]) for count in counts]]).to(device)  # (1, P)
+    share = 1.0 / matched[0, place]
+    found, wanted = boxes[layer, place, query], truth[place, object_]
+    iou, giou = pairwise_iou(found, wanted)
+    terms = {
+        "box_l1": ((found - wanted).abs().sum(-1) * share).sum(),
+        "box_giou": ((1 - giou) * share).sum(),
+        "score": _score_losses(logits, (layer, place, query), iou, matched, weights),
+    }
+    terms = {name: value / (len(present) * layers) for name, value in terms.items()}
+    last = [(torch.from_numpy(queries), torch.from_numpy(objects)) for queries, objects in pairs[-1]]
+    return {**terms, "presence": presence_loss}, last
+
+
+@torch.no_grad()
+def _match_costs(logits: Tensor, boxes: Tensor, truth: Tensor, weights: LossWeights) -> Tensor:
+    """The finite costs of `match`, (..., Q, n), of logits (..., Q), boxes (..., Q, 4) and truth (..., n, 4)."""
+    probability = logits.sigmoid()
+    positive = 0.25 * (1 - probability) ** 2 * -F.logsigmoid(logits)
+    negative = 0.75 * probability**2 * -F.logsigmoid(-logits)
+    first, second = boxes[..., :, None, :], truth[..., None, :, :]
+    _, giou = pairwise_iou(first, second)
+    cost = weights.match_score * (positive - negative)[..., None] - weights.box_giou * giou
+    cost = cost + weights.box_l1 * (first - second).abs().sum(-1)
+    return cost.float().nan_to_num(nan=1e9, posinf=1e9, neginf=-1e9)  # a broken loss is for the loop to report
+
+
+def _score_losses(
+    logits: Tensor, matched: tuple[Tensor, Tensor, Tensor], iou: Tensor, counts: Tensor, weights: LossWeights
+) -> Tensor:
+    """The sum of `score_loss` over layers and prompts of logits (layers, P, Q), with `counts` matches a prompt."""
+    probability = logits.detach().sigmoid()
+    truth, weight = torch.zeros_like(logits), probability**2
+    truth[matched] = (probability[matched] ** 0.25 * iou.detach() ** 0.75).clamp(min=0.01)
+    weight = weight.index_put(matched, weight.new_tensor(weights.score_positive))
+    loss = F.binary_cross_entropy_with_logits(logits, truth, weight=weight, reduction="none").sum(-1)
+    return (loss / counts).sum() / weights.score_positive
 
 
 def mask_losses(
     masks: MaskLogits, targets: Sequence[PromptTarget], matches: Sequence[tuple[Tensor, Tensor]]
 ) -> dict[str, Tensor]:
     """Mask terms of prompts whose concept is present: one entry of each argument a prompt."""
-    zero = masks.semantic.new_zeros((), dtype=torch.float32)
-    sums = {"mask_focal": zero, "mask_dice": zero, "semantic_focal": zero, "semantic_dice": zero}
-    for item, (target, (queries, objects)) in enumerate(zip(targets, matches, strict=True)):
-        predicted, truth = masks.instances[item, queries].float(), target.masks[objects]
-        sums["mask_focal"] = sums["mask_focal"] + focal(predicted, truth).mean()
-        sums["mask_dice"] = sums["mask_dice"] + dice_loss(predicted, truth).mean()
-        semantic = masks.semantic[item, 0].float()
-        sums["semantic_focal"] = sums["semantic_focal"] + focal(semantic, target.semantic, alpha=0.5).mean()
-        sums["semantic_dice"] = sums["semantic_dice"] + dice_loss(semantic, target.semantic)
-    return {name: value / max(1, len(targets)) for name, value in sums.items()}
+    count = len(targets)
+    if not count:
+        zero = masks.semantic.new_zeros((), dtype=torch.float32)
+        return {"mask_focal": zero, "mask_dice": zero, "semantic_focal": zero, "semantic_dice": zero}
+    device = masks.semantic.device
+    firsts = np.cumsum([0, *(len(target.masks) for target in targets)])
+    rows = torch.cat(
+        [
+            torch.stack([torch.full_like(queries, item), queries, objects + int(firsts[item])])
+            for item, (queries, objects) in enumerate(matches)
+        ],
+        dim=1,
+    )
+    shares = torch.cat([torch.full((len(queries),), 1.0 / max(1, len(queries))) for queries, _ in matches]) / count
+    item, query, object_ = rows.to(device)
+    shares = shares.to(device)
+    predicted = masks.instances[item, query].float()
+    truth = torch.cat([target.masks for target in targets])[object_]
+    semantic, whole = masks.semantic[:, 0].float(), torch.stack([target.semantic for target in targets])
+    return {
+        "mask_focal": (focal(predicted, truth).mean((-2, -1)) * shares).sum(),
+        "mask_dice": (dice_loss(predicted, truth) * shares).sum(),
+        "semantic_focal": focal(semantic, whole, alpha=0.5).mean(),
+        "semantic_dice": dice_loss(semantic, whole).mean(),
+    }
 
 
 def weigh(terms: dict[str, Tensor], weights: LossWeights) -> Tensor:

@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 from medsam3.models.clip_phrases import PhraseTokenizer
 from medsam3.models.detector import (
     Detection,
-    ExemplarBoxes,
     PromptTokens,
     VisionLevels,
     decode_masks,
@@ -113,10 +112,7 @@ class Sam3Trainee(nn.Module):
         images = torch.tensor([question.image for question in batch.questions], device=self.device)
         levels = self._levels(batch)
         tokens = self._tokens([question.phrase for question in batch.questions])
-        boxes = exemplar_boxes(batch.questions)
-        exemplars = ExemplarBoxes(
-            *(value.to(self.device) for value in (boxes.cxcywh, boxes.is_positive, boxes.is_used))
-        )
+        exemplars = exemplar_boxes(batch.questions, self.device)
         return levels, detect(self.network.detector_model, levels.coarsest.select(images), tokens, exemplars)
 
     def _mask_terms(
@@ -133,10 +129,10 @@ class Sam3Trainee(nn.Module):
         chosen = select_items(detection, items)
         most = max(len(queries) for queries, _ in matches)
         kept = [torch.cat([queries, queries.new_zeros(most - len(queries))]) for queries, _ in matches]
-        rows = torch.stack(kept)[..., None].expand(-1, -1, chosen.queries.shape[-1])  # (P, most, D)
+        rows = torch.stack(kept).to(self.device)[..., None].expand(-1, -1, chosen.queries.shape[-1])  # (P, most, D)
         matched = replace(chosen, queries=chosen.queries[-1].gather(1, rows)[None])
         masks = decode_masks(self.network.detector_model, levels.select(images), matched)
-        own = [(torch.arange(len(objects), device=self.device), objects) for _, objects in matches]
+        own = [(torch.arange(len(objects)), objects) for _, objects in matches]
         return mask_losses(masks, [target for _, target in present], own)
 
     def _levels(self, batch: Sam3Batch) -> VisionLevels:
