@@ -149,7 +149,8 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = group["share"] * learning_rate(state.step, config)
     state.optimizer.zero_grad(set_to_none=True)
-    sums: dict[str, Tensor] = dict.fromkeys(TERMS, torch.zeros(()))
+    device = batches[0].pixels.device
+    sums: dict[str, Tensor] = dict.fromkeys(TERMS, torch.zeros((), device=device))
     for batch in batches:
         loss, terms = batch_loss(state.model, text, batch, config)
         (loss / len(batches)).backward()  # type: ignore[no-untyped-call]
