@@ -87,8 +87,10 @@ def warp_pixels(square: RGB, view: View) -> RGB:
     image = PIL.ImageEnhance.Color(image).enhance(view.saturation)
     if view.blur_px > 0:
         image = image.filter(PIL.ImageFilter.GaussianBlur(view.blur_px * side / SIDE))
-    values = np.asarray(image, dtype=np.float32) / 255
-    return np.rint(values**view.gamma * 255).astype(np.uint8)
+    values = np.arange(256, dtype=np.float32) / 255
+    table = np.rint(values**view.gamma * 255).astype(np.uint8)
+    shown: RGB = table[np.asarray(image)]
+    return shown
 
 
 def warp_labels(labels: Labels, view: View) -> Labels:
