@@ -227,7 +227,8 @@ def prompt_target(
     square are no objects of their own. More than `max_objects` objects are taught as one, the whole concept.
     """
     side, half = labels.shape[0], labels.shape[0] // 2
-    numbers = [int(n) for n in np.unique(labels) if n > 0 and (labels == n).sum() >= least_share * labels.size]
+    counts = np.bincount(labels.ravel())
+    numbers = [int(n) for n in np.flatnonzero(counts >= least_share * labels.size) if n > 0]
     whole = labels > 0
     objects = [labels == n for n in numbers] if 0 < len(numbers) <= max_objects else [whole]
     if not whole.any():
