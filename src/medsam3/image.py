@@ -5,7 +5,7 @@ Both are checked once when they are made and trusted afterwards. They know nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -265,6 +265,16 @@ class ObjectMask:
         block = tuple(slice(first, first + length) for first, length in zip(self.start, self.crop.shape, strict=True))
         target[block] |= self.crop
 
+    def plane(self, at: int, size: Sequence[int], axis: int = 0) -> BoolArray:
+        """The object on plane `at` across `axis` as bool of `size`; empty where it is not there. Axis 0: a frame."""
+        plane = np.zeros(tuple(size), dtype=np.bool_)
+        offset = at - self.start[axis]
+        if 0 <= offset < self.crop.shape[axis]:
+            cut: BoolArray = np.take(self.crop, offset, axis=axis)
+            top, left = (self.start[k] for k in range(3) if k != axis)
+            plane[top : top + cut.shape[0], left : left + cut.shape[1]] = cut
+        return plane
+
 
 @dataclass(frozen=True)
 class Masks:
@@ -307,6 +317,16 @@ class Masks:
     def scores(self) -> tuple[float, ...]:
         """The K objects' confidences in 0..1."""
         return tuple(found.score for found in self.objects)
+
+    @property
+    def says_present(self) -> bool:
+        """The model's yes or no; where it states none, whether anything was found."""
+        return len(self) > 0 if self.is_present is None else self.is_present
+
+    @property
+    def stated_presence(self) -> float:
+        """Of the phrase, in 0..1; a model without a presence output is taken by its best object."""
+        return max(self.scores, default=0.0) if self.presence is None else self.presence
 
     def dense(self, k: int) -> BoolArray:
         """Object `k` as (N, H, W) bool."""

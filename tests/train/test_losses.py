@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from medsam3.models.detector import Detection, MaskLogits, PromptTokens
 from medsam3.train.losses import (
@@ -12,7 +13,7 @@ from medsam3.train.losses import (
     dice_loss,
     focal,
     mask_losses,
-    match,
+    match_costs,
     pairwise_iou,
     query_losses,
     score_loss,
@@ -61,13 +62,16 @@ def test_dice_loss_of_a_sure_and_right_mask_is_zero_and_of_a_miss_nearly_one() -
 def test_matching_takes_the_pairs_of_least_total_cost() -> None:
     truth = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2]])
     boxes = torch.tensor([[0.8, 0.8, 0.2, 0.2], [0.5, 0.5, 0.2, 0.2], [0.2, 0.2, 0.2, 0.2]])
-    queries, objects = match(torch.zeros(3), boxes, truth, LossWeights())
+    queries, objects = linear_sum_assignment(match_costs(torch.zeros(3), boxes, truth, LossWeights()).numpy())
     assert dict(zip(queries.tolist(), objects.tolist(), strict=True)) == {0: 1, 2: 0}
 
 
 def test_score_loss_pulls_the_matched_query_to_a_soft_target() -> None:
     # p = .5, IoU = 1: target .5 ** .25; the other query weighs p ** 2 = .25 and aims at 0; all over 10.
-    loss = score_loss(torch.zeros(2), torch.tensor([0]), torch.tensor([1.0]), LossWeights())
+    first = torch.tensor([0])
+    loss = score_loss(
+        torch.zeros(1, 1, 2), (first, first, first), torch.tensor([1.0]), torch.tensor([[1]]), LossWeights()
+    )
     assert loss.item() == pytest.approx((10 * math.log(2) + 0.25 * math.log(2)) / 10, rel=1e-5)
 
 

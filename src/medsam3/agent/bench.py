@@ -51,14 +51,12 @@ class Answer:
     @property
     def presence(self) -> float:
         """Of the phrase; a segmenter without one is taken by its best object."""
-        if self.masks.presence is not None:
-            return self.masks.presence
-        return max(self.masks.scores, default=0.0)
+        return self.masks.stated_presence
 
     @property
     def is_present(self) -> bool:
         """The calibrated yes or no; of a segmenter without one, whether anything was found."""
-        return len(self.masks) > 0 if self.masks.is_present is None else self.masks.is_present
+        return self.masks.says_present
 
 
 class Bench:

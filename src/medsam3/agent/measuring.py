@@ -58,13 +58,7 @@ def fullest_frame(mark: Mark) -> int:
 
 def plane_of(mark: Mark, shape: tuple[int, int], n: int | None = None) -> BoolArray:
     """The mark on frame n as (H, W) bool, empty if it is not there; None takes its fullest frame."""
-    mask = np.zeros(shape, dtype=np.bool_)
-    offset = (fullest_frame(mark) if n is None else n) - mark.mask.start[0]
-    if 0 <= offset < len(mark.mask.crop):
-        row, column = mark.mask.start[1:]
-        crop = mark.mask.crop[offset]
-        mask[row : row + crop.shape[0], column : column + crop.shape[1]] = crop
-    return mask
+    return mark.mask.plane(fullest_frame(mark) if n is None else n, shape)
 
 
 def overlap(first: BoolArray, second: BoolArray) -> float:

@@ -70,8 +70,7 @@ def segment(session: Session, values: Arguments) -> Observation:
 def _segment_whole(session: Session, phrase: str) -> Observation:
     """Masks of a phrase through all slices or frames, as `medsam3.segment` finds them."""
     found = session.bench.ask_whole(phrase)
-    is_present = len(found) > 0 if found.is_present is None else found.is_present
-    presence = max(found.scores, default=0.0) if found.presence is None else found.presence
+    presence, is_present = found.stated_presence, found.says_present
     marks = session.new_marks(found.objects, "segment", phrase=phrase, presence=presence, is_present=is_present)
     frame = fullest_frame(marks[0]) if marks else session.frame
     where = f" in slices {marks[0].mask.start[0]} and on; shown is slice {frame}" if marks else ""

@@ -86,10 +86,8 @@ class Asked:
 def case_result(bench: Bench, asked: Asked, question: Question, found: Masks, seconds: float) -> CaseResult:
     """Measure an answer, and keep it where the report may show it."""
     has_phrase = question.mode in ("T", "TI")
-    presence = found.presence
-    if has_phrase and presence is None:  # a model without a presence output is taken by its best object
-        presence = max(found.scores, default=0.0)
-    if not says_present(found):
+    presence = found.stated_presence if has_phrase else None
+    if not found.says_present:
         found = Masks(found.shape, (), found.concept, found.presence, found.is_present)
     predicted = _over_truth(found, asked.truth)
     numbers = measure(asked.truth, found, asked.spacing, bench.config.tolerance, predicted=predicted)
@@ -111,17 +109,12 @@ def case_result(bench: Bench, asked: Asked, question: Question, found: Masks, se
         jitter_percent=question.jitter_percent,
         is_present=asked.row.is_present,
         is_foreign=question.is_foreign,
-        presence=presence if has_phrase else None,
+        presence=presence,
         rivals=tuple(asked.rivals),
         rival_dices=tuple(dice(mask, predicted) for mask in asked.rivals.values()),
         seconds=seconds,
         **numbers,
     )
-
-
-def says_present(found: Masks) -> bool:
-    """The model's verdict; where it states none, whether it returned anything."""
-    return found.is_present if found.is_present is not None else len(found) > 0
 
 
 def measure(
@@ -143,7 +136,7 @@ def measure(
         tolerance: Of NSD.
         predicted: The union of what was found, over the truth's axes, where it is there already.
     """
-    is_said = says_present(found)
+    is_said = found.says_present
     if not is_said:
         predicted = np.zeros_like(truth.mask)
     elif predicted is None:

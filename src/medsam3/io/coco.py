@@ -69,13 +69,11 @@ def _annotations(item: ObjectMask, shape: tuple[int, int, int]) -> list[dict[str
         box = box_of_mask(crop)
         if box is None:
             continue
-        dense = np.zeros(shape[1:], dtype=np.bool_)
-        dense[row : row + crop.shape[0], column : column + crop.shape[1]] = crop
         placed = (box[0] + column, box[1] + row, box[2] + column, box[3] + row)
         written.append(
             {
                 "image_id": n + offset + 1,
-                "segmentation": _rle(dense),
+                "segmentation": _rle(item.plane(n + offset, shape[1:])),
                 "bbox": list(coco_xywh_from_xyxy(placed)),
                 "area": int(crop.sum()),
                 "iscrowd": 0,

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from medsam3.errors import InputError, require
 from medsam3.image import Image, Kind, LazyFrames, Pixels, Window
-from medsam3.io.depth import narrowed
 from medsam3.io.dicom_geometry import (
     Placed,
     macro,
@@ -373,7 +372,7 @@ def _in_units(frames: Pixels, dataset: Any, *, first: int = 0) -> Pixels:
         slopes, intercepts = slopes[:1], intercepts[:1]
     is_whole = all(float(value).is_integer() for scale in scales for value in scale)
     wide = np.int64 if is_whole and frames.dtype.kind in "iu" else np.float64
-    return narrowed(frames * slopes.astype(wide) + intercepts.astype(wide))
+    return _narrowed(frames * slopes.astype(wide) + intercepts.astype(wide))
 
 
 def _rescale(dataset: Any, frame: int) -> tuple[float, float]:
@@ -384,11 +383,20 @@ def _rescale(dataset: Any, frame: int) -> tuple[float, float]:
     return float(1 if slope is None else slope), float(intercept or 0)
 
 
+def _narrowed(pixels: Pixels) -> Pixels:
+    """Rescaled values in the smallest usual type that holds them: whole numbers as int16 or int32, else float32."""
+    low, high = float(pixels.min()), float(pixels.max())
+    for whole in (np.int16, np.int32):
+        if np.iinfo(whole).min <= low and high <= np.iinfo(whole).max and (pixels == np.rint(pixels)).all():
+            return pixels.astype(whole)
+    return pixels.astype(np.float32)
+
+
 def _turned_over(frames: Pixels, dataset: Any, *, first: int = 0) -> Pixels:
     """MONOCHROME1 as MONOCHROME2: v becomes low + high - v over the range that the stored bits can hold."""
     if dataset.get("ModalityLUTSequence"):
         values = _in_units(frames, dataset, first=first).astype(np.int64)
-        return narrowed(values.max() + values.min() - values)
+        return _narrowed(values.max() + values.min() - values)
     ends = _stored_ends(dataset)
     stored = (ends.sum() - frames.astype(np.int64)).astype(_holding(frames, ends))
     return _in_units(stored, dataset, first=first)

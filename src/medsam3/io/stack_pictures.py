@@ -9,7 +9,6 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from medsam3.geometry import BoolArray
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.files import replacing
 from medsam3.io.labels import check_masks
@@ -146,21 +145,10 @@ def _tinted(rgb: RGB, masks: Sequence[Masks], axis: int, at: int) -> RGB:
     drawn = rgb.astype(np.float32)
     for m, found in enumerate(masks):
         for k, item in enumerate(found.objects):
-            cut = _cut(item, found.shape, axis, at)
+            cut = item.plane(at, [size for k, size in enumerate(found.shape) if k != axis], axis)
             colour = np.array(COLOURS[(m if len(masks) > 1 else k) % len(COLOURS)], dtype=np.float32)
             drawn[cut] += FILL_OPACITY * (colour - drawn[cut])
     return drawn.round().astype(np.uint8)
-
-
-def _cut(item: ObjectMask, shape: tuple[int, int, int], axis: int, at: int) -> BoolArray:
-    rest = [k for k in range(3) if k != axis]
-    cut = np.zeros([shape[k] for k in rest], dtype=np.bool_)
-    offset = at - item.start[axis]
-    if 0 <= offset < item.crop.shape[axis]:
-        plane = item.crop.take(offset, axis=axis)
-        (top, height), (left, width) = ((item.start[k], item.crop.shape[k]) for k in rest)
-        cut[top : top + height, left : left + width] = plane
-    return cut
 
 
 def _save(sheet: RGB, path: Path) -> None:

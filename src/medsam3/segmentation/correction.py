@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.models.segmenter import Segmenter
@@ -143,8 +141,6 @@ def _trail_of(item: ObjectMask, size: tuple[int, int]) -> Trail:
     """An object over views of (H, W), view by view."""
     masks = {}
     for n, crop in enumerate(item.crop, start=item.start[0]):
-        plane = np.zeros(size, dtype=np.bool_)
-        plane[item.start[1] : item.start[1] + crop.shape[0], item.start[2] : item.start[2] + crop.shape[1]] = crop
         if crop.any():
-            masks[n] = PackedMask.of(plane)
+            masks[n] = PackedMask.of(item.plane(n, size))
     return Trail(masks, dict.fromkeys(masks, item.score))

@@ -87,32 +87,49 @@ def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def match(logits: Tensor, boxes: Tensor, truth: Tensor, weights: LossWeights) -> tuple[Tensor, Tensor]:
-    """Assign each object to one query at the least cost (Hungarian algorithm).
+def match_costs(logits: Tensor, boxes: Tensor, truth: Tensor, weights: LossWeights) -> Tensor:
+    """Finite costs of giving each object to each query, for the Hungarian algorithm.
 
     Args:
-        logits: (Q,) scores of the queries.
-        boxes: (Q, 4) cxcywh.
-        truth: (n, 4) cxcywh, n at most Q.
+        logits: (..., Q) scores of the queries.
+        boxes: (..., Q, 4) cxcywh.
+        truth: (..., n, 4) cxcywh.
         weights: Weights of the costs.
 
     Returns:
-        Queries (n,) and objects (n,), both int64.
+        (..., Q, n) float32.
     """
-    finite = _match_costs(logits, boxes, truth, weights)
-    queries, objects = linear_sum_assignment(finite.cpu().numpy())
-    return torch.as_tensor(queries, device=boxes.device), torch.as_tensor(objects, device=boxes.device)
+    probability = logits.sigmoid()
+    positive = 0.25 * (1 - probability) ** 2 * -F.logsigmoid(logits)
+    negative = 0.75 * probability**2 * -F.logsigmoid(-logits)
+    first, second = boxes[..., :, None, :], truth[..., None, :, :]
+    _, giou = pairwise_iou(first, second)
+    cost = weights.match_score * (positive - negative)[..., None] - weights.box_giou * giou
+    cost = cost + weights.box_l1 * (first - second).abs().sum(-1)
+    return cost.float().nan_to_num(nan=1e9, posinf=1e9, neginf=-1e9)  # a broken loss is for the loop to report
 
 
-def score_loss(logits: Tensor, queries: Tensor, iou: Tensor, weights: LossWeights) -> Tensor:
-    """IoU-aware cross entropy of one prompt's scores (Q,): matched queries aim at p^.25 IoU^.75, others at 0."""
+def score_loss(
+    logits: Tensor, matched: tuple[Tensor, Tensor, Tensor], iou: Tensor, counts: Tensor, weights: LossWeights
+) -> Tensor:
+    """IoU-aware cross entropy of scores: matched queries aim at p^.25 IoU^.75, others at 0.
+
+    Args:
+        logits: (layers, P, Q).
+        matched: Layer, prompt and query of each match, each (m,).
+        iou: (m,) of the matches.
+        counts: (1, P) matches of each prompt.
+        weights: Of the matched against the others.
+
+    Returns:
+        The sum over layers and prompts of each prompt's mean over its matches.
+    """
     probability = logits.detach().sigmoid()
-    truth = torch.zeros_like(logits)
-    truth[queries] = (probability[queries] ** 0.25 * iou.detach() ** 0.75).clamp(min=0.01)
-    weight = probability**2
-    weight[queries] = weights.score_positive
-    loss = F.binary_cross_entropy_with_logits(logits, truth, weight=weight, reduction="sum")
-    return loss / max(1, len(queries)) / weights.score_positive
+    truth, weight = torch.zeros_like(logits), probability**2
+    truth[matched] = (probability[matched] ** 0.25 * iou.detach() ** 0.75).clamp(min=0.01)
+    weight = weight.index_put(matched, weight.new_tensor(weights.score_positive))
+    loss = F.binary_cross_entropy_with_logits(logits, truth, weight=weight, reduction="none").sum(-1)
+    return (loss / counts).sum() / weights.score_positive
 
 
 def query_losses(
@@ -135,7 +152,7 @@ def query_losses(
     logits, boxes = detection.logits[:, items].float(), detection.boxes_cxcywh[:, items].float()
     counts = [len(targets[item].boxes_cxcywh) for item in present]
     truth = pad_sequence([targets[item].boxes_cxcywh for item in present], batch_first=True)  # (P, n, 4)
-    costs = _match_costs(logits, boxes, truth, weights).cpu().numpy()
+    costs = match_costs(logits, boxes, truth, weights).cpu().numpy()
     pairs = [
         [linear_sum_assignment(costs[layer, place, :, :count]) for place, count in enumerate(counts)]
         for layer in range(layers)
@@ -153,36 +170,11 @@ def query_losses(
     terms = {
         "box_l1": ((found - wanted).abs().sum(-1) * share).sum(),
         "box_giou": ((1 - giou) * share).sum(),
-        "score": _score_losses(logits, (layer, place, query), iou, matched, weights),
+        "score": score_loss(logits, (layer, place, query), iou, matched, weights),
     }
     terms = {name: value / (len(present) * layers) for name, value in terms.items()}
     last = [(torch.from_numpy(queries), torch.from_numpy(objects)) for queries, objects in pairs[-1]]
     return {**terms, "presence": presence_loss}, last
-
-
-@torch.no_grad()
-def _match_costs(logits: Tensor, boxes: Tensor, truth: Tensor, weights: LossWeights) -> Tensor:
-    """The finite costs of `match`, (..., Q, n), of logits (..., Q), boxes (..., Q, 4) and truth (..., n, 4)."""
-    probability = logits.sigmoid()
-    positive = 0.25 * (1 - probability) ** 2 * -F.logsigmoid(logits)
-    negative = 0.75 * probability**2 * -F.logsigmoid(-logits)
-    first, second = boxes[..., :, None, :], truth[..., None, :, :]
-    _, giou = pairwise_iou(first, second)
-    cost = weights.match_score * (positive - negative)[..., None] - weights.box_giou * giou
-    cost = cost + weights.box_l1 * (first - second).abs().sum(-1)
-    return cost.float().nan_to_num(nan=1e9, posinf=1e9, neginf=-1e9)  # a broken loss is for the loop to report
-
-
-def _score_losses(
-    logits: Tensor, matched: tuple[Tensor, Tensor, Tensor], iou: Tensor, counts: Tensor, weights: LossWeights
-) -> Tensor:
-    """The sum of `score_loss` over layers and prompts of logits (layers, P, Q), with `counts` matches a prompt."""
-    probability = logits.detach().sigmoid()
-    truth, weight = torch.zeros_like(logits), probability**2
-    truth[matched] = (probability[matched] ** 0.25 * iou.detach() ** 0.75).clamp(min=0.01)
-    weight = weight.index_put(matched, weight.new_tensor(weights.score_positive))
-    loss = F.binary_cross_entropy_with_logits(logits, truth, weight=weight, reduction="none").sum(-1)
-    return (loss / counts).sum() / weights.score_positive
 
 
 def mask_losses(

@@ -91,13 +91,8 @@ def _entries(masks: Sequence[Masks], n: int, shape: tuple[int, ...]) -> list[_En
         if found.shape[1:] != shape[:2] or not 0 <= n < found.shape[0]:
             raise InputError(f"masks are over {found.shape} (N, H, W), the picture is frame {n} of {shape[:2]} (H, W)")
         for k, item in enumerate(found.objects):
-            mask = np.zeros(shape[:2], dtype=np.bool_)
-            offset = n - item.start[0]
-            if 0 <= offset < item.crop.shape[0]:
-                row, column = item.start[1:]
-                mask[row : row + item.crop.shape[1], column : column + item.crop.shape[2]] = item.crop[offset]
             colour = COLOURS[(m if len(masks) > 1 else k) % len(COLOURS)]
-            entries.append(_Entry(mask, colour, found.concept, item.score))
+            entries.append(_Entry(item.plane(n, shape[:2]), colour, found.concept, item.score))
     return entries
 
 

@@ -193,12 +193,9 @@ def view_of(
 def _resized_object(
     item: ObjectMask, size: tuple[int, int], resize: Callable[[BoolArray], BoolArray]
 ) -> ObjectMask | None:
-    planes = []
-    for crop in item.crop:
-        plane = np.zeros(size, dtype=np.bool_)
-        plane[item.start[1] : item.start[1] + crop.shape[0], item.start[2] : item.start[2] + crop.shape[1]] = crop
-        planes.append(resize(plane))
+    first = item.start[0]
+    planes = [resize(item.plane(n, size)) for n in range(first, first + len(item.crop))]
     moved = ObjectMask.from_dense(np.stack(planes), item.score)
     if moved is None:
         return None
-    return replace(moved, start=(moved.start[0] + item.start[0], *moved.start[1:]))
+    return replace(moved, start=(moved.start[0] + first, *moved.start[1:]))
