@@ -48,10 +48,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
-$(VENV)/.weights: src/medsam3/models/encoder_files.py | $(VENV)/.installed
+$(VENV)/.weights: src/medsam3/models/mini/encoder_files.py | $(VENV)/.installed
 	$(BIN)/medsam3 weights fetch
 	@touch $@
 
-$(VENV)/.weights-dev: src/medsam3/models/encoder_files.py | $(VENV)/.installed
+$(VENV)/.weights-dev: src/medsam3/models/mini/encoder_files.py | $(VENV)/.installed
 	$(BIN)/medsam3 weights fetch --training
 	@touch $@

@@ -29,11 +29,11 @@ from medsam3.agent.loop import Options, run_on
 from medsam3.agent.policies import offline
 from medsam3.agent.policies.offline import FEATURES, KINDS, Candidate, Gain, Kind, OfflinePolicy, Selection, candidates
 from medsam3.agent.values import Budget, Situation, Step
+from medsam3.data.index import IndexRow, read_index
 from medsam3.eval.cases import EvalConfig, load_truth, select
-from medsam3.eval.intervals import mean_interval
-from medsam3.eval.metrics import dice
 from medsam3.eval.provenance import weights_hash
-from medsam3.io.index import IndexRow, read_index
+from medsam3.measure.intervals import mean_interval
+from medsam3.measure.outline import dice
 
 RIDGE = 3.0
 """Cases that the penalty weighs; the constant term is not spared, so few cases gain little."""

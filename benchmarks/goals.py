@@ -20,10 +20,10 @@ from typing import Literal
 
 import numpy as np
 
-from medsam3.eval.intervals import Estimate, mean_interval, paired_interval
 from medsam3.eval.paper import PAPER_ROWS
 from medsam3.eval.records import CaseResult
 from medsam3.eval.saved import read_results
+from medsam3.measure.intervals import Estimate, mean_interval, paired_interval
 
 KEPT = Path(__file__).parents[1] / "docs" / "results" / "dice.csv"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"

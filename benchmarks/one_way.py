@@ -33,12 +33,12 @@ from numpy.typing import NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from medsam3.app.cli import main as medsam3
-from medsam3.app.outputs import slug
-from medsam3.eval.metrics import dice
+from medsam3.cli.main import main as medsam3
+from medsam3.cli.outputs import slug
+from medsam3.data.index import IndexRow, concept_mask, load_label_map, read_index
 from medsam3.io import read
-from medsam3.io.index import IndexRow, concept_mask, load_label_map, read_index
 from medsam3.io.labels import label_stack, label_values
+from medsam3.measure.outline import dice
 
 TOLERANCE = 0.01
 RESULTS = Path(__file__).parents[1] / "docs/results/volumes.csv"

@@ -21,9 +21,9 @@ import numpy as np
 
 from medsam3.concepts import CONCEPTS, normalised
 from medsam3.eval.phrasings import held_out_phrases
-from medsam3.models.encoder_files import locate
+from medsam3.models.mini.encoder_files import locate
+from medsam3.models.mini.text_encoder import TextEncoder
 from medsam3.models.phrase_reader import LEAST_LIKENESS, PhraseReader, Vectors
-from medsam3.models.text_encoder import TextEncoder
 
 WRITTEN = Path(__file__).with_name("phrases.json")
 LIKENESS = (0.5, 0.6, 0.65, 0.7, 0.725, 0.75, 0.775, 0.8, 0.825, 0.85, 0.9)

@@ -32,9 +32,9 @@ import torch
 from torch import Tensor
 from transformers.models.sam3_video.configuration_sam3_video import Sam3VideoConfig
 
-from medsam3.models.clip_phrases import PhraseTokenizer
-from medsam3.models.sam3 import Precision, Sam3Options, Sam3Segmenter
-from medsam3.models.sam3_network import (
+from medsam3.models.sam3.clip_phrases import PhraseTokenizer
+from medsam3.models.sam3.compiled import use_openvino
+from medsam3.models.sam3.network import (
     Architecture,
     Sam3Network,
     architecture_from_json,
@@ -43,7 +43,7 @@ from medsam3.models.sam3_network import (
     fill_network,
     full_size,
 )
-from medsam3.models.sam3_openvino import use_openvino
+from medsam3.models.sam3.segmenter import Precision, Sam3Options, Sam3Segmenter
 from medsam3.prompts import Prompt
 from medsam3.train.batches import Question
 from medsam3.train.losses import PromptTarget

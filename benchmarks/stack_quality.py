@@ -29,13 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import medsam3
+from medsam3.data.index import IndexRow, concept_mask, load_label_map, read_index
 from medsam3.eval.cases import VolumeWay
-from medsam3.eval.metrics import boundary_distances, dice
 from medsam3.eval.volume_cases import LabelMaps, options_for
 from medsam3.geometry import box_of_mask
 from medsam3.image import Image
 from medsam3.io import read
-from medsam3.io.index import IndexRow, concept_mask, load_label_map, read_index
+from medsam3.measure.outline import boundary_distances, dice
 from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Box, Prompt
 from medsam3.segmentation.options import Options

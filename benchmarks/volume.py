@@ -172,9 +172,9 @@ def sam3(args: argparse.Namespace) -> dict[str, Any]:
     from sam3 import LetterTokenizer, random_network  # noqa: PLC0415  the script beside this one
 
     from medsam3.image import Image  # noqa: PLC0415
-    from medsam3.models.clip_phrases import PhraseTokenizer  # noqa: PLC0415
-    from medsam3.models.sam3 import Sam3Options, Sam3Segmenter  # noqa: PLC0415
-    from medsam3.models.sam3_network import at_image_size, full_size  # noqa: PLC0415
+    from medsam3.models.sam3.clip_phrases import PhraseTokenizer  # noqa: PLC0415
+    from medsam3.models.sam3.network import at_image_size, full_size  # noqa: PLC0415
+    from medsam3.models.sam3.segmenter import Sam3Options, Sam3Segmenter  # noqa: PLC0415
     from medsam3.segmentation.options import Options  # noqa: PLC0415
     from medsam3.segmentation.run import segment  # noqa: PLC0415
     from medsam3.segmentation.sweep import TrackingRules  # noqa: PLC0415

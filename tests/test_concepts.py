@@ -160,7 +160,7 @@ def test_every_concept_of_the_data_pack_is_listed_and_a_data_set_has_one_family(
     if "MEDSAM3_DATA" not in os.environ:
         pytest.skip("needs the data pack: set MEDSAM3_DATA to its folder")
     folder = Path(os.environ["MEDSAM3_DATA"])
-    from medsam3.io.index import read_index  # noqa: PLC0415
+    from medsam3.data.index import read_index  # noqa: PLC0415
 
     families: dict[str, set[str]] = {}
     for row in read_index(folder):

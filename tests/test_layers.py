@@ -15,9 +15,11 @@ import medsam3
 
 ROOT = Path(medsam3.__file__).parent
 
-CORE = {"errors", "geometry", "image", "prompts", "concepts"}
+CORE = {"errors", "geometry", "image", "prompts", "concepts", "store"}
+BASE = CORE | {"view", "io", "models", "segmentation"}
 MAY_IMPORT = {
     "errors": set(),
+    "store": {"errors"},
     "geometry": {"errors"},
     "image": {"errors", "geometry"},
     "prompts": {"errors", "geometry"},
@@ -26,16 +28,18 @@ MAY_IMPORT = {
     "io": CORE | {"view"},
     "models": CORE | {"view"},
     "segmentation": CORE | {"view", "models", "io"},  # io only to read a path
-    "agent": CORE | {"view", "io", "models", "segmentation"},  # models: the protocol; io: whole files
-    "eval": CORE | {"view", "io", "models", "segmentation", "agent"},  # agent: it is measured beside the plain phrase
-    "train": CORE | {"view", "io", "models", "segmentation", "eval"},
-    "app": CORE | {"view", "io", "models", "segmentation", "eval", "train", "agent"},
-    "__main__": {"app"},
+    "measure": CORE,
+    "data": BASE | {"measure"},
+    "agent": BASE,  # models: the protocol; io: whole files
+    "eval": BASE | {"measure", "data", "agent"},  # agent: it is measured beside the plain phrase
+    "train": BASE | {"measure", "data", "eval"},
+    "cli": BASE | {"measure", "data", "eval", "train", "agent"},
+    "__main__": {"cli"},
 }
 """By layer, the first name below `medsam3`; a layer may always import itself."""
 
 OWNERS = {
-    "torch": ("models", "train", "eval"),
+    "torch": ("models", "train", "eval", "cli"),
     "transformers": ("models",),
     "tokenizers": ("models",),
     "rapidfuzz": ("models",),
@@ -44,15 +48,15 @@ OWNERS = {
     "pydicom": ("io",),
     "highdicom": ("io",),
     "nibabel": ("io",),
-    "pycocotools": ("io", "train.data"),
-    "pydantic": ("train.data",),
+    "pycocotools": ("io", "data.samples"),
+    "pydantic": ("data.samples",),
     "av": ("io.video",),
     "accelerate": ("train",),
     "peft": ("train", "models"),
     "tensorboard": ("train.board",),
-    "ray": ("app.jobs",),
-    "fastapi": ("app.server",),
-    "rich": ("app", "train", "eval"),
+    "ray": ("batch",),
+    "fastapi": ("server",),
+    "rich": ("cli", "train", "eval"),
     "matplotlib": ("eval.report",),
     "pydantic_ai": ("agent.providers",),
     "httpx2": ("agent.providers",),
@@ -121,7 +125,7 @@ def test_segmentation_and_the_agent_take_the_model_protocols_only() -> None:
             for found in IMPORTS
             if found.is_at_top and found.module.startswith(layer) and found.target.startswith("medsam3.models")
         }
-        protocols = ("medsam3.models.segmenter.", "medsam3.models.tracker.", "medsam3.models.byte_cache.")
+        protocols = ("medsam3.models.segmenter.", "medsam3.models.tracker.", "medsam3.models.sam3.byte_cache.")
         assert all(target.startswith(protocols) for target in wanted), wanted
 
 
@@ -142,7 +146,7 @@ def test_the_package_is_imported_without_torch_or_any_heavy_library() -> None:
 
 
 def test_the_command_line_is_imported_without_torch_or_rich() -> None:
-    code = f"import sys, medsam3.app.cli; print(*sorted(set(sys.modules) & {set(OWNERS) | {'numpy'}}))"
+    code = f"import sys, medsam3.cli.main; print(*sorted(set(sys.modules) & {set(OWNERS) | {'numpy'}}))"
     assert _python(code) == ""
 
 

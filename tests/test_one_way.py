@@ -20,19 +20,19 @@ from scipy.spatial import cKDTree
 import medsam3
 from made_dicom import COLUMN_DIRECTION, NORMAL, ORIGIN_MM, ROW_DIRECTION, SPACING_MM, write_oblique_series
 from medsam3.agent.loop import run as run_agent
-from medsam3.app.cli import main
+from medsam3.cli.main import main
+from medsam3.data.index import read_index
+from medsam3.data.samples import samples_from_index
+from medsam3.data.volumes import SlicePlan, samples_from_volumes
 from medsam3.eval.answers import Bench
 from medsam3.eval.benchmark import run_benchmark
 from medsam3.eval.cases import EvalConfig, select
 from medsam3.eval.records import Journal
 from medsam3.geometry import world_from_index
 from medsam3.image import Image, Masks
-from medsam3.io.index import read_index
 from medsam3.io.video import write_mp4
 from medsam3.models import registry
 from medsam3.prompts import Box, Prompt
-from medsam3.train.data import samples_from_index
-from medsam3.train.volume_samples import SlicePlan, samples_from_volumes
 from threshold_segmenter import ThresholdSegmenter
 
 Modality = Literal["CT", "MR"]

@@ -15,9 +15,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from medsam3.app.cli import main, parser_for
+from medsam3.cli.main import main, parser_for
 from medsam3.errors import InputError
-from medsam3.models.encoder_files import locate
+from medsam3.models.mini.encoder_files import locate
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -2,6 +2,6 @@
 
 import sys
 
-from medsam3.app.cli import main
+from medsam3.cli.main import main
 
 sys.exit(main())

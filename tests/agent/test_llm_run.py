@@ -23,7 +23,7 @@ from medsam3.agent.loop import AgentResult, Options, run
 from medsam3.agent.policies.llm import llm_policy
 from medsam3.agent.transcript import read_transcript
 from medsam3.agent.values import Budget
-from medsam3.app.cli import main
+from medsam3.cli.main import main
 from medsam3.image import Image
 
 pytest.importorskip("pydantic_ai")

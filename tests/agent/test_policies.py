@@ -18,8 +18,8 @@ from medsam3.agent.policies.offline import KINDS, Gain, OfflinePolicy, Selection
 from medsam3.agent.policies.oracle import OraclePolicy
 from medsam3.agent.values import Budget, Policy, Step
 from medsam3.errors import InputError
-from medsam3.eval.metrics import dice
 from medsam3.image import Masks
+from medsam3.measure.outline import dice
 from medsam3.prompts import Prompt
 
 PLAIN = Selection()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from colour_data import ColourSegmenter, DataFolder, block, polyp_folder
 
-from medsam3.app.cli import main
+from medsam3.cli.main import main
 from medsam3.eval.agent_mode import AgentCase, difference_rows
 from medsam3.models import registry
 

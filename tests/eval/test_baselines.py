@@ -10,10 +10,10 @@ import pytest
 import torch
 from colour_data import DataFolder, block, polyp_folder
 
+from medsam3.data.index import IndexRow, read_index
 from medsam3.errors import InputError
 from medsam3.eval.baselines.run import donor_of, train_and_val
 from medsam3.eval.baselines.squares import Squares, is_sided, load_squares, square_batch, training_batch
-from medsam3.io.index import IndexRow, read_index
 from medsam3.prompts import Box, Prompt
 
 

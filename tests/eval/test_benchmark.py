@@ -10,13 +10,13 @@ import PIL.Image
 import pytest
 from colour_data import ColourSegmenter, DataFolder, block, polyp_folder
 
+from medsam3.data.index import read_index
 from medsam3.errors import InputError
 from medsam3.eval.answers import Bench, Failure, mask_file, measure
 from medsam3.eval.benchmark import run_benchmark
 from medsam3.eval.cases import EvalConfig, Truth, connected_parts, select
 from medsam3.eval.records import CaseResult, Journal
 from medsam3.image import Masks
-from medsam3.io.index import read_index
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 from colour_data import DataFolder, block, polyp_folder
 
+from medsam3.data.index import IndexRow, read_index
 from medsam3.errors import InputError
 from medsam3.eval.cases import (
     EvalConfig,
@@ -19,7 +20,6 @@ from medsam3.eval.cases import (
     questions,
     select,
 )
-from medsam3.io.index import IndexRow, read_index
 from medsam3.prompts import Box
 
 

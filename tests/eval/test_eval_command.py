@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from colour_data import ColourSegmenter, DataFolder, polyp_folder
 
+from medsam3.cli.eval import add_arguments, run
+from medsam3.data.index import read_index
 from medsam3.errors import InputError
-from medsam3.eval.command import add_arguments, run
 from medsam3.eval.compare import compare
-from medsam3.eval.intervals import Estimate
 from medsam3.eval.plots import box_plots_svg, calibration_svg
-from medsam3.eval.presence import calibration
 from medsam3.eval.provenance import data_hash, weights_hash
 from medsam3.eval.saved import SavedResults, read_results
 from medsam3.eval.tables import interval, markdown, number, signed
-from medsam3.io.index import read_index
+from medsam3.measure.intervals import Estimate
+from medsam3.measure.presence import calibration
 from medsam3.models import registry
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from medsam3.concepts import CONCEPTS, Concept, find, normalised, surely_absent, synonyms
+from medsam3.data.index import IndexRow
 from medsam3.eval.cases import drawn_absent
 from medsam3.eval.phrasings import CONFUSABLE, KINDS, held_out_phrases, panel, rivals
-from medsam3.io.index import IndexRow
 
 IDS = [concept.name for concept in CONCEPTS]
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from colour_data import ColourSegmenter, DataFolder, block, polyp_folder
 
+from medsam3.cli.eval import add_arguments, run
+from medsam3.data.index import Fold
 from medsam3.errors import InputError
-from medsam3.eval.command import add_arguments, run
 from medsam3.eval.pool import pool
 from medsam3.eval.saved import SavedRun, read_run
-from medsam3.io.index import Fold
 from medsam3.models import registry
 
 

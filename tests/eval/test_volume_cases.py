@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from medsam3.cli.eval import add_arguments, run
+from medsam3.data.index import read_index
 from medsam3.eval.answers import Bench, Failure
 from medsam3.eval.benchmark import run_benchmark
 from medsam3.eval.cases import VOLUME_WAYS, EvalConfig, VolumeWay, select
-from medsam3.eval.command import add_arguments, run
 from medsam3.eval.records import CaseResult, Journal
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks
-from medsam3.io.index import read_index
 from medsam3.models import registry
 from medsam3.prompts import Prompt
 

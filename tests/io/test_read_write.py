@@ -6,7 +6,7 @@ import pytest
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks
 from medsam3.io import FORMATS, info, read, write, write_format
-from medsam3.io.files import replacing
+from medsam3.store import replacing
 
 PICTURE = Image(np.zeros((1, 40, 50, 3), dtype=np.uint8))
 FOUND = Masks.from_dense(np.ones((1, 1, 40, 50), dtype=bool), [0.9], concept="polyp")

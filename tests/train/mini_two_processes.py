@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import test_fit as one
 
-from medsam3.models.letterbox import SIDE
+from medsam3.data.samples import Instances, Sample, Target
+from medsam3.models.mini.letterbox import SIDE
 from medsam3.train.batches import BatchMaker, SamplingConfig
 from medsam3.train.cache import CachedView
-from medsam3.train.data import Instances, Sample, Target
 from medsam3.train.fit import fit
 from medsam3.train.pictures import CachedViews
 from medsam3.train.workers import Workers, workers_for

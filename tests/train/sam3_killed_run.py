@@ -9,7 +9,7 @@ from pathlib import Path
 import sam3_tiny as tiny
 import torch
 
-from medsam3.train.data import foreign_concepts
+from medsam3.data.samples import foreign_concepts
 from medsam3.train.sam3_batches import Sam3BatchMaker
 from medsam3.train.sam3_config import Sam3FitConfig
 from medsam3.train.sam3_fit import fit_sam3

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers.models.sam3.configuration_sam3 import Sam3Config
 
-from medsam3.models.checkpoints import read_checkpoint, write_folder
-from medsam3.models.clip_phrases import PhraseTokenizer, load_tokenizer, vocabulary_of_bpe
-from medsam3.models.sam3_network import Architecture, Sam3Network, architecture_from_json, blank_network, fill_network
+from medsam3.data.samples import Instances, Sample, Target
+from medsam3.models.sam3.checkpoints import read_checkpoint, write_folder
+from medsam3.models.sam3.clip_phrases import PhraseTokenizer, load_tokenizer, vocabulary_of_bpe
+from medsam3.models.sam3.network import Architecture, Sam3Network, architecture_from_json, blank_network, fill_network
 from medsam3.train.batches import SamplingConfig
-from medsam3.train.data import Instances, Sample, Target
 from medsam3.train.sam3_config import Sam3FitConfig
 
 SAMPLING = SamplingConfig(images=2, prompts=2, max_objects=8)

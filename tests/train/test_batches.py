@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from medsam3 import concepts
-from medsam3.models.letterbox import SIDE
+from medsam3.data.samples import Instances, Sample, Target, connected_objects, foreign_concepts, is_sided
+from medsam3.models.mini.letterbox import SIDE
 from medsam3.train.augment import PLAIN, view_of, warp_labels, warp_pixels
 from medsam3.train.batches import BatchMaker, SamplingConfig, choose_prompts, prefetched, prompt_target
 from medsam3.train.cache import CachedView
-from medsam3.train.data import Instances, Sample, Target, connected_objects, foreign_concepts, is_sided
 from medsam3.train.pictures import CachedViews
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from medsam3.app.cli import main
+from medsam3.cli.main import main
+from medsam3.cli.train_data import steps_shown
 from medsam3.errors import InputError
 from medsam3.train.bars import Bars
 from medsam3.train.board import Board, write_board
-from medsam3.train.data_command import steps_shown
 from medsam3.train.fit import Progress
 
 REASON = "needs tensorboard: pip install 'medsam3[tensorboard]'"

@@ -7,10 +7,10 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from medsam3.models.letterbox import SIDE, letterbox
+from medsam3.data.samples import Instances, Sample, Target
+from medsam3.models.mini.letterbox import SIDE, letterbox
 from medsam3.train.augment import view_of, warp_pixels
 from medsam3.train.cache import NECK_SHAPE, load_or_make_view, view_folder
-from medsam3.train.data import Instances, Sample, Target
 
 
 def sample(folder: Path, name: str, concept: str) -> Sample:

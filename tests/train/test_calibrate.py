@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medsam3.models.mini_card import MiniThresholds
+from medsam3.models.mini.card import MiniThresholds
 from medsam3.train.calibrate import Answer, Logits, calibrate, dice_by_concept, presence_threshold
 
 SHAPE = (8, 10)

@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from medsam3.data.samples import Instances, Sample, Target
 from medsam3.errors import InputError
-from medsam3.models.letterbox import SIDE
-from medsam3.models.mini_detector import MiniDetectorConfig
-from medsam3.models.text_encoder import TextEncoder, TextTokens
+from medsam3.models.mini.detector import MiniDetectorConfig
+from medsam3.models.mini.letterbox import SIDE
+from medsam3.models.mini.text_encoder import TextEncoder, TextTokens
 from medsam3.train.batches import BatchMaker, SamplingConfig
 from medsam3.train.cache import CachedView
-from medsam3.train.data import Instances, Sample, Target
 from medsam3.train.fit import TRUNK, Hooks, RunState, Start, fit, learning_rate, new_state, resume, train_step
 from medsam3.train.mini_config import FitConfig
 from medsam3.train.pictures import CachedViews, LiveViews

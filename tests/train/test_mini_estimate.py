@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_run import data_folder
 
-from medsam3.app.cli import main
+from made_data import data_folder
+from medsam3.cli.main import main
+from medsam3.data.samples import RGB, samples_from_index
 from medsam3.train.batches import Batch, SamplingConfig
 from medsam3.train.cache import NECK_SHAPE, load_or_make_view
-from medsam3.train.data import RGB, samples_from_index
 from medsam3.train.mini_config import FitConfig
 from medsam3.train.mini_estimate import RunCost, cost_lines, measure, peak_gib, planned, time_steps
 

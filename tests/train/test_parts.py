@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
-from medsam3.models.text_encoder import blank_text_model
-from medsam3.models.tinyvit import TinyViT
+from medsam3.models.mini.detector import MiniDetector, MiniDetectorConfig
+from medsam3.models.mini.text_encoder import blank_text_model
+from medsam3.models.mini.tinyvit import TinyViT
 from medsam3.train.parts import PartSize, mini_sizes, part_sizes, table_of
 
 

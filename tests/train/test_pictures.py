@@ -6,8 +6,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from medsam3.models.letterbox import SIDE
-from medsam3.train.data import Instances, Sample, Target
+from medsam3.data.samples import Instances, Sample, Target
+from medsam3.models.mini.letterbox import SIDE
 from medsam3.train.pictures import LiveViews
 
 

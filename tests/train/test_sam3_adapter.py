@@ -10,10 +10,10 @@ import sam3_tiny as tiny
 import torch
 
 from medsam3.errors import InputError
-from medsam3.models.checkpoints import read_adapter, read_checkpoint
 from medsam3.models.detector import ExemplarBoxes, PromptTokens, detect
-from medsam3.models.sam3_lora import LoraSource, merge
-from medsam3.models.sam3_network import Sam3Network, blank_network, fill_network, full_size
+from medsam3.models.sam3.checkpoints import read_adapter, read_checkpoint
+from medsam3.models.sam3.lora import LoraSource, merge
+from medsam3.models.sam3.network import Sam3Network, blank_network, fill_network, full_size
 from medsam3.train.sam3_adapter import add_adapter, v1_modules
 from medsam3.train.sam3_config import LoraConfig, Sam3FitConfig
 

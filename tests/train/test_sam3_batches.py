@@ -11,8 +11,8 @@ import pytest
 import sam3_tiny as tiny
 import torch
 
+from medsam3.data.samples import Sample, Target, foreign_concepts
 from medsam3.train.batches import SamplingConfig
-from medsam3.train.data import Sample, Target, foreign_concepts
 from medsam3.train.sam3_batches import (
     CachedTrunks,
     Sam3BatchMaker,

@@ -15,14 +15,14 @@ import sam3_tiny as tiny
 import torch
 
 import medsam3
+from medsam3.cli import train as command
+from medsam3.data.samples import samples_from_index
 from medsam3.errors import InputError
-from medsam3.eval.metrics import dice
-from medsam3.models.checkpoints import read_checkpoint
-from medsam3.models.sam3 import Sam3Segmenter
+from medsam3.measure.outline import dice
+from medsam3.models.sam3.checkpoints import read_checkpoint
+from medsam3.models.sam3.segmenter import Sam3Segmenter
 from medsam3.prompts import Prompt
-from medsam3.train import command
 from medsam3.train.batches import SamplingConfig
-from medsam3.train.data import samples_from_index
 from medsam3.train.sam3_config import Sam3FitConfig
 from medsam3.train.sam3_run import Sam3Settings, read_start, train_sam3
 from medsam3.train.workers import OneProcess

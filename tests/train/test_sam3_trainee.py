@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medsam3.models.detector import decode_masks
-from medsam3.models.sam3_network import Sam3Network
+from medsam3.models.sam3.network import Sam3Network
 from medsam3.train.batches import Exemplar, Question
 from medsam3.train.losses import PromptTarget
 from medsam3.train.parts import PartSize

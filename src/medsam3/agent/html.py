@@ -10,7 +10,7 @@ from pathlib import Path
 from medsam3.agent.chat import Picture, Usage
 from medsam3.agent.transcript import Heading, SavedRun, read_transcript
 from medsam3.agent.values import Step
-from medsam3.io.files import replacing
+from medsam3.store import replacing
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """

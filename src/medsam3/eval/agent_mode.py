@@ -21,19 +21,19 @@ from medsam3.agent.loop import AgentResult, Options, run_on
 from medsam3.agent.policies.offline import OfflinePolicy
 from medsam3.agent.policies.oracle import OraclePolicy
 from medsam3.agent.values import Budget, Policy
+from medsam3.data.index import IndexRow, read_index
 from medsam3.errors import InputError
 from medsam3.eval.answers import Progress
 from medsam3.eval.cases import EvalConfig, Truth, load_truth, select
-from medsam3.eval.intervals import Estimate, paired_interval
-from medsam3.eval.metrics import dice
 from medsam3.eval.provenance import provenance
 from medsam3.eval.results import without_nan
 from medsam3.eval.tables import Table
 from medsam3.geometry import BoolArray
 from medsam3.io import read
-from medsam3.io.files import replacing
-from medsam3.io.index import IndexRow, read_index
+from medsam3.measure.intervals import Estimate, paired_interval
+from medsam3.measure.outline import dice
 from medsam3.models.registry import load
+from medsam3.store import replacing
 
 ALL = "all"
 

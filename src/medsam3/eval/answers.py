@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from medsam3.data.index import IndexRow, is_volume_file
 from medsam3.eval.cases import EvalConfig, Question, Truth, shown_mode
-from medsam3.eval.instances import match_objects
-from medsam3.eval.metrics import boundary_distances, dice, iou
 from medsam3.eval.records import CaseResult
 from medsam3.geometry import BoolArray
 from medsam3.image import Image, Masks
-from medsam3.io.files import replacing
-from medsam3.io.index import IndexRow, is_volume_file
 from medsam3.io.nifti import write_nifti
+from medsam3.measure.instances import match_objects
+from medsam3.measure.outline import boundary_distances, dice, iou
 from medsam3.models.segmenter import Segmenter
+from medsam3.store import replacing
 
 Progress = Callable[[int, int, str], None]
 """Called with images done, images in all, and the data set at hand."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+from medsam3.data.index import IndexRow
 from medsam3.errors import InputError
 from medsam3.eval.answers import Asked, Bench, Failure, Progress, case_result
 from medsam3.eval.cases import (
@@ -28,7 +29,6 @@ from medsam3.eval.volume_cases import answer_volume
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks
 from medsam3.io import read
-from medsam3.io.index import IndexRow
 from medsam3.prompts import Box, Prompt
 from medsam3.view.view import View, view_of
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medsam3.concepts import surely_absent
+from medsam3.data.index import Fold, IndexRow, LabelMap, Split, concept_mask, load_label_map
 from medsam3.errors import InputError
 from medsam3.eval.phrasings import PhraseKind, panel
 from medsam3.geometry import BoolArray, box_of_mask
-from medsam3.io.index import Fold, IndexRow, LabelMap, Split, concept_mask, load_label_map
 from medsam3.prompts import Box
 
 EvalMode = Literal["T", "TB", "I", "TI"]

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from medsam3.errors import InputError
 from medsam3.eval.cases import EvalMode
-from medsam3.eval.intervals import Estimate, paired_interval
 from medsam3.eval.records import CaseResult
 from medsam3.eval.saved import SavedResults
 from medsam3.eval.summary import ALL
+from medsam3.measure.intervals import Estimate, paired_interval
 
 Key = tuple[str, str, EvalMode, float]
 

@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medsam3.data.duplicates import NearDuplicate, near_duplicates, thumbnails
+from medsam3.data.index import IndexRow
 from medsam3.errors import InputError
 from medsam3.eval.answers import Bench, Failure, Progress
 from medsam3.eval.benchmark import run_benchmark
 from medsam3.eval.beside import beside_rows
 from medsam3.eval.cases import VOLUME_MODES, EvalConfig, Selection, VolumeWay
-from medsam3.eval.duplicates import NearDuplicate, near_duplicates, thumbnails
 from medsam3.eval.provenance import Provenance, provenance
 from medsam3.eval.records import Journal
 from medsam3.eval.results import Extras, Results
 from medsam3.eval.saved import SavedResults
 from medsam3.eval.summary import summarise
-from medsam3.io.index import IndexRow
 
 _WAYS: dict[VolumeWay, str] = {
     "slices": "each slice for itself",
@@ -123,7 +123,7 @@ def _answer_by_baseline(job: EvalJob, about: Provenance, progress: Progress) -> 
     from medsam3.eval.baselines.fit import UnetConfig  # noqa: PLC0415  torch
     from medsam3.eval.baselines.litemedsam import load_litemedsam  # noqa: PLC0415
     from medsam3.eval.baselines.run import Unets, check_baseline, run_unets  # noqa: PLC0415
-    from medsam3.models.encoder_files import LITE_MEDSAM  # noqa: PLC0415
+    from medsam3.models.mini.encoder_files import LITE_MEDSAM  # noqa: PLC0415
 
     if job.weights is not None or job.flips:
         raise InputError(f"{job.model} takes no --weights and no --flips: it is trained here, or comes as published")

@@ -13,6 +13,7 @@ import PIL.Image
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medsam3.data.index import IndexRow, concept_mask, is_volume_file, load_label_map
 from medsam3.errors import InputError
 from medsam3.eval.answers import mask_file
 from medsam3.eval.cases import EvalMode
@@ -20,7 +21,6 @@ from medsam3.eval.records import CaseResult
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks
 from medsam3.io import read
-from medsam3.io.index import IndexRow, concept_mask, is_volume_file, load_label_map
 from medsam3.io.labels import label_stack, label_values
 from medsam3.view.planes import turned
 from medsam3.view.view import view_of

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medsam3.eval.presence import Calibration
+from medsam3.measure.presence import Calibration
 
 _INK, _FAINT, _FILL = "#222", "#bbb", "#56b4e9"
 _SIDE, _MARGIN = 260, 44

@@ -13,9 +13,9 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from medsam3.data.duplicates import NearDuplicate
 from medsam3.errors import InputError
 from medsam3.eval.beside import beside_rows
-from medsam3.eval.duplicates import NearDuplicate
 from medsam3.eval.provenance import Provenance, versions
 from medsam3.eval.records import CaseKey
 from medsam3.eval.results import Extras, PooledRun, Results

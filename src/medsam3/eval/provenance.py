@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import medsam3
-from medsam3.io.index import IndexRow
+from medsam3.data.index import IndexRow
 
 _PACKAGES = ("numpy", "scipy", "pillow", "torch", "transformers")
 _HERE = Path(medsam3.__file__).parent

@@ -13,8 +13,8 @@ from typing import Any, Self
 
 from medsam3.errors import InputError
 from medsam3.eval.cases import EvalMode, Phrasing
-from medsam3.eval.instances import ObjectMatch
 from medsam3.eval.phrasings import PhraseKind
+from medsam3.measure.instances import ObjectMatch
 
 CaseKey = tuple[str, str, str, str, str, float]
 

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medsam3.data.index import IndexRow
 from medsam3.eval.cases import shown_mode
 from medsam3.eval.overview import result_tables
 from medsam3.eval.pictures import PREDICTED_COLOUR, REFERENCE_COLOUR, Picture, chosen_cases, draw_case
 from medsam3.eval.plots import box_plots_svg, calibration_svg
 from medsam3.eval.results import Results, write_results
 from medsam3.eval.tables import MODE_NAMES, Table, cases_csv, markdown, number, rows_csv
-from medsam3.io.files import replacing
-from medsam3.io.index import IndexRow
+from medsam3.store import replacing
 
 _STYLE = """
 :root { color-scheme: light; }

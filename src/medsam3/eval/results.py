@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from medsam3.data.duplicates import NearDuplicate
 from medsam3.eval.answers import Failure
 from medsam3.eval.beside import BesideRow
 from medsam3.eval.cases import EvalConfig
-from medsam3.eval.duplicates import NearDuplicate
 from medsam3.eval.provenance import Provenance
 from medsam3.eval.records import CaseResult
 from medsam3.eval.saved import FORM
 from medsam3.eval.summary import Summary
-from medsam3.io.files import replacing
+from medsam3.store import replacing
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from medsam3.data.duplicates import NearDuplicate
+from medsam3.data.index import Fold
 from medsam3.errors import InputError
 from medsam3.eval.answers import Failure
 from medsam3.eval.cases import EvalConfig
-from medsam3.eval.duplicates import NearDuplicate
 from medsam3.eval.provenance import Provenance
 from medsam3.eval.records import CaseResult
-from medsam3.io.index import Fold
 
 FORM = 2
 """Raised when the JSON changes so that older readers would misread it."""

@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 
 from medsam3.eval.cases import EvalMode, Phrasing
-from medsam3.eval.instances import cgf1, positive_micro_f1
-from medsam3.eval.intervals import Estimate, mean_interval, paired_interval, statistic_interval
-from medsam3.eval.presence import Calibration, auroc, calibration, verdicts
 from medsam3.eval.records import CaseResult
+from medsam3.measure.instances import cgf1, positive_micro_f1
+from medsam3.measure.intervals import Estimate, mean_interval, paired_interval, statistic_interval
+from medsam3.measure.presence import Calibration, auroc, calibration, verdicts
 
 ALL = "all"
 _MODE_ORDER: dict[EvalMode, int] = {"T": 0, "TB": 1, "I": 2, "TI": 3}

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+from medsam3.data.duplicates import NearDuplicate
 from medsam3.eval.cases import EvalMode
 from medsam3.eval.compare import Comparison
-from medsam3.eval.duplicates import NearDuplicate
-from medsam3.eval.intervals import Estimate
 from medsam3.eval.records import CaseResult
 from medsam3.eval.summary import ALL, Scope, Summary
+from medsam3.measure.intervals import Estimate
 
 MODE_NAMES: dict[EvalMode, str] = {
     "T": "text",

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medsam3.data.index import IndexRow, concept_mask
 from medsam3.errors import InputError
 from medsam3.eval.answers import Asked, Bench, Failure, Progress, case_result
 from medsam3.eval.cases import Question, Truth, VolumeWay, truth_of
@@ -23,7 +24,6 @@ from medsam3.eval.records import CaseResult
 from medsam3.geometry import BoolArray
 from medsam3.image import Image, Masks
 from medsam3.io import read
-from medsam3.io.index import IndexRow, concept_mask
 from medsam3.io.labels import label_stack, label_values
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.run import segment

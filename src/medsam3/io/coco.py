@@ -16,8 +16,8 @@ import numpy as np
 from medsam3.errors import require
 from medsam3.geometry import BoolArray, box_of_mask, coco_xywh_from_xyxy
 from medsam3.image import Image, Masks, ObjectMask
-from medsam3.io.files import replacing
 from medsam3.io.labels import check_masks
+from medsam3.store import replacing
 
 UNNAMED_CONCEPT = "object"
 

@@ -20,8 +20,8 @@ from medsam3.errors import InputError, require
 from medsam3.geometry import index_from_world
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.dicom import DICOM_ERRORS, frame_count, frame_places, open_dataset, quiet_pydicom
-from medsam3.io.files import replacing
 from medsam3.io.labels import check_masks
+from medsam3.store import replacing
 
 LOCAL_SCHEME = "99MEDSAM3"
 """Coding scheme of phrases that the concept table gives no standard code."""

@@ -1,4 +1,4 @@
-"""What every reader and writer needs of the file system: telling formats apart, and replacing a file in one step.
+"""What every reader needs of the file system: telling formats apart, and limits of size.
 
 Knows nothing of pixels beyond their number.
 """
@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
-from uuid import uuid4
 
 from medsam3.errors import InputError
 
@@ -94,39 +91,10 @@ def check_size(frames: int, height: int, width: int) -> None:
         )
 
 
-@contextmanager
-def replacing(path: Path, suffix: str) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and is removed when it does not.
-
-    Args:
-        path: The file to be; one that exists is replaced.
-        suffix: Ending of the temporary name, for libraries that choose the format by it.
-
-    Raises:
-        InputError: The folder or the file cannot be written.
-    """
-    temporary = path.with_name(f".{uuid4().hex}{suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(f"{path} cannot be written ({reason}): give a folder that you may write to") from error
-    finally:
-        _remove(temporary)
-
-
 def first_line(error: Exception) -> str:
     """The first line of another library's message, for one-line errors."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(":") if lines else type(error).__name__
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink()
-    except OSError:
-        return
 
 
 def _head(path: Path) -> bytes:

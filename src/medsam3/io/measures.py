@@ -19,8 +19,8 @@ from scipy.spatial import ConvexHull, distance
 
 from medsam3.geometry import BoolArray, FloatArray
 from medsam3.image import Image, Masks, ObjectMask
-from medsam3.io.files import replacing
 from medsam3.io.labels import check_masks
+from medsam3.store import replacing
 
 
 @dataclass(frozen=True)

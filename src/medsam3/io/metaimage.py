@@ -15,10 +15,11 @@ import numpy as np
 from medsam3.errors import InputError
 from medsam3.geometry import Affine, affine_from_directions
 from medsam3.image import Image, LazyFrames, Masks
-from medsam3.io.files import check_size, replacing
+from medsam3.io.files import check_size
 from medsam3.io.labels import combined_labels
 from medsam3.io.place import label_place
 from medsam3.io.raw_voxels import RawSlices, check_finite, map_voxels
+from medsam3.store import replacing
 
 LEGEND_KEY = "medsam3"
 _HEADER_LIMIT = 1 << 20

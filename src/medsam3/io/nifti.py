@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from medsam3.errors import InputError, require
 from medsam3.geometry import Affine, check_affine, lps_from_nifti, nifti_from_lps
 from medsam3.image import Image, Kind, LazyFrames, Masks, Pixels
-from medsam3.io.files import check_size, first_line, replacing
+from medsam3.io.files import check_size, first_line
 from medsam3.io.labels import combined_labels
 from medsam3.io.place import label_place
 from medsam3.io.raw_voxels import check_finite, map_voxels
+from medsam3.store import replacing
 
 _MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 _COMMENT = 6  # NIfTI extension code for plain text

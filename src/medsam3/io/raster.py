@@ -20,8 +20,9 @@ import PIL.PngImagePlugin
 
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks, Pixels
-from medsam3.io.files import MAX_PICTURE_PIXELS, check_size, first_line, replacing
+from medsam3.io.files import MAX_PICTURE_PIXELS, check_size, first_line
 from medsam3.io.labels import combined_labels
+from medsam3.store import replacing
 from medsam3.view.draw import overlay
 from medsam3.view.view import view_of
 

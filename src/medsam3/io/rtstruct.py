@@ -21,8 +21,8 @@ from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.contours import filled, outlines
 from medsam3.io.dicom import DICOM_ERRORS, open_dataset, quiet_pydicom
 from medsam3.io.dicom_seg import TYPE_2, code_of
-from medsam3.io.files import replacing
 from medsam3.io.labels import check_masks
+from medsam3.store import replacing
 from medsam3.view.draw import COLOURS
 
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"

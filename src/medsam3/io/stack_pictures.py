@@ -10,9 +10,9 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from medsam3.image import Image, Masks, ObjectMask
-from medsam3.io.files import replacing
 from medsam3.io.labels import check_masks
 from medsam3.io.video import write_mp4
+from medsam3.store import replacing
 from medsam3.view.draw import COLOURS, FILL_OPACITY, overlay
 from medsam3.view.view import View, view_of
 

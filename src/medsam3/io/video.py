@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from medsam3.errors import InputError, require
 from medsam3.image import Image, LazyFrames, Pixels
-from medsam3.io.files import check_size, first_line, replacing
+from medsam3.io.files import check_size, first_line
+from medsam3.store import replacing
 
 RGB = NDArray[np.uint8]
 DEFAULT_FPS = 25.0

@@ -10,8 +10,8 @@ from medsam3.errors import InputError
 from medsam3.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
-    from medsam3.models.checkpoints import Conversion
-    from medsam3.models.sam3_lora import LoraSource
+    from medsam3.models.sam3.checkpoints import Conversion
+    from medsam3.models.sam3.lora import LoraSource
 
 Loader = Callable[[Path | None, str], Segmenter]
 """From a weights file (None: the ones that come with the model) and a device to a model."""
@@ -97,7 +97,7 @@ def convert_sam3(
     """
     import torch  # noqa: PLC0415
 
-    from medsam3.models.checkpoints import convert  # noqa: PLC0415
+    from medsam3.models.sam3.checkpoints import convert  # noqa: PLC0415
 
     formats = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     return convert(source, out_dir, lora=lora, dtype=formats[dtype], vocabulary=vocabulary)
@@ -137,7 +137,7 @@ def _beside_mini(name: str) -> Loader:
     def load_shipped(weights: Path | None, device: str) -> Segmenter:
         if weights is not None:
             raise InputError(f"model {name} has its own weights, {weights} were given too: give them to model mini")
-        from medsam3.models.mini import SHIPPED_WEIGHTS  # noqa: PLC0415
+        from medsam3.models.mini.segmenter import SHIPPED_WEIGHTS  # noqa: PLC0415
 
         return _load_mini(SHIPPED_WEIGHTS.with_name(f"{name}.safetensors"), device, name)
 
@@ -148,10 +148,10 @@ def _load_mini(weights: Path | None, device: str, name: str = "mini") -> Segment
     if device != "cpu":
         raise InputError(f"model mini was asked for on {device!r}, it runs on cpu: leave the device out")
     checked = None if weights is None else check_safetensors(weights)
-    from medsam3.models.encoder_files import locate  # noqa: PLC0415
+    from medsam3.models.mini.encoder_files import locate  # noqa: PLC0415
 
     encoders = locate()
-    from medsam3.models.mini import MiniOptions, load_mini  # noqa: PLC0415  torch only once all files are there
+    from medsam3.models.mini.segmenter import MiniOptions, load_mini  # noqa: PLC0415  torch only once all files are there
 
     return load_mini(checked, encoders, MiniOptions(name))
 
@@ -163,8 +163,8 @@ def _load_sam3(
     lora: LoraSource | Path | str | None = None,
     vocabulary: Path | None = None,
 ) -> Segmenter:
-    from medsam3.models.sam3 import Sam3Options, load_sam3  # noqa: PLC0415  torch, and the code of the large model
-    from medsam3.models.sam3_lora import LoraSource  # noqa: PLC0415
+    from medsam3.models.sam3.lora import LoraSource  # noqa: PLC0415
+    from medsam3.models.sam3.segmenter import Sam3Options, load_sam3  # noqa: PLC0415  torch, and the code of the large model
 
     adapter = LoraSource(Path(lora)) if isinstance(lora, (str, Path)) else lora
     return load_sam3(weights or SAM3_NAME, options=Sam3Options(device=device), lora=adapter, vocabulary=vocabulary)

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from typing import IO, Any
 
-from medsam3.models.byte_cache import ByteCache
+from medsam3.models.sam3.byte_cache import ByteCache
 
 
 class KeptFrames:

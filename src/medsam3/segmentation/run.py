@@ -139,14 +139,14 @@ def segment_runs(
 def tracker_for(segmenter: Segmenter) -> Tracker:
     """The tracker that goes with a model; the box around the last mask where it has none of its own."""
     if segmenter.name == "mini":
-        from medsam3.models.mini import MiniSegmenter  # noqa: PLC0415  torch, which the model has loaded by now
-        from medsam3.models.mini_tracker import MiniTracker  # noqa: PLC0415
+        from medsam3.models.mini.segmenter import MiniSegmenter  # noqa: PLC0415  torch, which the model has loaded by now
+        from medsam3.models.mini.tracker import MiniTracker  # noqa: PLC0415
 
         if isinstance(segmenter, MiniSegmenter):
             return MiniTracker(segmenter)
     if segmenter.name.startswith("sam3"):
-        from medsam3.models.sam3 import Sam3Segmenter  # noqa: PLC0415
-        from medsam3.models.sam3_memory import Sam3Tracker  # noqa: PLC0415
+        from medsam3.models.sam3.memory import Sam3Tracker  # noqa: PLC0415
+        from medsam3.models.sam3.segmenter import Sam3Segmenter  # noqa: PLC0415
 
         if isinstance(segmenter, Sam3Segmenter) and segmenter.has_tracker:
             return Sam3Tracker(segmenter)

@@ -15,7 +15,7 @@ import PIL.ImageEnhance
 import PIL.ImageFilter
 from numpy.typing import NDArray
 
-from medsam3.models.letterbox import SIDE
+from medsam3.models.mini.letterbox import SIDE
 
 RGB = NDArray[np.uint8]
 Labels = NDArray[np.int32]

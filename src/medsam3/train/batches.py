@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medsam3 import concepts
+from medsam3.data.samples import Instances, Sample, Target, foreign_concepts
 from medsam3.geometry import box_of_mask, normalised_cxcywh_from_xyxy
-from medsam3.models.letterbox import SIDE
-from medsam3.train.data import Instances, Sample, Target, foreign_concepts
+from medsam3.models.mini.letterbox import SIDE
 from medsam3.train.losses import PromptTarget
 from medsam3.train.pictures import Views
 

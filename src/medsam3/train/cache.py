@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam3.models.letterbox import SIDE, letterbox, letterbox_labels
+from medsam3.data.samples import Sample
+from medsam3.models.mini.letterbox import SIDE, letterbox, letterbox_labels
 from medsam3.train.augment import view_generator, view_of, warp_pixels
-from medsam3.train.data import Sample
 from medsam3.train.stain import restain
 
 NECK_SHAPE = (256, 64, 64)

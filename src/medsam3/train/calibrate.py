@@ -18,17 +18,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsam3.eval.metrics import dice
-from medsam3.eval.presence import auroc
+from medsam3.data.samples import Sample
 from medsam3.geometry import box_of_mask
-from medsam3.models.box_decoder import Geometry
-from medsam3.models.letterbox import SIDE, Letterbox, letterbox_labels
-from medsam3.models.mini import CloserLook, MiniFeatures, MiniSegmenter, with_second_presence
-from medsam3.models.mini_card import MiniThresholds
-from medsam3.models.mini_objects import blend_where_agreed
+from medsam3.measure.outline import dice
+from medsam3.measure.presence import auroc
+from medsam3.models.mini.box_decoder import Geometry
+from medsam3.models.mini.card import MiniThresholds
+from medsam3.models.mini.letterbox import SIDE, Letterbox, letterbox_labels
+from medsam3.models.mini.objects import blend_where_agreed
+from medsam3.models.mini.segmenter import CloserLook, MiniFeatures, MiniSegmenter, with_second_presence
 from medsam3.prompts import Box, Prompt
 from medsam3.train.cache import CachedView
-from medsam3.train.data import Sample
 
 Logits = NDArray[np.float32]
 MASK_GRID = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)

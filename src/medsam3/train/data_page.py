@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from medsam3.data.report import SPLITS, TINY_PIXELS, DataReport, Duplicate
+from medsam3.data.samples import RGB, Sample
 from medsam3.eval.pictures import outlined
-from medsam3.io.files import replacing
-from medsam3.train.data import RGB, Sample
-from medsam3.train.data_report import SPLITS, TINY_PIXELS, DataReport, Duplicate
+from medsam3.store import replacing
 
 PER_CONCEPT = 6
 _MOST_NAMED = 5

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medsam3.errors import InputError
-from medsam3.models.efficientnet import convert_efficientnet
-from medsam3.models.mini_detector import MiniDetector
-from medsam3.models.text_encoder import TextEncoder
+from medsam3.models.mini.detector import MiniDetector
+from medsam3.models.mini.efficientnet import convert_efficientnet
+from medsam3.models.mini.text_encoder import TextEncoder
 from medsam3.train.batches import Batch, BatchMaker, prefetched
 from medsam3.train.losses import LossWeights
 from medsam3.train.mini_config import FitConfig, Trains

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from medsam3.models.mini_detector import MiniDetectorConfig
+from medsam3.models.mini.detector import MiniDetectorConfig
 from medsam3.train.batches import SamplingConfig
 from medsam3.train.losses import LossWeights
 

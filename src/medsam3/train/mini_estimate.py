@@ -16,10 +16,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from medsam3.models.letterbox import letterbox
+from medsam3.data.samples import Sample
+from medsam3.models.mini.letterbox import letterbox
 from medsam3.train.batches import Batch, BatchMaker, Maker, prefetched
 from medsam3.train.cache import NECK_SHAPE, CachedView, Encode, load_or_make_view
-from medsam3.train.data import Sample
 from medsam3.train.mini_config import FitConfig
 from medsam3.train.pictures import CachedViews, LiveViews, Views
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from medsam3.models.detector import ExemplarBoxes, PromptTokens, decode_masks, detect, select_items
-from medsam3.models.mini_detector import MiniDetector
-from medsam3.models.text_encoder import TextEncoder
+from medsam3.models.mini.detector import MiniDetector
+from medsam3.models.mini.text_encoder import TextEncoder
 from medsam3.train.batches import Batch, Question
 from medsam3.train.losses import mask_losses, query_losses, weigh
 from medsam3.train.mini_config import FitConfig

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsam3 import concepts
+from medsam3.data.samples import Sample, Target, is_sided
 from medsam3.geometry import box_of_mask
-from medsam3.models.letterbox import letterbox, letterbox_labels
+from medsam3.models.mini.letterbox import letterbox, letterbox_labels
 from medsam3.train.augment import random_view, view_of, warp_labels, warp_pixels
 from medsam3.train.cache import RESTAINED_CONCEPT, CachedView
-from medsam3.train.data import Sample, Target, is_sided
 from medsam3.train.stain import restain
 from medsam3.view.crops import Crop, random_window
 

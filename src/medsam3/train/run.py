@@ -20,23 +20,23 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from medsam3 import __version__
+from medsam3.data.samples import Sample
 from medsam3.errors import InputError
-from medsam3.models.box_decoder import BoxDecoder
-from medsam3.models.encoder_files import LITE_MEDSAM, TRUNK, locate, locate_trunk
-from medsam3.models.mini import (
+from medsam3.models.mini.box_decoder import BoxDecoder
+from medsam3.models.mini.card import MiniCard, MiniThresholds, read_card
+from medsam3.models.mini.detector import MiniDetector, MiniDetectorConfig
+from medsam3.models.mini.encoder_files import LITE_MEDSAM, TRUNK, locate, locate_trunk
+from medsam3.models.mini.segmenter import (
     ImageEncoder,
     MiniSegmenter,
     load_mini,
     read_lite_medsam,
 )
-from medsam3.models.mini_card import MiniCard, MiniThresholds, read_card
-from medsam3.models.mini_detector import MiniDetector, MiniDetectorConfig
-from medsam3.models.text_encoder import TextEncoder, blank_text_model
-from medsam3.models.tinyvit import TinyViT
+from medsam3.models.mini.text_encoder import TextEncoder, blank_text_model
+from medsam3.models.mini.tinyvit import TinyViT
 from medsam3.train.batches import Batch, BatchMaker
 from medsam3.train.cache import CachedView, Encode, load_or_make_view, view_folder
 from medsam3.train.calibrate import Calibration, calibrate, collect, text_dice
-from medsam3.train.data import Sample
 from medsam3.train.fit import Hooks, Progress, Start, fit, freeze_all_but, new_state, train_step
 from medsam3.train.mini_config import FitConfig
 from medsam3.train.mini_estimate import cost_lines, measure, planned

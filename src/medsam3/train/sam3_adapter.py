@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medsam3.models.sam3_keys import places
-from medsam3.models.sam3_network import Sam3Network
+from medsam3.models.sam3.keys import places
+from medsam3.models.sam3.network import Sam3Network
 from medsam3.train.sam3_config import LoraConfig
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam3 import concepts
-from medsam3.models.sam3_objects import stretched
+from medsam3.data.samples import RGB, Instances, Sample, is_sided
+from medsam3.models.sam3.objects import stretched
 from medsam3.train.augment import view_of, warp_labels, warp_pixels
 from medsam3.train.batches import VISUAL_PHRASE, Question, ask, choose_prompts, dataset_chances, prompt_target
-from medsam3.train.data import RGB, Instances, Sample, is_sided
 from medsam3.train.sam3_cache import TrunkCache
 from medsam3.train.sam3_config import Sam3FitConfig
 

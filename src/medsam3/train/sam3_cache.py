@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsam3.train.data import Sample
+from medsam3.data.samples import Sample
 
 BYTES_AT_FULL_SIZE = 2 * 1024 * 72 * 72
 

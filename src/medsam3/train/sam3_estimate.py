@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from medsam3.models.sam3_network import Sam3Network
+from medsam3.models.sam3.network import Sam3Network
 from medsam3.train.parts import PartSize
 from medsam3.train.sam3_config import Sam3FitConfig
 from medsam3.train.sam3_trainee import sides_of

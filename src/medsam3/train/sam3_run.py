@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from medsam3 import __version__
+from medsam3.data.samples import Sample, foreign_concepts
 from medsam3.errors import InputError
-from medsam3.eval.metrics import dice
-from medsam3.models.checkpoints import WEIGHTS_FILE, Checkpoint, read_adapter, read_checkpoint, write_folder
-from medsam3.models.clip_phrases import PhraseTokenizer, load_tokenizer, vocabulary_files
+from medsam3.measure.outline import dice
 from medsam3.models.detector import PromptTokens
-from medsam3.models.sam3 import Sam3Options, load_sam3
-from medsam3.models.sam3_lora import LoraSource, merge
-from medsam3.models.sam3_network import Architecture, Sam3Network, at_image_size, blank_network, fill_network
+from medsam3.models.sam3.checkpoints import WEIGHTS_FILE, Checkpoint, read_adapter, read_checkpoint, write_folder
+from medsam3.models.sam3.clip_phrases import PhraseTokenizer, load_tokenizer, vocabulary_files
+from medsam3.models.sam3.lora import LoraSource, merge
+from medsam3.models.sam3.network import Architecture, Sam3Network, at_image_size, blank_network, fill_network
+from medsam3.models.sam3.segmenter import Sam3Options, load_sam3
 from medsam3.prompts import Prompt
-from medsam3.train.data import Sample, foreign_concepts
 from medsam3.train.fit import Progress
 from medsam3.train.parts import table_of
 from medsam3.train.run import curve_summary, data_summary, describe_data

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from medsam3.models.clip_phrases import PhraseTokenizer
 from medsam3.models.detector import (
     Detection,
     PromptTokens,
@@ -24,8 +23,9 @@ from medsam3.models.detector import (
     detect,
     select_items,
 )
-from medsam3.models.sam3_network import Sam3Network, fill_constants
-from medsam3.models.sam3_objects import padded
+from medsam3.models.sam3.clip_phrases import PhraseTokenizer
+from medsam3.models.sam3.network import Sam3Network, fill_constants
+from medsam3.models.sam3.objects import padded
 from medsam3.train.losses import PromptTarget, mask_losses, query_losses, weigh
 from medsam3.train.mini_loss import exemplar_boxes
 from medsam3.train.parts import Parts, PartSize, sizes_by_part

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from medsam3.errors import InputError, require
 from medsam3.eval.baselines.squares import SquareBatch, Squares, square_batch, training_batch
 from medsam3.eval.baselines.unet import MASK_THRESHOLD, unet
-from medsam3.io.files import first_line, replacing
+from medsam3.io.files import first_line
+from medsam3.store import replacing
 
 OnStep = Callable[[int, int, float], None]
 """Called with steps done, steps in all, and the best validation Dice so far (NaN before the first)."""

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from medsam3.errors import InputError
 from medsam3.image import Masks
-from medsam3.models.box_decoder import BoxDecoder, Geometry
-from medsam3.models.encoder_files import locate
-from medsam3.models.letterbox import Letterbox, letterbox, square_tensor
-from medsam3.models.tinyvit import TinyViT, convert_lite_medsam
+from medsam3.models.mini.box_decoder import BoxDecoder, Geometry
+from medsam3.models.mini.encoder_files import locate
+from medsam3.models.mini.letterbox import Letterbox, letterbox, square_tensor
+from medsam3.models.mini.tinyvit import TinyViT, convert_lite_medsam
 from medsam3.prompts import Prompt
 
 RGB = NDArray[np.uint8]

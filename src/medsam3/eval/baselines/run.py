@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from medsam3.data.index import IndexRow
 from medsam3.errors import InputError
 from medsam3.eval.answers import Bench, Failure, Progress
 from medsam3.eval.baselines.fit import FitState, UnetConfig, fit_unet, stopped_by
@@ -25,8 +26,7 @@ from medsam3.eval.benchmark import run_benchmark
 from medsam3.eval.cases import EvalConfig, EvalMode
 from medsam3.eval.provenance import data_hash
 from medsam3.eval.records import Journal
-from medsam3.io.files import replacing
-from medsam3.io.index import IndexRow
+from medsam3.store import replacing
 
 BASELINE_MODES: dict[str, EvalMode] = {"unet": "T", "litemedsam": "I"}
 VAL_SHARE = 5

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medsam3.concepts import side_of
+from medsam3.data.index import IndexRow
 from medsam3.eval.cases import load_truth
 from medsam3.geometry import BoolArray
 from medsam3.io import read
-from medsam3.io.index import IndexRow
-from medsam3.models.letterbox import SIDE, letterbox, letterbox_labels
+from medsam3.models.mini.letterbox import SIDE, letterbox, letterbox_labels
 from medsam3.view.view import view_of
 
 MOST_DEGREES = 20.0

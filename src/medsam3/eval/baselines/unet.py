@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from medsam3.errors import InputError, require
 from medsam3.eval.cases import connected_parts
 from medsam3.image import Masks
-from medsam3.models.letterbox import Letterbox, letterbox, square_tensor
+from medsam3.models.mini.letterbox import Letterbox, letterbox, square_tensor
 from medsam3.prompts import Prompt
 
 CHANNELS = (16, 32, 64, 128, 256)

@@ -1,0 +1,1 @@
+"""Data sets with ground truth, for training and for evaluation."""

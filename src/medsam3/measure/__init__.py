@@ -1,0 +1,1 @@
+"""Measures of outlines, objects and presence, and their confidence intervals."""

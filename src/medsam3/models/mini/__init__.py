@@ -1,0 +1,1 @@
+"""The small model: frozen public encoders and a detector trained here."""

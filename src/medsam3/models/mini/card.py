@@ -1,0 +1,84 @@
+"""The card of the small model's weights: sizes, thresholds, how they were made. Knows the file's form, no tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medsam3.errors import InputError
+from medsam3.models.mini.detector import MiniDetectorConfig
+
+
+@dataclass(frozen=True)
+class MiniThresholds:
+    """Fitted on the validation split and stored beside the weights.
+
+    Attributes:
+        presence: Least presence probability at which a concept counts as there.
+        mask: Probability above which a pixel belongs to the concept.
+        box_share: Weight in 0..1 of the box decoder's logits where a phrase and a box are given.
+        refine_share: Weight in 0..1 of the box decoder's logits where a phrase alone is given and both agree.
+        refine_iou: Least intersection over union at which they agree.
+        closer_share: Weight in 0..1 of the logits from a closer look at the found parts; 0 takes no such look.
+        closer_presence: Weight in 0..1 of that look's logit in the presence of a phrase.
+    """
+
+    presence: float = 0.5
+    mask: float = 0.5
+    box_share: float = 0.5
+    refine_share: float = 0.0
+    refine_iou: float = 0.8
+    closer_share: float = 0.0
+    closer_presence: float = 0.0
+
+    @property
+    def looks_closer(self) -> bool:
+        """Whether a closer look counts for anything."""
+        return self.closer_share > 0 or self.closer_presence > 0
+
+
+@dataclass(frozen=True)
+class MiniCard:
+    """What stands beside the weights: sizes of each detector, thresholds, and how they were made."""
+
+    detectors: tuple[MiniDetectorConfig, ...]
+    thresholds: MiniThresholds
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """Names of what the weights were taught; () where the card is of an older version, which did not say."""
+        return tuple(self.about.get("concepts", ()))
+
+
+def _listed(content: dict[str, Any] | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One detector is written alone, several as a list."""
+    return content if isinstance(content, list) else [content]
+
+
+def read_card(weights: Path) -> MiniCard:
+    """The JSON card beside a weights file, after checking that it belongs to that file.
+
+    Raises:
+        InputError: Missing, not of the form that `medsam3 train` writes, or made for another file (SHA-256).
+    """
+    path = weights.with_suffix(".json")
+    if not weights.is_file() or not path.is_file():
+        raise InputError(f"{weights} and {path.name} are not both there: keep the two files of a training run together")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        card = MiniCard(
+            detectors=tuple(MiniDetectorConfig(**config) for config in _listed(content["detector"])),
+            thresholds=MiniThresholds(**content["thresholds"]),
+            about=content,
+        )
+        expected = str(content["sha256"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a card that medsam3 train writes ({error!r}): take it from the run") from error
+    got = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if got != expected:
+        raise InputError(f"{weights} has SHA-256 {got}, its card says {expected}: copy both files of the run again")
+    return card

@@ -1,0 +1,409 @@
+"""The small model as a segmenter: frozen LiteMedSAM and MiniLM, and the detector trained on top of them.
+
+`encode` runs the image encoder once; `decode` answers phrases and exemplars with the detector, boxes and points with
+LiteMedSAM's own mask decoder, and a phrase with a box with both. Runs on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from medsam3.concepts import side_of
+from medsam3.errors import InputError
+from medsam3.geometry import box_of_mask, normalised_cxcywh_from_xyxy
+from medsam3.image import Masks, ObjectMask
+from medsam3.models.detector import ExemplarBoxes, VisionLevels, decode_masks, detect
+from medsam3.models.mini.box_decoder import BoxDecoder, Geometry
+from medsam3.models.mini.card import MiniCard, read_card
+from medsam3.models.mini.detector import MiniDetector
+from medsam3.models.mini.encoder_files import EncoderFiles
+from medsam3.models.mini.letterbox import SIDE, Letterbox, letterbox, square_tensor
+from medsam3.models.mini.objects import agreeing, blend_where_agreed, split_objects
+from medsam3.models.mini.phrase_table import vectors_of
+from medsam3.models.mini.text_encoder import TextEncoder
+from medsam3.models.mini.tinyvit import TinyViT, convert_lite_medsam
+from medsam3.models.phrase_reader import PhraseReader, Reading
+from medsam3.prompts import Box, Prompt
+from medsam3.view.crops import Crop, closer_window
+
+SHIPPED_WEIGHTS = Path(__file__).parents[2] / "weights" / "mini.safetensors"
+VISUAL_PHRASE = "visual"
+MOST_REFINED = 4
+LOOKED_AT_FROM = 0.1
+"""Least presence in the whole frame at which a phrase is worth a closer look."""
+MOST_WINDOWS = 4
+"""Of one frame, how many windows' features are kept for the next phrase."""
+CLICK_HALF_SIDES_PX = (8, 16, 28, 44, 64, 96)
+RGB = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class MiniOptions:
+    """What is chosen when the model is loaded.
+
+    Attributes:
+        name: Of the weights, for tables and file names.
+        flips: Ask phrases of the mirrored square too, and answer with the mean of both; twice the time.
+    """
+
+    name: str = "mini"
+    flips: bool = False
+
+
+@dataclass(frozen=True)
+class MiniFeatures:
+    """One encoded frame. The neck, which boxes, clicks and following need, is computed when it is first asked for, and
+    so are the features of the mirrored square and of a window of the frame; `closer` is None where the frame itself is
+    not at hand. Answers are kept: of the detector for what is asked again, in other words or with a box; of the box
+    decoder the last one, for the same boxes asked with another phrase.
+    """
+
+    place: Letterbox
+    levels: tuple[VisionLevels, ...]  # one for each detector
+    make_neck: Callable[[], Tensor]
+    make_mirrored: Callable[[], tuple[VisionLevels, ...]]
+    closer: Callable[[Crop], MiniFeatures] | None = None
+    asked: dict[tuple[str, tuple[Box, ...]], ConceptMap] = field(default_factory=dict, repr=False)
+    drawn: dict[tuple[Box, ...], Tensor] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def neck(self) -> Tensor:
+        """LiteMedSAM's features (1, 256, 64, 64)."""
+        return self.make_neck()
+
+    @cached_property
+    def mirrored(self) -> tuple[VisionLevels, ...]:
+        """The levels of the mirrored square."""
+        return self.make_mirrored()
+
+
+@dataclass(frozen=True)
+class ConceptMap:
+    """The detector's answer over the square."""
+
+    presence: float
+    logits: Tensor  # (256, 256)
+
+
+@dataclass(frozen=True)
+class CloserLook:
+    """What a phrase gives in a window of the frame, enlarged to the whole square."""
+
+    window: Crop
+    presence: float
+    logits: Tensor  # (h, w) of the window
+
+    def onto(self, logits: Tensor, share: float) -> Tensor:
+        """The frame's logits (H, W), mixed inside the window with `share` of these."""
+        mixed = logits.clone()
+        self.window.cut(mixed).lerp_(self.logits, share)
+        return mixed
+
+
+class ImageEncoder:
+    """LiteMedSAM's frozen image encoder on squares of 256 x 256."""
+
+    def __init__(self, state: dict[str, Tensor], *, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+        self.model = TinyViT()
+        self.model.load_state_dict(convert_lite_medsam(state))
+        self.model.eval().requires_grad_(False).to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def neck(self, square: RGB) -> Tensor:
+        """Neck features (1, 256, 64, 64) float32 of a square (256, 256, 3) uint8."""
+        with torch.inference_mode():
+            features = self.model(square_tensor(square).to(self.dtype))
+        result: Tensor = features.neck.float()
+        return result
+
+
+def read_lite_medsam(path: Path) -> dict[str, Tensor]:
+    """All tensors of `lite_medsam.pth`; the file was checked by its SHA-256 when it was located."""
+    state: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")
+    return state
+
+
+class MiniSegmenter:
+    """The small model; see `models.segmenter.Segmenter`. Where it has several detectors, their mean logits answer."""
+
+    def __init__(
+        self,
+        images: ImageEncoder,
+        texts: TextEncoder,
+        boxes: BoxDecoder,
+        detectors: Sequence[MiniDetector],
+        card: MiniCard,
+        options: MiniOptions | None = None,
+    ) -> None:
+        self.images, self.texts, self.boxes, self.card = images, texts, boxes, card
+        self.options = options or MiniOptions()
+        self.detectors = [detector.eval().requires_grad_(False) for detector in detectors]
+        self._texts_of = [texts if d.text_lora is None else texts.adapted(d.text_lora) for d in self.detectors]
+
+    def with_flips(self) -> MiniSegmenter:
+        """The same weights, which ask phrases of the mirrored square too."""
+        options = replace(self.options, flips=True)
+        return MiniSegmenter(self.images, self.texts, self.boxes, self.detectors, self.card, options)
+
+    @property
+    def name(self) -> str:
+        """`mini`, or the name of other weights that ship beside it."""
+        return self.options.name
+
+    def encode(self, rgb: RGB) -> MiniFeatures:
+        """Features of one frame (H, W, 3) uint8."""
+        square, place = letterbox(rgb)
+        features = self.features(square, place, self._needed_neck(square))
+        return replace(features, closer=self.closer_features(rgb))
+
+    def read(self, phrase: str) -> Reading:
+        """What a phrase is taken to mean: a concept that the weights were taught, or what it says."""
+        return self._reader.read(phrase)
+
+    @cached_property
+    def _reader(self) -> PhraseReader:
+        return PhraseReader(self.card.concepts, lambda phrases: vectors_of(phrases, self.texts))
+
+    def closer_features(self, rgb: RGB) -> Callable[[Crop], MiniFeatures]:
+        """Features of a frame's windows, the last few of which are kept for the next phrase."""
+        return lru_cache(MOST_WINDOWS)(lambda window: self.encode(window.cut(rgb)))
+
+    def features(self, square: RGB, place: Letterbox, neck: Tensor | None = None) -> MiniFeatures:
+        """The same from a square, with its neck (1, 256, 64, 64) where that is already there."""
+        make_neck = partial(self.images.neck, square) if neck is None else lambda: neck
+        return MiniFeatures(place, self._levels(square, neck), make_neck, partial(self._mirrored_levels, square))
+
+    def _mirrored_levels(self, square: RGB) -> tuple[VisionLevels, ...]:
+        mirrored = np.ascontiguousarray(square[:, ::-1])
+        return self._levels(mirrored, self._needed_neck(mirrored))
+
+    def _levels(self, square: RGB, neck: Tensor | None) -> tuple[VisionLevels, ...]:
+        with torch.inference_mode():
+            return tuple(detector.levels(square_tensor(square), neck) for detector in self.detectors)
+
+    def _needed_neck(self, square: RGB) -> Tensor | None:
+        """LiteMedSAM's features where a detector stands on them."""
+        return self.images.neck(square) if any(detector.config.is_frozen for detector in self.detectors) else None
+
+    def decode(self, features: MiniFeatures, prompt: Prompt, *, threshold: float | None = None) -> Masks:
+        """Objects over (1, H, W), best score first. `threshold` applies to presence x object score."""
+        with torch.inference_mode():
+            if prompt.text is None and not prompt.exemplars:
+                return self._decode_geometry(features, prompt, threshold)
+            return self._decode_concept(features, prompt, threshold)
+
+    def concept_map(self, features: MiniFeatures, text: str | None, exemplars: tuple[Box, ...] = ()) -> ConceptMap:
+        """Presence and pixel logits of a concept, from a phrase, exemplars, or both."""
+        phrase = VISUAL_PHRASE if text is None else self.read(text).text
+        if (phrase, exemplars) not in features.asked:
+            features.asked[phrase, exemplars] = self._new_map(features, phrase, exemplars)
+        return features.asked[phrase, exemplars]
+
+    def _new_map(self, features: MiniFeatures, phrase: str, exemplars: tuple[Box, ...]) -> ConceptMap:
+        boxes = _exemplars(exemplars, features.place)
+        presence, coarse = self._answer(features.levels, phrase, boxes)
+        if self.options.flips and side_of(phrase) is None:
+            second, mirrored = self._answer(features.mirrored, phrase, boxes.mirrored())
+            presence, coarse = (presence + second) / 2, (coarse + mirrored.flip(-1)) / 2
+        logits = torch.nn.functional.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear")
+        return ConceptMap(float(presence.sigmoid()), logits[0, 0])
+
+    def _answer(self, all_levels: tuple[VisionLevels, ...], phrase: str, boxes: ExemplarBoxes) -> tuple[Tensor, Tensor]:
+        """The detectors' mean logit of presence (), and of each pixel (1, 1, h, w)."""
+        presences, maps = [], []
+        for detector, texts, levels in zip(self.detectors, self._texts_of, all_levels, strict=True):
+            tokens = texts.encode([phrase])
+            detection = detect(detector, levels, detector.project_text(tokens.features, tokens.mask), boxes)
+            presences.append(detection.presence[-1, 0, 0])
+            maps.append(decode_masks(detector, levels, detection).semantic)
+        return torch.stack(presences).mean(), torch.stack(maps).mean(dim=0)
+
+    def probability_map(self, features: MiniFeatures, prompt: Prompt) -> NDArray[np.float32]:
+        """Probability (H, W) in 0..1 that a pixel belongs to the phrase's concept, given that it is there."""
+        with torch.inference_mode():
+            found = self.concept_map(features, prompt.text, prompt.exemplars)
+            look = self.closer_look(features, prompt, found) if self.card.thresholds.looks_closer else None
+            probability: NDArray[np.float32] = self._settled(features, prompt, found, look).sigmoid().numpy()
+            return probability
+
+    def refined(self, features: MiniFeatures, logits: Tensor) -> Tensor:
+        """LiteMedSAM's logits (256, 256) for boxes around the parts of a concept's logits (256, 256).
+
+        The logits come back unchanged where there is no part, or more than `MOST_REFINED`.
+        """
+        parts = split_objects(logits.sigmoid().numpy(), 0.5)
+        if not 0 < len(parts) <= MOST_REFINED:
+            return logits
+        boxes = torch.tensor([part.box for part in parts], dtype=torch.float32)
+        return self.boxes.decode(features.neck, Geometry(boxes=boxes)).logits.amax(dim=(0, 1))
+
+    def closer_look(self, features: MiniFeatures, prompt: Prompt, found: ConceptMap) -> CloserLook | None:
+        """A phrase asked again in a window around drawn boxes, or around all parts that the whole frame showed of it.
+
+        None where the concept is hardly there, what was found fills the frame, or the prompt has examples.
+        """
+        if features.closer is None or prompt.text is None or prompt.exemplars:
+            return None
+        edges = np.array([box.xyxy for box in prompt.boxes], dtype=np.float64)
+        if not len(edges):
+            parts = box_of_mask((found.logits > 0).numpy()) if found.presence >= LOOKED_AT_FROM else None
+            if parts is None:
+                return None
+            edges = features.place.boxes_from_square(np.array([parts]))
+        low, high = edges.min(axis=0), edges.max(axis=0)
+        shape = (features.place.height, features.place.width)
+        window = closer_window((low[0], low[1], high[2], high[3]), shape)
+        if window is None:
+            return None
+        near = features.closer(window)
+        again = self.concept_map(near, prompt.text, tuple(_moved(box, window) for box in prompt.boxes))
+        return CloserLook(window, again.presence, near.place.logits_to_frame(again.logits[None])[0])
+
+    def _decode_concept(self, features: MiniFeatures, prompt: Prompt, threshold: float | None) -> Masks:
+        limits = self.card.thresholds
+        found = self.concept_map(features, prompt.text, prompt.exemplars + prompt.boxes)
+        look = self.closer_look(features, prompt, found) if limits.looks_closer else None
+        presence = with_second_presence(found.presence, None if look is None else look.presence, limits.closer_presence)
+        # A drawn box or an example says that the concept is there; the phrase alone has to earn it.
+        is_present = presence >= limits.presence or bool(prompt.boxes) or prompt.text is None
+        objects: list[ObjectMask] = []
+        frame = (features.place.height, features.place.width)
+        if is_present if threshold is None else presence >= threshold:
+            probability = self._settled(features, prompt, found, look).sigmoid().numpy()
+            parts = agreeing(split_objects(probability, limits.mask), frame, prompt.points)
+            scored = [replace(part, score=presence * part.score) for part in parts]
+            kept = [part for part in scored if part.score >= (threshold or 0.0)]
+            objects = sorted(kept, key=lambda part: -part.score)
+        if prompt.text is None:
+            return Masks((1, *frame), tuple(objects))
+        return Masks((1, *frame), tuple(objects), prompt.text, presence, is_present)
+
+    def _settled(self, features: MiniFeatures, prompt: Prompt, found: ConceptMap, look: CloserLook | None) -> Tensor:
+        """A concept's logits over the frame (H, W) after the closer look and the box decoder were heard, the latter on
+        drawn boxes or on those of the parts.
+        """
+        limits, logits = self.card.thresholds, found.logits
+        if limits.refine_share and not prompt.boxes:
+            second = self.refined(features, logits).numpy()
+            logits = torch.from_numpy(
+                blend_where_agreed(logits.numpy(), second, limits.refine_share, limits.refine_iou)
+            )
+        framed = features.place.logits_to_frame(logits[None])[0]
+        if look is not None:
+            framed = look.onto(framed, limits.closer_share)
+        if prompt.boxes:
+            drawn = features.place.logits_to_frame(self._geometry_logits(features, prompt)).amax(dim=0)
+            framed = _inside_boxes(framed.lerp(drawn, limits.box_share), prompt.boxes)
+        return framed
+
+    def _decode_geometry(self, features: MiniFeatures, prompt: Prompt, threshold: float | None) -> Masks:
+        logits = features.place.logits_to_frame(self._geometry_logits(features, prompt))
+        probability = logits.sigmoid().numpy()  # (K, H, W)
+        masks = probability > 0.5
+        scores = [float(p[m].mean()) if m.any() else 0.0 for p, m in zip(probability, masks, strict=True)]
+        kept = [k for k, score in enumerate(scores) if score >= (threshold or 0.0)]
+        return Masks.from_dense(masks[kept][:, None], [scores[k] for k in kept])
+
+    def _geometry_logits(self, features: MiniFeatures, prompt: Prompt) -> Tensor:
+        """One logit map (K, 256, 256) for each box; points make one object of their own."""
+        place = features.place
+        if prompt.boxes and prompt.points:
+            raise InputError("a box and points were given together: this model takes boxes or points, not both at once")
+        if prompt.points:
+            clicks = np.array([(point.x, point.y) for point in prompt.points], dtype=np.float64)
+            positive = np.array([point.is_positive for point in prompt.points])
+            return self._click_logits(features, place.points_to_square(clicks), positive)[None]
+        if prompt.boxes not in features.drawn:
+            edges = np.array([box.xyxy for box in prompt.boxes], dtype=np.float64)
+            boxes = torch.from_numpy(place.boxes_to_square(edges)).float()
+            features.drawn.clear()
+            features.drawn[prompt.boxes] = self.boxes.decode(features.neck, Geometry(boxes=boxes)).logits[:, 0]
+        return features.drawn[prompt.boxes]
+
+    def _click_logits(self, features: MiniFeatures, clicks: NDArray[np.float64], positive: NDArray[np.bool_]) -> Tensor:
+        """One object (256, 256) from clicks (P, 2) on the square: LiteMedSAM's point tokens carry nothing (Dice .006 on
+        ten training images), so boxes of several sizes around the clicks are tried, and the best mask that agrees with
+        most clicks is taken.
+        """
+        low, high = clicks[positive].min(axis=0), clicks[positive].max(axis=0)
+        boxes = [[*(low - half), *(high + half)] for half in CLICK_HALF_SIDES_PX]
+        square = torch.tensor(np.clip(boxes, -0.5, SIDE - 0.5), dtype=torch.float32)
+        answer = self.boxes.decode(features.neck, Geometry(boxes=square))
+        columns, rows = np.clip(clicks.round().astype(int), 0, SIDE - 1).T
+        hits = answer.logits[:, 0, rows, columns] > 0  # (candidates, P)
+        agreement = (hits == torch.from_numpy(positive)).sum(dim=1)
+        return answer.logits[int((agreement + answer.iou[:, 0].clamp(0, 0.99)).argmax()), 0]
+
+
+def _exemplars(exemplars: tuple[Box, ...], place: Letterbox) -> ExemplarBoxes:
+    if not exemplars:
+        return ExemplarBoxes.none(1, torch.device("cpu"))
+    edges = np.clip(np.array([box.xyxy for box in exemplars], dtype=np.float64), -0.5, None)
+    square = np.clip(place.boxes_to_square(edges), -0.5, SIDE - 0.5)
+    boxes = torch.from_numpy(normalised_cxcywh_from_xyxy(square, SIDE, SIDE)).float()
+    positive = torch.tensor([box.is_positive for box in exemplars])
+    return ExemplarBoxes(boxes[None], positive[None], torch.ones_like(positive)[None])
+
+
+def with_second_presence(first: float, second: float | None, share: float) -> float:
+    """A probability with `share` of a second one mixed in, as logits; the first where there is no second."""
+    if second is None:
+        return first
+    logits = torch.logit(torch.tensor([first, second], dtype=torch.float64), eps=1e-6)
+    return float(logits[0].lerp(logits[1], share).sigmoid())
+
+
+def _moved(box: Box, window: Crop) -> Box:
+    """A box of the frame as one of a window."""
+    x0, y0, x1, y1 = box.xyxy
+    return replace(box, x0=x0 - window.left, y0=y0 - window.top, x1=x1 - window.left, y1=y1 - window.top)
+
+
+def _inside_boxes(logits: Tensor, boxes: Sequence[Box]) -> Tensor:
+    """Push the logits (H, W) far below zero outside the drawn boxes, with a margin of a tenth of their sides."""
+    keep = torch.zeros_like(logits, dtype=torch.bool)
+    for x0, y0, x1, y1 in (box.xyxy for box in boxes):
+        dx, dy = (x1 - x0) / 10, (y1 - y0) / 10
+        rows = slice(max(0, int(y0 - dy)), max(0, int(np.ceil(y1 + dy)) + 1))
+        keep[rows, max(0, int(x0 - dx)) : max(0, int(np.ceil(x1 + dx)) + 1)] = True
+    return torch.where(keep, logits, torch.full_like(logits, -20.0))
+
+
+def load_mini(weights: Path | None, encoders: EncoderFiles, options: MiniOptions | None = None) -> MiniSegmenter:
+    """The small model with its shipped weights, or with those of a training run.
+
+    Args:
+        weights: A `.safetensors` file with its `.json` card beside it; None takes the shipped one.
+        encoders: Where the frozen encoders lie.
+        options: Its name and how it answers; None takes the defaults.
+
+    Raises:
+        InputError: Weights or card missing, damaged, or not of this model.
+    """
+    path = weights or SHIPPED_WEIGHTS
+    card = read_card(path)
+    detectors = torch.nn.ModuleList(MiniDetector(config) for config in card.detectors)
+    holder = detectors if len(detectors) > 1 else detectors[0]
+    try:
+        holder.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path} does not hold the weights of model mini ({reason}): give a file of medsam3 train"
+        ) from error
+    lite_medsam = read_lite_medsam(encoders.lite_medsam)
+    texts = TextEncoder.from_files(encoders.text_model, encoders.tokenizer)
+    boxes = BoxDecoder.from_lite_medsam(lite_medsam)
+    members = cast("list[MiniDetector]", list(detectors))
+    return MiniSegmenter(ImageEncoder(lite_medsam), texts, boxes, members, card, options)

@@ -1,0 +1,1 @@
+"""SAM 3 at full size, with published weights."""

@@ -1,0 +1,217 @@
+"""Files that outlive a killed process: replaced in one step, or appended line by line.
+
+It knows nothing of images, models or runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Self
+from uuid import uuid4
+
+from medsam3.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs in one folder are not told apart there
+    fcntl = None  # type: ignore[assignment]
+
+Record = dict[str, Any]
+_CHUNK_BYTES = 2**20
+
+
+@contextmanager
+def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
+    """Give a temporary path beside `path` that replaces it if the block ends well, and is removed if it does not.
+
+    Args:
+        path: The file to be; one that exists is replaced.
+        suffix: Ending of the temporary name, for libraries that choose the format by it.
+
+    Raises:
+        InputError: The folder or the file cannot be written.
+    """
+    temporary = path.with_name(f".{uuid4().hex}{suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """The one-line error for a file that cannot be written."""
+    reason = error.strerror or type(error).__name__
+    return InputError(f"{path} cannot be written ({reason}): give a folder that you may write to")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Replace a JSON file in one step; a number that is not finite is refused, as JSON has none.
+
+    Raises:
+        InputError: The folder or the file cannot be written.
+        ValueError: `content` holds NaN or an infinity.
+    """
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    with replacing(path, path.suffix) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file as 64 hex digits, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(_CHUNK_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+class Journal:
+    """JSON objects in a file, one a line, each on disk before `append` returns.
+
+    The first line is the heading, which says what the records belong to. A line that a killed run left half written is
+    cut off when the file is opened again. While one process has the file open, another one is refused.
+    """
+
+    def __init__(self, path: Path | None, heading: Mapping[str, Any], *, other: Literal["refuse", "replace"]) -> None:
+        """Open a journal, and read its records if it has the same heading.
+
+        Args:
+            path: The file; None keeps the records in memory alone.
+            heading: What must be equal for the work to be resumed, such as hashes of the input and the settings.
+            other: Refuse a file of another heading, or begin it anew.
+
+        Raises:
+            InputError: The file belongs to other work, is no journal, is open in another process, or cannot be written.
+        """
+        self.path = path
+        self.heading: Record = json.loads(json.dumps(heading))
+        self.records: list[Record] = []
+        self._stream: IO[bytes] | None = None
+        if path is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path} is no file: choose another place")
+            self._stream = path.open("r+b" if path.exists() else "w+b")
+            _lock(self._stream, path)
+            self._read(self._stream, path, is_replaced=other == "replace")
+        except OSError as error:
+            self.close()
+            raise cannot_write(path, error) from error
+        except InputError:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write a record so that it outlives this process.
+
+        Raises:
+            InputError: The disk is full, or the file cannot be written any more.
+        """
+        kept: Record = json.loads(self._write(record))  # as a resumed run would read it
+        self.records.append(kept)
+
+    def truncate(self, count: int) -> None:
+        """Keep the first `count` records alone, on disk too."""
+        self.records = self.records[:count]
+        if self._stream is not None:
+            self._stream.seek(0)
+            self._stream.truncate()
+            for record in (self.heading, *self.records):
+                self._write(record)
+
+    def close(self) -> None:
+        """Close the file; it stays."""
+        if self._stream is not None:
+            with suppress(OSError):  # what could not be written was refused when it was appended
+                self._stream.close()
+            self._stream = None
+
+    def _write(self, record: Mapping[str, Any]) -> str:
+        text = json.dumps(record, allow_nan=False)
+        if self._stream is not None:
+            assert self.path is not None
+            start = self._stream.tell()
+            try:
+                self._stream.write(text.encode() + b"\n")
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+            except OSError as error:
+                self._forget_from(start)
+                raise cannot_write(self.path, error) from error
+        return text
+
+    def _forget_from(self, start: int) -> None:
+        """Cut a line off again that a full disk left half written."""
+        assert self._stream is not None
+        try:
+            os.ftruncate(self._stream.fileno(), start)
+        except OSError:
+            return
+
+    def _read(self, stream: IO[bytes], path: Path, *, is_replaced: bool) -> None:
+        """Take the records of whole lines, cut off what follows, and write the heading of a new file."""
+        records, good = read_lines(stream)
+        if records and records[0] != self.heading and not is_replaced:
+            raise InputError(f"{path} belongs to other work (other settings, weights or data): choose another folder")
+        if not records and stream.seek(0, os.SEEK_END) > 0 and not is_replaced and good == 0 and _has_line(stream):
+            raise InputError(f"{path} is damaged in its first line: choose another folder, or remove it")
+        is_same = bool(records) and records[0] == self.heading
+        self.records = records[1:] if is_same else []
+        stream.seek(good if is_same else 0)
+        stream.truncate()
+        if not is_same:
+            self._write(self.heading)
+
+
+def read_lines(stream: IO[bytes]) -> tuple[list[Record], int]:
+    """Read JSON objects up to the first line that is cut off or is none, and say how many bytes they take."""
+    records: list[Record] = []
+    good = 0
+    for line in stream:
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+        except (ValueError, RecursionError):  # no JSON, or no UTF-8
+            record = None
+        if not isinstance(record, dict):
+            break
+        records.append(record)
+        good += len(line)
+    return records, good
+
+
+def _has_line(stream: IO[bytes]) -> bool:
+    """Whether a first line is whole, and so was not cut off by a kill."""
+    stream.seek(0)
+    return stream.readline().endswith(b"\n")
+
+
+def _lock(stream: IO[bytes], path: Path) -> None:
+    """Take the file for this process until it is closed."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"{path} is open in another run: wait for it to end, or choose another folder") from error
+    except OSError:  # a file system without locks
+        return

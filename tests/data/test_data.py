@@ -1,0 +1,247 @@
+"""Samples from COCO JSON and from an index, with the same truth."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from numpy.typing import NDArray
+
+from medsam3.data.samples import samples_from_coco, samples_from_index
+from medsam3.errors import InputError
+
+SQUARE = [[4, 5, 10, 5, 10, 8, 4, 8]]
+"""A rectangle from the pixel corner (4, 5) to (10, 8): columns 4..9, rows 5..7."""
+
+Entry = dict[str, Any]
+
+
+def annotated(image: object, category: object, segmentation: object = SQUARE, **more: object) -> Entry:
+    return {"image_id": image, "category_id": category, "segmentation": segmentation, **more}
+
+
+def write_coco(
+    folder: Path, annotations: Sequence[Entry], categories: Sequence[Entry], images: Sequence[object]
+) -> Path:
+    """A COCO file of pictures of 30 x 20 pixels, named by their ids."""
+    for image in images:
+        PIL.Image.new("L", (30, 20)).save(folder / f"{image}.png")
+    content = {
+        "images": [{"id": image, "file_name": f"{image}.png", "height": 20, "width": 30} for image in images],
+        "categories": list(categories),
+        "annotations": list(annotations),
+    }
+    path = folder / "train.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def read_coco(
+    folder: Path, annotations: Sequence[Entry], categories: Sequence[Entry], images: Sequence[object] = (7,)
+) -> dict[str, dict[str, bool]]:
+    """Which concepts are present or absent, by image."""
+    pytest.importorskip("pycocotools")
+    samples = samples_from_coco(write_coco(folder, annotations, categories, images), folder)
+    return {sample.name: {target.concept: target.is_present for target in sample.targets} for sample in samples}
+
+
+DISC, CUP = {"id": 1, "name": "optic_disc"}, {"id": 2, "name": "optic cup"}
+
+
+def test_coco_categories_become_phrases_and_annotations_objects(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    runs = {"size": [20, 30], "counts": [0, 2, 598]}  # column-major: the first column's rows 0 and 1
+    annotations = [annotated(7, 1), annotated(7, 1, runs, iscrowd=1), annotated(8, 2)]
+    sample, other = samples_from_coco(write_coco(tmp_path, annotations, [DISC, CUP], [7, 8]), tmp_path)
+    assert [(target.concept, target.is_present) for target in sample.targets] == [
+        ("optic disc", True),
+        ("optic cup", False),
+    ]
+    assert [target.is_present for target in other.targets] == [False, True]
+    instances = sample.targets[0].load()
+    assert instances.shape == (20, 30)
+    assert (instances == 1).sum() == 6 * 3
+    assert instances[5:8, 4:10].min() == 1
+    assert np.argwhere(instances == 2).tolist() == [[0, 0], [1, 0]]
+    assert not sample.targets[1].load().any()
+    assert sample.load_rgb().shape == (20, 30, 3)
+
+
+def test_compressed_rle_is_decoded_and_one_of_another_size_is_refused(tmp_path: Path) -> None:
+    codec = pytest.importorskip("pycocotools.mask")
+    mask = np.zeros((20, 30), np.uint8, order="F")
+    mask[3:9, 20:30] = 1
+    runs = {"size": [20, 30], "counts": codec.encode(mask)["counts"].decode()}
+    (sample,) = samples_from_coco(write_coco(tmp_path, [annotated(7, 1, runs)], [DISC], [7]), tmp_path)
+    assert (sample.targets[0].load() == mask).all()
+    with pytest.raises(InputError, match=r"RLE of 30 x 20 with 600 pixels in 7.png, which is 20 x 30"):
+        read_coco(tmp_path, [annotated(7, 1, runs | {"size": [30, 20]})], [DISC])
+    with pytest.raises(InputError, match=r"RLE of 20 x 30 with 601 pixels"):
+        read_coco(tmp_path, [annotated(7, 1, {"size": [20, 30], "counts": [0, 2, 599]})], [DISC])
+
+
+def drawn(folder: Path, *rings: list[float]) -> NDArray[np.bool_]:
+    pytest.importorskip("pycocotools")
+    (sample,) = samples_from_coco(write_coco(folder, [annotated(7, 1, list(rings))], [DISC], [7]), folder)
+    return sample.targets[0].load() > 0
+
+
+def rectangle(left: float, top: float, right: float, bottom: float) -> list[float]:
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+def test_a_ring_inside_another_is_a_hole_and_one_beside_it_is_not(tmp_path: Path) -> None:
+    expected = np.zeros((20, 30), np.bool_)
+    expected[2:18, 4:20], expected[5:12, 8:16], expected[7:9, 10:12] = True, False, True
+    expected[0:3, 24:30] = True
+    outer, hole, island, beside = (4, 2, 20, 18), (8, 5, 16, 12), (10, 7, 12, 9), (24, -3, 40, 3)
+    rings = [rectangle(*corners) for corners in (hole, outer, beside, island)]
+    assert (drawn(tmp_path, *rings) == expected).all()
+    twice = drawn(tmp_path, rectangle(*outer), rectangle(*outer))
+    assert twice.sum() == 16 * 16
+    overlapping = drawn(tmp_path, rectangle(4, 2, 10, 8), rectangle(7, 5, 13, 11))
+    assert overlapping.sum() == 6 * 6 + 6 * 6 - 3 * 3
+
+
+def test_polygons_are_drawn_as_pycocotools_draws_them(tmp_path: Path) -> None:
+    codec = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        ring = (rng.uniform(-0.2, 1.2, (5, 2)) * (30, 20)).ravel().tolist()
+        whole = codec.decode(codec.frPyObjects([ring], 20, 30))[..., 0] > 0
+        assert (drawn(tmp_path, ring) == whole).all()
+    assert not drawn(tmp_path, rectangle(40, 2, 50, 9)).any()
+
+
+def test_what_nobody_annotated_is_no_concept_and_an_image_without_annotations_lacks_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parent = [
+        {"id": 0, "name": "polyps", "supercategory": "none"},
+        {"id": 1, "name": "polyp", "supercategory": "polyps"},
+    ]
+    assert read_coco(tmp_path, [annotated(7, 1)], parent, [7, 8]) == {
+        "7.png": {"polyp": True},
+        "8.png": {"polyp": False},
+    }
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith("train.json: 1 categories that nobody annotated are no concepts here (polyps)")
+
+
+def test_a_category_is_not_absent_where_a_synonym_or_a_part_of_it_is_annotated(tmp_path: Path) -> None:
+    lesions = [{"id": 1, "name": "skin lesion"}, {"id": 2, "name": "melanoma", "supercategory": "skin_lesion"}]
+    found = read_coco(tmp_path, [annotated(7, 1), annotated(8, 2)], lesions, [7, 8, 9])
+    assert found == {
+        "7.png": {"skin lesion": True, "melanoma": False},
+        "8.png": {"melanoma": True},  # a melanoma is a skin lesion, with an outline or without
+        "9.png": {"skin lesion": False, "melanoma": False},
+    }
+    spelt = [{"id": 1, "name": "Optic_Disc"}, {"id": 2, "name": "optic disk"}, {"id": 3, "name": "teapot"}]
+    found = read_coco(tmp_path, [annotated(7, 1), annotated(8, 2), annotated(8, 3)], spelt, [7, 8])
+    assert found == {
+        "7.png": {"Optic Disc": True, "teapot": False},
+        "8.png": {"Optic Disc": True, "teapot": True},
+    }
+
+
+def test_ids_as_texts_are_the_numbers_they_write(tmp_path: Path) -> None:
+    found = read_coco(tmp_path, [annotated("7", 1.0), annotated(8, "2")], [{**DISC, "id": "1"}, CUP], [7, "8"])
+    assert found["7.png"] == {"optic disc": True, "optic cup": False}
+    assert found["8.png"] == {"optic disc": False, "optic cup": True}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "categories", "images", "message"),
+    [
+        ([annotated(7, 1), annotated(7, 3)], [DISC], [7], "1 annotations of category ids that its categories lack (3)"),
+        ([annotated(0, 1), annotated("x", 1)], [DISC], [7], "image_id is 0, x, the images are 7: make the ids fit"),
+        ([annotated(7, 1)], [DISC, {**CUP, "id": "1"}], [7], "two categories of one id"),
+        ([annotated(7, 1)], [DISC], [7, "7"], "two images of one id"),
+        (
+            [annotated(7, None)],
+            [DISC],
+            [7],
+            "annotations.0.category_id: Value error, an id is a whole number or a text",
+        ),
+        ([], [DISC], [7], "has no outline"),
+    ],
+)
+def test_ids_that_fit_nothing_or_two_things_are_refused(
+    tmp_path: Path, annotations: list[Entry], categories: list[Entry], images: list[object], message: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(message)) as raised:
+        read_coco(tmp_path, annotations, categories, images)
+    assert "\n" not in str(raised.value)
+
+
+def test_annotations_of_images_that_are_not_listed_are_counted_and_no_image_lacks_a_concept_for_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = read_coco(tmp_path, [annotated(7, 1), annotated(8, 2), annotated(99, 1)], [DISC, CUP], [7, 8, 9])
+    assert list(found) == ["7.png", "8.png"]  # the third may have lost its annotation
+    assert "1 annotations are of images that are not listed (image_id 99)" in caplog.text
+    assert "1 images are left out, as they say nothing of any concept" in caplog.text
+
+
+NO_OUTLINE: list[object] = [[], None, [[]], [[4, 5, 10, 8]], [4, 5, 10, 8], [[4, 5, 10, 8, 4]]]
+
+
+@pytest.mark.parametrize("segmentation", NO_OUTLINE)
+def test_a_box_alone_says_nothing_of_its_concept(
+    tmp_path: Path, segmentation: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    boxed = annotated(8, 1, segmentation, bbox=[4, 5, 6, 3])
+    found = read_coco(tmp_path, [annotated(7, 1), annotated(7, 2), boxed], [DISC, CUP], [7, 8])
+    assert found["8.png"] == {"optic cup": False}
+    assert "1 annotations have a box alone: their image says nothing of their concept; draw an outline" in caplog.text
+    with pytest.raises(InputError, match="has no outline, only boxes or nothing: training needs polygons or RLE"):
+        read_coco(tmp_path, [boxed], [DISC], [7, 8])
+
+
+def test_a_segmentation_that_is_missing_is_a_box_and_a_flat_polygon_is_one_ring(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no outline"):
+        read_coco(tmp_path, [{"image_id": 7, "category_id": 1, "bbox": [4, 5, 6, 3]}], [DISC])
+    (sample,) = samples_from_coco(write_coco(tmp_path, [annotated(7, 1, SQUARE[0])], [DISC], [7]), tmp_path)
+    assert (sample.targets[0].load() == 1).sum() == 6 * 3
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"images": []}', "not json"])
+def test_what_is_not_coco_is_one_line(tmp_path: Path, text: str) -> None:
+    pytest.importorskip("pycocotools")
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"is not COCO JSON.*: \S") as raised:
+        samples_from_coco(path, tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_coco_image_is_named_and_a_path_of_windows_is_found(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    path = write_coco(tmp_path, [annotated(7, 1)], [DISC], [7])
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "7.png").rename(tmp_path / "sub" / "7.png")
+    with pytest.raises(InputError, match=r"7\.png does not exist"):
+        samples_from_coco(path, tmp_path)
+    path.write_text(path.read_text().replace("7.png", r"sub\\7.png"))
+    (sample,) = samples_from_coco(path, tmp_path)
+    assert sample.image == tmp_path / "sub" / "7.png"
+
+
+def test_an_index_joins_label_values_and_keeps_true_negatives(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    labels = np.zeros((6, 9), np.uint8)
+    labels[1, 1], labels[4, 7] = 1, 2
+    PIL.Image.fromarray(labels).save(tmp_path / "masks" / "a.png")
+    PIL.Image.new("RGB", (9, 6)).save(tmp_path / "images" / "a.png")
+    head = "dataset,image,mask,concept,label_value,split,group,present\n"
+    line = "eye,images/a.png,masks/a.png,{},{},train,p1,{}\n"
+    rows = [("optic disc", "1|2", 1), ("optic cup", "2", 1), ("bleeding", "3", 0)]
+    (tmp_path / "index.csv").write_text(head + "".join(line.format(*row) for row in rows))
+    (sample,) = samples_from_index(tmp_path)
+    assert [int(target.load().max()) for target in sample.targets] == [2, 1, 0]
+    assert [target.is_present for target in sample.targets] == [True, True, False]

@@ -1,0 +1,132 @@
+"""Several sources at once: what is taken, what is left out, and how often each is drawn."""
+
+import argparse
+import os
+from pathlib import Path
+
+import pytest
+from test_folder_samples import folders
+
+from made_data import data_folder, picture
+from medsam3.cli.main import main
+from medsam3.cli.train_data import add_data_arguments, sources_from
+from medsam3.data.folders import FolderSource
+from medsam3.data.index import COLUMNS, Fold, in_fold, read_index
+from medsam3.data.licences import is_open, licences
+from medsam3.data.sources import Sources, read_samples
+from medsam3.errors import InputError
+from medsam3.train.batches import dataset_chances
+
+DATA = os.environ.get("MEDSAM3_DATA", "")
+
+
+def parsed(*arguments: str) -> Sources:
+    parser = argparse.ArgumentParser()
+    add_data_arguments(parser)
+    return sources_from(parser.parse_args(arguments))
+
+
+def both(root: Path) -> Sources:
+    """An index with the data set `one` and a plain folder, `eyes`."""
+    return Sources(indexes=(data_folder(root / "data"),), folders=(FolderSource(*folders(root), "optic disc"),))
+
+
+def test_sources_of_all_kinds_are_one(tmp_path: Path) -> None:
+    samples = read_samples(both(tmp_path))
+    assert {sample.dataset for sample in samples} == {"one", "eyes"}
+    assert len(samples) == 3 + 3
+
+
+def test_a_data_set_that_is_left_out_goes_to_no_split(tmp_path: Path) -> None:
+    sources = both(tmp_path)
+    left = read_samples(Sources(sources.indexes, folders=sources.folders, left_out=("one",)))
+    assert {sample.dataset for sample in left} == {"eyes"}
+    only = read_samples(Sources(sources.indexes, folders=sources.folders, only=("one",)))
+    assert {sample.dataset for sample in only} == {"one"}
+    with pytest.raises(InputError, match="--leave-out: there is no data set two, allowed are eyes, one"):
+        read_samples(Sources(sources.indexes, folders=sources.folders, left_out=("two",)))
+
+
+def test_a_weight_multiplies_how_often_a_data_set_is_drawn(tmp_path: Path) -> None:
+    sources = both(tmp_path)
+    samples = read_samples(Sources(sources.indexes, folders=sources.folders, weights=(("one", 3.0),)))
+    chances = dataset_chances(samples, [sample.dataset for sample in samples], 1.0)
+    share = sum(chance for chance, sample in zip(chances, samples, strict=True) if sample.dataset == "one")
+    assert chances.sum() == pytest.approx(1)
+    assert share == pytest.approx(3 / 4)  # three times as often as an equal number of others
+
+
+def test_only_open_takes_nothing_that_is_not_known_to_be_open(tmp_path: Path) -> None:
+    sources = both(tmp_path)
+    with pytest.raises(InputError, match="none of it under an open licence"):
+        read_samples(Sources(sources.indexes, is_only_open=True))
+    assert is_open("hc18")
+    assert not is_open("one")
+    # What only the carrying repository says is not open; nor is what another than the authors put on Kaggle.
+    assert not any(is_open(name) for name in ("brisc_brain_tumor", "edd2020", "bus_uc", "busi", "kvasir_seg"))
+    allowed = ("CC0", "CC BY 4.0", "CC BY-SA 4.0", "MIT")
+    assert all(one.licence.startswith(allowed) for one in licences().values() if one.is_open)
+
+
+def test_a_fold_trains_and_validates_on_no_group_that_its_evaluation_tests(tmp_path: Path) -> None:
+    table = [",".join(COLUMNS)]
+    for number in range(12):
+        image, mask = picture(tmp_path, number)
+        table.append(f"one,{image.name},{mask.name},polyp,1,train,g{number // 2},1")  # two images a group
+    (tmp_path / "index.csv").write_text("\n".join(table))
+    for number in (1, 2, 3):
+        fold = Fold(number, 3)
+        tested = {row.group for row in in_fold(read_index(tmp_path), fold) if row.split == "test"}
+        samples = read_samples(Sources(indexes=(tmp_path,), fold=fold))
+        groups = {split: {s.group for s in samples if s.split == split} for split in ("train", "val", "test")}
+        assert groups["test"] == tested and len(tested) == 2
+        assert not (groups["train"] | groups["val"]) & tested and not groups["train"] & groups["val"]
+    assert parsed("data", "--fold", "2/3").fold == Fold(2, 3)
+    with pytest.raises(InputError, match="--fold splits an index"):
+        read_samples(Sources(folders=(FolderSource(*folders(tmp_path), "optic disc"),), fold=Fold(1, 3)))
+
+
+def test_an_image_is_given_once(tmp_path: Path) -> None:
+    data = data_folder(tmp_path / "data")
+    with pytest.raises(InputError, match="3 images are given twice"):
+        read_samples(Sources(indexes=(data, data)))
+
+
+def test_the_options_after_a_folder_are_that_folder_s(tmp_path: Path) -> None:
+    images, masks = (str(folder) for folder in folders(tmp_path))
+    sources = parsed(
+        *("--folder", images, masks, "--concept", "optic disc", "--group-pattern", "(.)"),
+        *("--folder", images, masks, "--labels", "1=optic cup"),
+        *("--leave-out", "a, b", "--weight", "a=2.5", "--weight", "b=c=1", "--only-open", "--slices-every", "0"),
+    )
+    first, second = sources.folders
+    assert (first.concept, first.labels, first.group_pattern) == ("optic disc", (), "(.)")
+    assert (second.concept, second.labels, second.group_pattern) == ("", (("optic cup", (1,)),), "")
+    assert sources.left_out == ("a", "b")
+    assert sources.weights == (("a", 2.5), ("b=c", 1.0))
+    assert sources.is_only_open
+    assert sources.slices is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--concept", "polyp"], "--concept belongs to a --folder"),
+        (["--weight", "one=0"], "allowed is SET=W with W above 0"),
+        (["--weight", "2"], "allowed is SET=W"),
+        (["--fold", "4/3"], "fold is 4/3, allowed are 1/n to n/n"),
+        (["--slices-every", "-1"], "allowed is 0 and above"),
+        (["--coco", "train.json"], "--coco was given without --images"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_one_line(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--out", "nowhere", *options]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+
+
+@pytest.mark.skipif(not DATA, reason="MEDSAM3_DATA is not set")
+def test_the_table_of_licences_knows_every_data_set_of_the_pack() -> None:
+    assert set(licences()) == {row.dataset for row in read_index(Path(DATA))}

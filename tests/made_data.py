@@ -1,0 +1,33 @@
+"""A small data folder with an `index.csv`: bright rectangles on dark noise, called polyps."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+COLUMNS = ("dataset", "image", "mask", "concept", "label_value", "split", "group", "present")
+SIZE = (48, 64)
+
+
+def picture(folder: Path, number: int) -> tuple[Path, Path]:
+    rng = np.random.default_rng(number)
+    image, mask = rng.integers(0, 80, size=(*SIZE, 3)).astype(np.uint8), np.zeros(SIZE, np.uint8)
+    rows, columns = slice(8, 30), slice(10 + number, 40 + number)
+    image[rows, columns], mask[rows, columns] = 200, 1
+    paths = folder / f"{number}.png", folder / f"{number}_mask.png"
+    PIL.Image.fromarray(image).save(paths[0])
+    PIL.Image.fromarray(mask).save(paths[1])
+    return paths
+
+
+def data_folder(folder: Path) -> Path:
+    folder.mkdir()
+    with (folder / "index.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(COLUMNS)
+        for number, split in enumerate(("train", "train", "val")):
+            image, mask = picture(folder, number)
+            table.writerow(("one", image.name, mask.name, "polyp", "1", split, f"g{number}", 1))
+            table.writerow(("one", image.name, mask.name, "ulcer", "2", split, f"g{number}", 0))
+    return folder

@@ -1,0 +1,170 @@
+"""Files that outlive a killed process: whole or not there, and resumed where they were."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medsam3.errors import InputError
+from medsam3.store import Journal, replacing, sha256_of, write_json
+
+HEADING = {"work": "a"}
+
+
+def lines(path: Path) -> list[object]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_block_that_ends_well_replaces_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with replacing(path, ".txt") as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.suffix == ".txt"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_block_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written"), replacing(tmp_path / "no" / "a.txt") as temporary:
+        temporary.write_text("new")
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", {"b": math.nan})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"b": 1}
+
+
+def test_the_hash_is_that_of_hashlib(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000  # more than one piece
+    (tmp_path / "a").write_bytes(content)
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_records_are_there_when_the_journal_is_opened_again(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "j.jsonl"
+    with Journal(path, HEADING, other="refuse") as journal:
+        journal.append({"n": 1})
+        journal.append({"n": (2, 3)})
+        assert journal.records == [{"n": 1}, {"n": [2, 3]}]
+    assert lines(path) == [HEADING, {"n": 1}, {"n": [2, 3]}]
+    with Journal(path, HEADING, other="refuse") as journal:
+        assert journal.records == [{"n": 1}, {"n": [2, 3]}]
+
+
+@pytest.mark.parametrize("torn", [b'{"n": 2', b'{"n": 2}', b"\xff\xfe\n", b"[2]\n", b"nothing\n"])
+def test_what_follows_the_last_whole_record_is_cut_off(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "j.jsonl"
+    with Journal(path, HEADING, other="refuse") as journal:
+        journal.append({"n": 1})
+    with path.open("ab") as stream:
+        stream.write(torn)
+    with Journal(path, HEADING, other="refuse") as journal:
+        journal.append({"n": 9})
+    assert lines(path) == [HEADING, {"n": 1}, {"n": 9}]
+
+
+def test_a_heading_that_a_kill_cut_off_begins_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(b'{"wor')
+    with Journal(path, HEADING, other="refuse") as journal:
+        assert journal.records == []
+    assert lines(path) == [HEADING]
+
+
+def test_other_work_is_refused_or_replaced_as_asked(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    with Journal(path, HEADING, other="refuse") as journal:
+        journal.append({"n": 1})
+    with pytest.raises(InputError, match="other work"):
+        Journal(path, {"work": "b"}, other="refuse")
+    assert lines(path) == [HEADING, {"n": 1}]
+    with Journal(path, {"work": "b"}, other="replace") as journal:
+        assert journal.records == []
+    assert lines(path) == [{"work": "b"}]
+
+
+def test_a_file_that_is_no_journal_is_never_emptied(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("dear diary\n")
+    with pytest.raises(InputError, match="damaged"):
+        Journal(path, HEADING, other="refuse")
+    assert path.read_text() == "dear diary\n"
+
+
+def test_records_can_be_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    with Journal(path, HEADING, other="refuse") as journal:
+        for number in range(4):
+            journal.append({"n": number})
+        journal.truncate(2)
+        journal.append({"n": 9})
+    assert lines(path) == [HEADING, {"n": 0}, {"n": 1}, {"n": 9}]
+
+
+def test_without_a_path_nothing_is_written() -> None:
+    with Journal(None, HEADING, other="refuse") as journal:
+        journal.append({"n": 1})
+        assert journal.records == [{"n": 1}]
+
+
+def test_two_processes_do_not_write_one_journal(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    path = tmp_path / "j.jsonl"
+    code = (
+        "import sys; from pathlib import Path; from medsam3.store import Journal\n"
+        f"journal = Journal(Path({str(path)!r}), {HEADING!r}, other='refuse')\n"
+        "print('open', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None and child.stdin is not None
+        assert child.stdout.readline() == "open\n"
+        with pytest.raises(InputError, match="another run"):
+            Journal(path, HEADING, other="refuse")
+        child.stdin.close()
+    with Journal(path, HEADING, other="refuse") as journal:
+        assert journal.records == []
+
+
+def test_a_device_is_no_journal() -> None:
+    with pytest.raises(InputError, match="is no file"):
+        Journal(Path("/dev/null"), HEADING, other="replace")
+
+
+def test_a_full_disk_is_one_line_and_leaves_whole_records(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "j.jsonl"
+    code = (
+        "import resource; from pathlib import Path; from medsam3.store import Journal\n"
+        "from medsam3.errors import InputError\n"
+        f"journal = Journal(Path({str(path)!r}), {HEADING!r}, other='refuse')\n"
+        "journal.append({'n': 1})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40, 40))\n"
+        "try:\n    journal.append({'n': 'x' * 100})\n"
+        "except InputError as error:\n    print(error)\n"
+    )
+    assert resource is not None
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "cannot be written (File too large)" in printed
+    assert lines(path) == [HEADING, {"n": 1}]
