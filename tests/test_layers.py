@@ -60,7 +60,7 @@ OWNERS = {
     "matplotlib": ("eval.report",),
     "pydantic_ai": ("agent.providers",),
     "httpx2": ("agent.providers",),
-    "genai_prices": ("agent.pricing", "agent.providers"),
+    "genai_prices": ("agent.chat", "agent.providers"),
     "monai": ("eval.baselines",),
 }
 """Where each heavy library may be imported, as dotted prefixes below `medsam3`."""

@@ -69,6 +69,13 @@ def test_an_endless_loop_of_one_call_is_ended_by_the_turns() -> None:
     assert [part.voxels for part in result.masks.objects] == [80, 24]  # the best so far
 
 
+def test_a_model_that_only_talks_is_asked_three_times_and_quoted() -> None:
+    policy = ScriptedPolicy([[]])
+    result = run(two_blocks(), "nodule", BlocksSegmenter(), policy)
+    assert result.verdict.outcome == "undecided" and len(policy.seen) == 3
+    assert "3 answers in a row called no tool, the last said 'so be it'" in result.verdict.reason
+
+
 def test_rounds_are_counted_by_turns_that_segment() -> None:
     three = [[("segment", {"phrase": name}), ("segment", {"phrase": f"{name} again"})] for name in "abc"]
     policy = ScriptedPolicy([*three, [("segment", {"phrase": "d"})], ACCEPT])

@@ -12,7 +12,7 @@ from blocks_segmenter import BlocksSegmenter
 from scripted import call, two_blocks
 
 from medsam3.agent.bench import Bench
-from medsam3.agent.chat import Picture
+from medsam3.agent.chat import ShownPicture
 from medsam3.agent.toolbox import TOOLS
 from medsam3.agent.tools import Session
 from medsam3.agent.values import Observation
@@ -35,7 +35,7 @@ def table() -> Table:
     return Table()
 
 
-def size(picture: Picture) -> tuple[int, int]:
+def size(picture: ShownPicture) -> tuple[int, int]:
     return PIL.Image.open(io.BytesIO(picture.png)).size
 
 

@@ -7,7 +7,7 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from medsam3.agent.chat import Picture, Usage
+from medsam3.agent.chat import ShownPicture, Usage
 from medsam3.agent.transcript import Heading, SavedRun, read_transcript
 from medsam3.agent.values import Step
 from medsam3.store import replacing
@@ -109,7 +109,7 @@ def _step(step: Step) -> str:
     return f'<div class="{kind}">{head}{body}</div>'
 
 
-def _figures(pictures: Iterable[Picture]) -> list[str]:
+def _figures(pictures: Iterable[ShownPicture]) -> list[str]:
     return [
         f'<figure><img alt="{html.escape(picture.caption)}" src="data:image/png;base64,'
         f'{base64.b64encode(picture.png).decode()}"><figcaption>{html.escape(picture.caption)}</figcaption></figure>'

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from medsam3.agent.bench import Bench
-from medsam3.agent.chat import ChatError, Picture, ToolCall, Usage
+from medsam3.agent.chat import ChatError, ShownPicture, ToolCall, Usage
 from medsam3.agent.toolbox import TOOLS, result_masks
 from medsam3.agent.tools import Session
 from medsam3.agent.transcript import Ending, Heading, Transcript
@@ -24,6 +24,8 @@ from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import check_phrase
 
 LONGEST_WAIT_S = 180.0
+MOST_SILENT = 3
+"""Answers in a row without any call, after which a model is not asked any more."""
 _NO_CALL = ToolCall("", "(none)", "{}")
 MOST_CALLS = 8
 """Calls of one turn that are run; more of them are answered as mistakes."""
@@ -166,9 +168,16 @@ class _Run:
             limit = budget.spent(self.usage, self.seconds)
             if limit is None and len(self.record.decisions) >= budget.turns:
                 limit = f"{budget.turns} turns passed without a decision"
+            if limit is None and self._is_silent():
+                said = " ".join(self.record.decisions[-1].said.split())[:200]
+                limit = f"{MOST_SILENT} answers in a row called no tool, the last said {said!r}"
             if limit is not None:
                 return self._undecided(limit)
             self.record.decide(self._decided())
+
+    def _is_silent(self) -> bool:
+        last = self.record.decisions[-MOST_SILENT:]
+        return len(last) == MOST_SILENT and not any(decision.calls for decision in last)
 
     def _decided(self) -> Decision:
         try:
@@ -228,7 +237,7 @@ class _Run:
             timeout_s=left,
         )
 
-    def _opening(self) -> tuple[Picture, ...]:
+    def _opening(self) -> tuple[ShownPicture, ...]:
         return self.session.shown("the image as it is")
 
     def _undecided(self, limit: str) -> Verdict:
@@ -236,7 +245,7 @@ class _Run:
         steps = [step for step in self.record.steps if step.is_round and step.seen.marks]
         best = steps[-1].seen.marks if steps else ()
         numbers = tuple(mark.number for mark in best if mark.is_present is not False)
-        return Verdict("undecided", numbers, f"ended by the budget: {limit}")
+        return Verdict("undecided", numbers, f"ended by a limit: {limit}")
 
     def _result(self, verdict: Verdict, seconds: float) -> AgentResult:
         shown = result_masks(self.session.marks, verdict.marks, self.record.heading.shape)

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from medsam3.agent.chat import Picture
+from medsam3.agent.chat import ShownPicture
 from medsam3.agent.measuring import plane_of
 from medsam3.agent.redact import hide_burnt_in_text
 from medsam3.agent.values import Mark
@@ -25,7 +25,7 @@ LEAST_SIDE = 512
 MOST_SIDE = 1024
 
 
-def picture(rgb: RGB, caption: str, n: int = 0, window: Crop | None = None, marks: Sequence[Mark] = ()) -> Picture:
+def picture(rgb: RGB, caption: str, n: int = 0, window: Crop | None = None, marks: Sequence[Mark] = ()) -> ShownPicture:
     """A frame (H, W, 3), or a window of it, with marks of that frame drawn and numbered; none leaves it raw.
 
     Args:
@@ -49,7 +49,7 @@ def picture(rgb: RGB, caption: str, n: int = 0, window: Crop | None = None, mark
         # `overlay` and `number_marks` take objects best score first, which is not the order of the numbers here.
         each = [Masks.from_dense(mask[None, None], [mark.mask.score], concept=f"{mark.number}") for mark, mask in kept]
         shown = number_marks(overlay(shown, each), each, numbers=[mark.number for mark, _ in kept])
-    return Picture(png(shown), caption)
+    return ShownPicture(png(shown), caption)
 
 
 def png(rgb: RGB) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 
 from medsam3.agent import arguments as checked
 from medsam3.agent.bench import Bench
-from medsam3.agent.chat import Picture, ToolCall, ToolSpec
+from medsam3.agent.chat import ShownPicture, ToolCall, ToolSpec
 from medsam3.agent.measuring import fullest_frame, measures_text
 from medsam3.agent.pictures import picture
 from medsam3.agent.values import Mark, Observation, Step, ToolError, Verdict
@@ -85,7 +85,7 @@ class Session:
         facts = {"phrase": "", "presence": None, "is_present": None, **about}
         return tuple(Mark(number, mask, origin=origin, **facts) for number, mask in enumerate(masks, start=first))
 
-    def shown(self, caption: str, marks: Sequence[Mark] = (), **how: Any) -> tuple[Picture, ...]:
+    def shown(self, caption: str, marks: Sequence[Mark] = (), **how: Any) -> tuple[ShownPicture, ...]:
         """A picture of the current frame, or of frame `n`; none for a policy that looks at none."""
         if not self.has_pictures:
             return ()

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from medsam3.agent.chat import Picture, ToolCall, Usage
+from medsam3.agent.chat import ShownPicture, ToolCall, Usage
 from medsam3.agent.values import Budget, Decision, Mark, Observation, Step, Verdict
 from medsam3.errors import InputError
 from medsam3.image import ObjectMask
@@ -73,7 +73,7 @@ class Transcript:
         self.heading = heading
         self.decisions: list[Decision] = []
         self.steps: list[Step] = []
-        self.opening: tuple[Picture, ...] | None = None
+        self.opening: tuple[ShownPicture, ...] | None = None
         self.lost = Usage()
         self.ending: Ending | None = None
         self._folder = folder
@@ -90,7 +90,7 @@ class Transcript:
                 f"transcript {folder} cannot be written ({error.strerror}): name another folder"
             ) from error
 
-    def open_with(self, pictures: tuple[Picture, ...]) -> None:
+    def open_with(self, pictures: tuple[ShownPicture, ...]) -> None:
         """Note the pictures that the policy was shown first."""
         self.opening = pictures
         self._append({"opening": self._store(pictures)})
@@ -134,7 +134,7 @@ class Transcript:
         if self.ending is not None and self.ending.error is not None:
             self.ending = None  # what stopped it may be mended by now
 
-    def _store(self, pictures: Sequence[Picture]) -> list[dict[str, str]]:
+    def _store(self, pictures: Sequence[ShownPicture]) -> list[dict[str, str]]:
         entries = []
         for picture in pictures:
             name = f"{hashlib.sha256(picture.png).hexdigest()[:16]}.png"
@@ -159,7 +159,7 @@ class SavedRun:
     """A transcript read back."""
 
     heading: Heading
-    opening: tuple[Picture, ...] | None
+    opening: tuple[ShownPicture, ...] | None
     decisions: tuple[Decision, ...]
     steps: tuple[Step, ...]
     lost: Usage
@@ -248,9 +248,9 @@ def _mark_from_json(entry: dict[str, Any]) -> Mark:
     return Mark(mask=mask, **about)
 
 
-def _pictures(entries: list[dict[str, str]], folder: Path) -> tuple[Picture, ...]:
+def _pictures(entries: list[dict[str, str]], folder: Path) -> tuple[ShownPicture, ...]:
     return tuple(
-        Picture((folder / PICTURES / Path(entry["file"]).name).read_bytes(), entry["caption"]) for entry in entries
+        ShownPicture((folder / PICTURES / Path(entry["file"]).name).read_bytes(), entry["caption"]) for entry in entries
     )
 
 

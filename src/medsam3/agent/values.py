@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from medsam3.agent.chat import Picture, ToolCall, Usage
+from medsam3.agent.chat import ShownPicture, ToolCall, Usage
 from medsam3.errors import InputError
 from medsam3.image import ObjectMask
 
@@ -118,7 +118,7 @@ class Observation:
     """
 
     text: str
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[ShownPicture, ...] = ()
     marks: tuple[Mark, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     verdict: Verdict | None = None
@@ -172,7 +172,7 @@ class Situation:
     """
 
     instruction: str
-    opening: tuple[Picture, ...]
+    opening: tuple[ShownPicture, ...]
     shape: tuple[int, int, int]
     decisions: Sequence[Decision]
     steps: Sequence[Step]

@@ -102,7 +102,7 @@ def _policy(args: argparse.Namespace) -> Policy | None:
             )
         return None
     from medsam3.agent.policies.llm import llm_policy  # noqa: PLC0415
-    from medsam3.agent.pricing import check_money_budget  # noqa: PLC0415
+    from medsam3.agent.chat import check_money_budget  # noqa: PLC0415
 
     policy = llm_policy(args.model, send_images_to=args.send_images)
     if args.budget_usd is not None:

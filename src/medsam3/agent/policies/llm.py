@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from medsam3.agent.chat import Chat, Picture, ToolResult, ToolSpec, parse_address
-from medsam3.agent.connect import open_chat
+from medsam3.agent.chat import Chat, ShownPicture, ToolResult, ToolSpec, open_chat, parse_address
 from medsam3.agent.toolbox import TOOLS
 from medsam3.agent.values import Decision, Situation, Step
 from medsam3.errors import InputError
@@ -90,7 +89,7 @@ def system_prompt(path: Path | None = None) -> str:
     return place.read_text(encoding="utf-8")
 
 
-def _retold(situation: Situation) -> tuple[str, tuple[Picture, ...]]:
+def _retold(situation: Situation) -> tuple[str, tuple[ShownPicture, ...]]:
     """The request, and of a run that was broken off what was done before."""
     count, height, width = situation.shape
     size = f"The image has {width} x {height} pixels (x to the right, y down)"
