@@ -56,6 +56,11 @@ class ShownPicture:
     frame: int = 0
     part: tuple[int, int, int, int] | None = None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, as the PNG file states them."""
+        return int.from_bytes(self.png[16:20]), int.from_bytes(self.png[20:24])
+
 
 @dataclass(frozen=True)
 class ToolCall:

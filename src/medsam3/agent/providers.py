@@ -272,10 +272,10 @@ def _bridged(messages: Sequence[ModelMessage]) -> list[ModelMessage]:
             bridged.append(message)
             continue
         shown: list[Any] = []
-        for at, part in enumerate(returns):
-            if isinstance(part.content, list):
-                shown += part.content[1:]
-                returns[at] = ToolReturnPart(part.tool_name, part.content[0], part.tool_call_id)
+        for at, each in enumerate(returns):
+            if isinstance(each.content, list):
+                shown += each.content[1:]
+                returns[at] = ToolReturnPart(each.tool_name, each.content[0], each.tool_call_id)
         for part in message.parts:
             if isinstance(part, UserPromptPart):
                 shown += [part.content] if isinstance(part.content, str) else part.content

@@ -19,7 +19,7 @@ from scipy import ndimage, sparse, spatial
 from medsam3.errors import InputError
 from medsam3.geometry import BoolArray
 
-Box = tuple[float, float, float, float]
+Edges = tuple[float, float, float, float]
 Gray = NDArray[np.float32]
 
 BORDER = 0.25
@@ -57,7 +57,7 @@ SHARP = 0.5
 black up to 0.29 (measured on drawn text at six sizes after JPEG, and on HC18)."""
 
 
-def hide_burnt_in_text(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[Box]]:
+def hide_burnt_in_text(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[Edges]]:
     """The picture with burnt-in text made black, and where that was.
 
     Args:

@@ -5,10 +5,15 @@ Everything that a policy may know stands in a `Situation`, so that a run taken u
 
 from __future__ import annotations
 
+import base64
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+from pydantic import PlainSerializer, PlainValidator, ValidationInfo
 
 from medsam3.agent.chat import ShownPicture, ToolCall, Usage
 from medsam3.errors import InputError
@@ -16,6 +21,34 @@ from medsam3.image import ObjectMask
 
 Outcome = Literal["found", "absent", "undecided"]
 MOST_ROUNDS = 20
+
+
+def _packed(mask: ObjectMask) -> dict[str, Any]:
+    bits = base64.b64encode(zlib.compress(np.packbits(mask.crop).tobytes())).decode()
+    return {"start": mask.start, "shape": mask.crop.shape, "score": mask.score, "bits": bits}
+
+
+def _unpacked(entry: Any) -> ObjectMask:
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(entry["bits"])), dtype=np.uint8)
+    shape = tuple(entry["shape"])
+    crop = np.unpackbits(bits, count=int(np.prod(shape))).astype(np.bool_).reshape(shape)
+    n, row, column = entry["start"]
+    return ObjectMask((n, row, column), crop, float(entry["score"]))
+
+
+def _loaded(entry: Any, about: ValidationInfo) -> ShownPicture:
+    shown: ShownPicture = (about.context or {})["pictures"].load(entry)
+    return shown
+
+
+StoredMask = Annotated[ObjectMask, PlainValidator(_unpacked), PlainSerializer(_packed)]
+"""A mask that JSON holds as packed bits."""
+StoredPicture = Annotated[
+    ShownPicture,
+    PlainValidator(_loaded),
+    PlainSerializer(lambda picture, about: about.context["pictures"].store(picture)),
+]
+"""A picture that JSON holds as the name of its file; the context's `pictures` stores and loads it."""
 
 
 class ToolError(Exception):
@@ -82,7 +115,7 @@ class Mark:
     """
 
     number: int
-    mask: ObjectMask
+    mask: StoredMask
     phrase: str
     presence: float | None
     is_present: bool | None
@@ -118,7 +151,7 @@ class Observation:
     """
 
     text: str
-    pictures: tuple[ShownPicture, ...] = ()
+    pictures: tuple[StoredPicture, ...] = ()
     marks: tuple[Mark, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     verdict: Verdict | None = None
@@ -126,7 +159,7 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class Step:
+class ToolStep:
     """One call and what came of it, as the transcript keeps it.
 
     Attributes:
@@ -175,7 +208,7 @@ class Situation:
     opening: tuple[ShownPicture, ...]
     shape: tuple[int, int, int]
     decisions: Sequence[Decision]
-    steps: Sequence[Step]
+    steps: Sequence[ToolStep]
     marks: Mapping[int, Mark]
     rounds_left: int
     turns_left: int

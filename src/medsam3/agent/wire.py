@@ -7,7 +7,6 @@ is either a reply, or a `Trouble` that says whether asking again can help.
 
 from __future__ import annotations
 
-import ast
 import html
 import json
 import math
@@ -19,6 +18,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 from uuid import uuid4
+
+from medsam3.agent.written_calls import calls_in_text
 
 Dialect = Literal["openai", "google", "anthropic"]
 Json = dict[str, Any]
@@ -151,27 +152,6 @@ def counted(body: bytes) -> tuple[int, int]:
     return total[0], total[1]
 
 
-def calls_in_text(text: str, tools: Collection[str]) -> list[tuple[str, Any]]:
-    """Read tool calls that a model wrote as text, since its server knows no calls: names and arguments.
-
-    Understood are JSON objects with a name and arguments (bare, in a list, in a fence, behind any server's marks), a
-    name before a JSON object or before XML parameters, and Python's notation. Text that goes on in words after its
-    calls is taken for talk about them.
-    """
-    said = re.sub(r"(?s)<think(?:ing)?>.*?</think(?:ing)?>", "", text[:_LONGEST_TEXT]).strip()
-    python = _python_calls(said, tools)
-    if python:
-        return python
-    found: list[tuple[str, Any]] = []
-    end = 0
-    for start, stop, name, arguments in (*_xml_calls(said, tools), *_json_calls(said, tools)):
-        if start >= end:
-            found.append((name, arguments))
-            end = stop
-    rest = re.sub(r"<[^>]*>|\[/?\w+\]", "", said[end:])
-    return found if not re.search(r"\w", rest) else []
-
-
 def _json(body: bytes) -> Any:
     try:
         return json.loads(body)
@@ -209,11 +189,11 @@ def _status_in(content: Json) -> int:
     """The status that an error in the body of a success stands for."""
     error = content["error"] if isinstance(content.get("error"), dict) else content
     for name in ("code", "status", "type"):
-        value = error.get(name)
-        if str(value).isdigit() and 400 <= int(value) < 600:
+        value = str(error.get(name))
+        if re.fullmatch(r"[45]\d\d", value):
             return int(value)
         if value in _STATUS_OF:
-            return _STATUS_OF[str(value)]
+            return _STATUS_OF[value]
     return 400
 
 
@@ -264,71 +244,6 @@ def _after_s(text: str) -> float | None:
 def _new_id() -> str:
     """An id for a call that came without: nine letters, which Mistral wants and all others take."""
     return uuid4().hex[:9]
-
-
-def _json_calls(said: str, tools: Collection[str]) -> Iterator[tuple[int, int, str, Any]]:
-    """Calls as JSON: from where to where, the name, and the arguments."""
-    decoder, at = json.JSONDecoder(), 0
-    before = re.compile(
-        r"(?:\bfunction=|\[TOOL_CALLS\]|\bfunctions\.|Action:)\s*([\w-]+)(?:[\s>]|\[ARGS\]|Action Input:)*$"
-    )
-    while (at := said.find("{", at)) >= 0:
-        try:
-            value, stop = decoder.raw_decode(said, at)
-        except (ValueError, RecursionError):
-            at += 1
-            continue
-        name, arguments = _call_in(value)
-        named = before.search(said[:at])
-        if named is not None and named[1] in tools:
-            name, arguments = named[1], value
-        if name in tools and arguments is not None:
-            yield at, stop, str(name), arguments
-            at = stop
-        else:
-            at += 1
-
-
-def _call_in(value: Json) -> tuple[Any, Any]:
-    """The name and the arguments of a call as JSON; an object without arguments is none."""
-    inner = value.get("function")
-    call = inner if isinstance(inner, dict) else value
-    name = next(
-        (call[key] for key in ("name", "tool", "tool_name", "function") if isinstance(call.get(key), str)), None
-    )
-    kinds = ("arguments", "parameters", "args", "input", "tool_input")
-    return name, next((call[key] for key in kinds if isinstance(call.get(key), (dict, str))), None) if name else None
-
-
-def _xml_calls(said: str, tools: Collection[str]) -> Iterator[tuple[int, int, str, Any]]:
-    """Calls with parameters in tags, as Qwen's coders write them."""
-    for call in re.finditer(r"(?s)<function=([\w-]+)>((?:\s*<parameter=.*?</parameter>)+)\s*</function>", said):
-        if call[1] in tools:
-            pairs = re.findall(r"(?s)<parameter=([\w-]+)>\s*(.*?)\s*</parameter>", call[2])
-            yield call.start(), call.end(), call[1], {name: _value(text) for name, text in pairs}
-
-
-def _value(text: str) -> Any:
-    value = _json(text.encode())
-    return text if value is None else value
-
-
-def _python_calls(said: str, tools: Collection[str]) -> list[tuple[str, Any]]:
-    """Calls in Python's notation, such as `[segment(phrase="polyp")]`, when they are all that was said."""
-    source = re.sub(r"^```\w*\n|\n?```$|<\|python_\w+\|>", "", said).strip()
-    if not re.match(r"\[?\s*\w+\(", source):
-        return []
-    try:
-        body = ast.parse(source, mode="eval").body
-        nodes = body.elts if isinstance(body, ast.List) else [body]
-        calls = [
-            (node.func.id, {str(one.arg): ast.literal_eval(one.value) for one in node.keywords})
-            for node in nodes
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args
-        ]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
-    return calls if len(calls) == len(nodes) and all(name in tools for name, _ in calls) else []
 
 
 def _as_object(arguments: Any) -> Any:
