@@ -174,3 +174,68 @@ def test_a_budget_in_dollars_refuses_a_model_without_a_price_before_anything_is_
     if code == 2:
         error = capsys.readouterr().err
         assert "the price of 'gpt-without-price' at openai is not known" in error and error.count("\n") == 1
+
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\u202e<script>alert(1)</script>"
+
+
+@pytest.mark.usefixtures("threshold_model")
+def test_nothing_that_a_model_or_a_file_name_says_drives_the_terminal_or_the_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+    pixels[10:18, 5:15] = 200
+    path = tmp_path / "\x1b[31mred.png"
+    PIL.Image.fromarray(pixels).save(path)
+    wrong = Answer(EVIL, (Call(f"cure{EVIL}", {"who": EVIL}), Call("segment", EVIL)))
+    script = [wrong, SEGMENT, Answer("", (Call("accept", {"masks": [1], "reason": EVIL}),))]
+    command = ["agent", str(path), "nodule", "--segmenter", "threshold", "--out", str(tmp_path / "out")]
+    with LlmServer(script) as server:
+        model = server.model(monkeypatch, "openai")
+        assert main([*command, "--model", model, "--transcript", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr()
+    page = (tmp_path / "run" / "index.html").read_text(encoding="utf-8")
+    for text in (shown.out, shown.err, page):
+        assert "owned" in text and "\\x1b" in text
+        assert not {"\x1b", "\x07", "\u202e"} & set(text)
+    assert "<script" not in page and "&lt;script&gt;" in page and "\\x1b[31mred" in shown.out
+    with LlmServer([Refuse(400, message=f"no {EVIL}")]) as server:
+        model = server.model(monkeypatch, "openai")
+        assert main([*command, "--model", model]) == 2
+    error = capsys.readouterr().err
+    assert "]0;owned" in error and "\x1b" not in error and "\u202e" not in error
+
+
+def test_a_box_given_in_the_picture_that_was_sent_is_that_box_in_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pixels = np.zeros((1, 352, 352, 3), dtype=np.uint8)
+    pixels[0, 100:140, 200:260] = 200
+
+    def seeing(request: Request) -> Step:
+        """Finds the bright block in the last picture it was sent, and names that picture."""
+        if len(request.pictures) > 2:
+            return Answer("", (Call("accept", {"masks": [1], "reason": "it is the block"}),))
+        shown = np.asarray(PIL.Image.open(io.BytesIO(request.pictures[-1])).convert("L")) > 100
+        rows, columns = np.nonzero(shown)
+        height, width = shown.shape
+        box = [columns.min() / width, rows.min() / height, (columns.max() + 1) / width, (rows.max() + 1) / height]
+        calls = [
+            Call("segment_box", {"boxes": [[1000 * float(edge) for edge in box]], "picture": len(request.pictures)})
+        ]
+        if len(request.pictures) == 1:
+            assert PIL.Image.open(io.BytesIO(request.pictures[0])).size == (512, 512)
+            assert "352 x 352 pixels. Picture 1 shows all of it at 512 x 512 pixels" in request.text
+            calls = [Call("look", {"region": [500, 250, 750, 500]})]  # columns 176 to 264, rows 88 to 176
+        return Answer("", tuple(calls))
+
+    with LlmServer(seeing) as server:
+        result = run_with(server, monkeypatch, image=Image(pixels), options=RunOptions(transcript=tmp_path))
+    assert result.verdict.outcome == "found" and result.masks.objects[0].voxels == 2400
+    first = read_transcript(tmp_path).steps[1].seen
+    (mask,) = (mark.mask for mark in first.marks)
+    assert mask.start == (0, 100, 200) and mask.crop.shape == (1, 40, 60)
+    assert first.facts["boxes_px"][0] == pytest.approx([199.5, 99.5, 259.5, 139.5], abs=0.3)
+    write_html(tmp_path, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "512 x 512 pixels" in page and "boxes_px" in page and "0 to 1000 along each side" in page

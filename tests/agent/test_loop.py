@@ -15,10 +15,18 @@ import pytest
 from blocks_segmenter import BlocksSegmenter
 from scripted import Script, ScriptedPolicy, two_blocks
 
-from medsam3.agent.chat import ChatError, Usage
+from medsam3.agent.chat import ChatError, ShownPicture, ToolCall, Usage
 from medsam3.agent.loop import AgentResult, RunOptions, replay, run
-from medsam3.agent.transcript import FILE_NAME, read_transcript, write_html
-from medsam3.agent.values import Budget, Decision, Situation
+from medsam3.agent.transcript import (
+    FILE_NAME,
+    Ending,
+    Heading,
+    RecordedRun,
+    page_of,
+    read_transcript,
+    write_html,
+)
+from medsam3.agent.values import Budget, Decision, Observation, Situation, ToolStep, Verdict
 from medsam3.errors import InputError
 
 ACCEPT: list[tuple[str, Any]] = [("accept", {"masks": [1], "reason": "the larger one"})]
@@ -251,3 +259,18 @@ def test_the_instruction_and_the_pixels_make_the_run(tmp_path: Path) -> None:
             ScriptedPolicy(GOOD),
             RunOptions(transcript=tmp_path),
         )
+
+
+def test_every_field_of_the_page_is_escaped() -> None:
+    evil: Any = "<script>\x1b[2J</script>"
+    budget, usage = Budget(), Usage(1, 1, 1, None)
+    heading = Heading(evil, evil * 9, (1, 40, 60), evil, evil * 9, evil, budget, evil)
+    shown = (ShownPicture(b"png", evil),)
+    verdict = Verdict(evil, (evil, evil), evil)
+    seen = Observation(evil, shown, (), {evil: evil}, verdict)
+    step = ToolStep(1, 1, ToolCall(evil, evil, evil), seen, 0.1, True)
+    called = Decision(evil, (ToolCall(evil, evil, evil),), usage)
+    for ending in (Ending(verdict, None, usage, 1.0), Ending(None, evil, usage, 1.0)):
+        page = page_of(RecordedRun(heading, shown, [called], [step], usage, ending))
+        assert "<script" not in page and "\x1b" not in page
+        assert page.count("&lt;script&gt;") >= 13
