@@ -358,6 +358,27 @@ def test_a_server_that_wants_no_user_after_a_tool_gets_an_assistant_between(monk
     assert roles == ["system", "user", "assistant", "tool", "assistant", "user"]
 
 
+@pytest.mark.parametrize(
+    ("format", "message"),
+    [
+        ("openai", "max_tokens is too large: 8192. This model supports at most 4096 completion tokens"),
+        ("openai", "you requested 8692 tokens (500 in the messages, 8192 in the completion)."),
+        ("anthropic", "max_tokens: 8192 > 4096, which is the maximum allowed number of output tokens for claude-3"),
+    ],
+)
+def test_a_model_that_may_write_less_is_asked_for_less(
+    format: Format, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small(request: Any) -> Step:
+        wanted = request.body.get("max_tokens") or request.body["max_completion_tokens"]
+        return FINE if wanted <= 4096 else raw(error(message), 400)
+
+    with LlmServer(small) as server:
+        chat = opened(server, monkeypatch, format)
+        assert chat.ask("?", timeout_s=5).text == "One." and chat.ask("and?", timeout_s=5).text == "One."
+    assert len(server.requests) == 3  # the limit is remembered
+
+
 @pytest.mark.parametrize("body", [b'{"choices": [7]}', b'{"choices": {"a": 1}}', b'{"choices": [{"message": []}]}'])
 def test_json_of_another_shape_is_no_reply(body: bytes) -> None:
     _, trouble = read_answer(HttpAnswer(200, body), "openai", ())

@@ -69,6 +69,11 @@ Connect = Callable[[httpx2.AsyncClient], Model]
 _FRAMING = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 _ORDER = re.compile(r"\brole\W{0,3}user\W{0,3}\s+after\s+(?:\w+\s+)?role\W{0,3}tool|must alternate", re.IGNORECASE)
 """Mistral's templates, and others, refuse a user's message right after a tool's."""
+_TOO_MANY = re.compile(
+    r"max_?(?:completion_?|output_?)?tokens\b.{0,80}(?:large|at most|maximum|>|range)|in the completion", re.I
+)
+"""Some models may write less than others, and say so; what they read is not at fault."""
+_LEAST_OUTPUT_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,7 @@ class ProviderChat:
         self._terms = terms
         self._history: list[ModelMessage] = []
         self._has_bridges = False
+        self._max_tokens = terms.max_output_tokens
 
     @classmethod
     def open(cls, address: Address, terms: Terms) -> ProviderChat:
@@ -217,8 +223,7 @@ class ProviderChat:
 
     def _pause_s(self, found: Trouble, pause_s: float | None, attempts: Attempts, left_s: float) -> float | None:
         """The pause before the next try; None if there is to be none."""
-        if not self._has_bridges and found.hope == "none" and _ORDER.search(found.what):
-            self._has_bridges = True
+        if found.hope == "none" and self._adapts(found.what):
             return 0.0
         attempts.unusable += found.hope == "once"
         if found.hope == "none" or attempts.unusable > 1 or pause_s is None:
@@ -229,6 +234,16 @@ class ProviderChat:
             return None
         return wait_s
 
+    def _adapts(self, what: str) -> bool:
+        """Change what a provider cannot take, and say whether there was something to change."""
+        if not self._has_bridges and _ORDER.search(what):
+            self._has_bridges = True
+        elif self._max_tokens > _LEAST_OUTPUT_TOKENS and _TOO_MANY.search(what):
+            self._max_tokens //= 4
+        else:
+            return False
+        return True
+
     async def _once(
         self, model: Model, client: BoundedClient, messages: list[ModelMessage], attempts: Attempts
     ) -> ModelResponse | Trouble:
@@ -237,7 +252,7 @@ class ProviderChat:
             response = await model_request(
                 model,
                 _bridged(messages) if self._has_bridges else messages,
-                model_settings=ModelSettings(max_tokens=self._terms.max_output_tokens, max_retries=0),
+                model_settings=ModelSettings(max_tokens=self._max_tokens, max_retries=0),
                 model_request_parameters=ModelRequestParameters(function_tools=_definitions(self._terms.tools)),
                 instrument=False,
             )

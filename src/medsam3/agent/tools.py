@@ -205,7 +205,8 @@ def compare(session: ToolSession, given: PairArguments) -> Observation:
         "area_ratio_a_to_b": round(float(a.sum() / b.sum()), 3),
     }
     text = f"masks {first.number} and {second.number}: " + ", ".join(f"{name} {value}" for name, value in facts.items())
-    return Observation(text, session.shown(f"masks {first.number} and {second.number}", [first, second]), facts=facts)
+    pictures = session.shown(f"masks {first.number} and {second.number}", [first, second], n=fullest_frame(first))
+    return Observation(text, pictures, facts=facts)
 
 
 def merge(session: ToolSession, given: MasksArguments) -> Observation:
@@ -260,7 +261,7 @@ def accept(session: ToolSession, given: AcceptArguments) -> Observation:
     if not given.reason.strip():
         raise ToolError("reason is empty: say why these masks answer the instruction")
     verdict = Verdict("found", tuple(mark.number for mark in marks), given.reason.strip())
-    return Observation("accepted", session.shown("accepted", marks), verdict=verdict)
+    return Observation("accepted", session.shown("accepted", marks, n=fullest_frame(marks[0])), verdict=verdict)
 
 
 def report_absent(session: ToolSession, given: AbsentArguments) -> Observation:
