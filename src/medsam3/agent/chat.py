@@ -73,7 +73,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What a call gave; every call of a reply must get one, in the next `ask`."""
+    """The result of a call; every call of a reply must get one, in the next `ask`."""
 
     call_id: str
     name: str
@@ -83,7 +83,7 @@ class ToolResult:
 
 @dataclass(frozen=True)
 class Usage:
-    """What answers were billed for; adds up.
+    """The tokens, requests and dollars that answers were billed for; adds up.
 
     Attributes:
         input_tokens: Read by the model, pictures and cached tokens included.
@@ -164,7 +164,7 @@ class Chat(Protocol):
 
 @dataclass(frozen=True)
 class Address:
-    """Where a model is: at a vendor, or behind the URL of an OpenAI-compatible server.
+    """The place of a model: at a vendor, or behind the URL of an OpenAI-compatible server.
 
     Attributes:
         provider: The vendor, or host:port of `url`.

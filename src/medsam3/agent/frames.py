@@ -43,7 +43,7 @@ _RING_PX = 8
 
 @runtime_checkable
 class SoftSegmenter(Protocol):
-    """What a segmenter may offer beside `encode` and `decode`."""
+    """The method that a segmenter may offer beside `encode` and `decode`."""
 
     def probability_map(self, features: Any, prompt: Prompt) -> Map:
         """Probability (H, W) in 0..1 that a pixel belongs to the concept, given that it is there."""

@@ -34,7 +34,7 @@ MOST_CALLS = 8
 
 @dataclass(frozen=True)
 class AgentResult:
-    """What a run came to.
+    """The outcome of a run.
 
     Attributes:
         masks: The accepted ones; of a run that a limit ended, the best so far; none where nothing is there.
@@ -158,7 +158,7 @@ class _Run:
 
     @property
     def usage(self) -> Usage:
-        """Of all decisions, and of asking that failed."""
+        """The usage of all decisions, and of asking that failed."""
         total = self.record.lost
         for decision in self.record.decisions:
             total = total + decision.usage

@@ -55,7 +55,7 @@ _ARTICLE = re.compile(r"^(?:the|a|an|all|any|every|each|of|its) ")
 
 @dataclass(frozen=True)
 class Wish:
-    """What an instruction asks for.
+    """The concept and objects that an instruction asks for.
 
     Attributes:
         phrase: The concept.

@@ -25,12 +25,12 @@ from medsam3.store import Journal, read_lines, replacing
 
 FILE_NAME = "transcript.jsonl"
 PICTURES = "pictures"
-Kind = Literal["opening", "decision", "lost", "step", "ending"]
+LineKind = Literal["opening", "decision", "lost", "step", "ending"]
 
 
 @dataclass(frozen=True)
 class Heading:
-    """What a run is: it may be resumed only if this is equal.
+    """The identity of a run: it may be resumed only if this is equal.
 
     Attributes:
         instruction: The user's.
@@ -76,7 +76,7 @@ class RecordedRun:
     lost: Usage = field(default_factory=Usage)
     ending: Ending | None = None
 
-    def take(self, kind: Kind, value: Any) -> None:
+    def take(self, kind: LineKind, value: Any) -> None:
         """Add one line's value; whatever follows an ending resumes the run."""
         self.ending = value if kind == "ending" else None
         if kind == "opening":
@@ -143,7 +143,7 @@ class Transcript:
             self.close()
             raise
 
-    def add(self, kind: Kind, value: Any) -> None:
+    def add(self, kind: LineKind, value: Any) -> None:
         """Write one line so that it outlives this process: its pictures first."""
         if self._folder is not None:
             context = {"pictures": PictureFolder(self._folder / PICTURES)}

@@ -1,6 +1,6 @@
-"""What the agent's parts hand to each other: steps, marks, budgets, verdicts, and the protocol of a policy.
+"""The values that the agent's parts hand to each other: steps, marks, budgets, verdicts, and the protocol of a policy.
 
-Everything that a policy may know stands in a `Situation`, so that a run taken up again decides as if never broken off.
+Everything that a policy may know stands in a `Situation`, so that a resumed run decides as if never broken off.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ToolError(Exception):
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may cost; None sets no limit.
+    """The limits of a run's cost; None sets no limit.
 
     Attributes:
         rounds: Turns in which the segmenter is asked. Looking, measuring and deciding are free of it.
@@ -139,7 +139,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a tool gave.
+    """The result of a tool.
 
     Attributes:
         text: For the model.
@@ -181,7 +181,7 @@ class ToolStep:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a policy wants done: words, calls, and what thinking about it cost."""
+    """The next step that a policy wants: words, calls, and what thinking about it cost."""
 
     said: str
     calls: tuple[ToolCall, ...]
@@ -190,7 +190,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Situation:
-    """What a policy decides on.
+    """The state that a policy decides on.
 
     Attributes:
         instruction: The user's.

@@ -1,4 +1,4 @@
-"""What an HTTP answer of an LLM provider says, in the dialects of OpenAI and its like, Gemini and Anthropic.
+"""The reading of an LLM provider's HTTP answers, in the dialects of OpenAI and its like, Gemini and Anthropic.
 
 It decides from the bytes alone, so that no library's exception stands between the provider's own words and the user.
 An answer is first mended where its meaning is plain (calls written as text, arguments as an object, null ids); then it
