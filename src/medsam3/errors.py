@@ -1,4 +1,7 @@
-"""Errors that the user can mend, text that may be printed, and the check for optional packages. Knows nothing of images or models."""
+"""Errors that the user can mend, text that may be printed, and the check for optional packages.
+
+It knows nothing of images or models.
+"""
 
 from __future__ import annotations
 
