@@ -264,7 +264,7 @@ def _huge_png(path: Path) -> None:
         (["scan.png", "--point", "80,2"], "point 80.0,2.0 is outside the image of 8 x 6 pixels"),
         (["scan.png", "--exemplar", "0,0,0,3"], "inverted or empty"),
         (["scan.png", "--text", "polyp", "--slice", "1"], "frame 1 was asked for, allowed is 0 to 0"),
-        (["scan.png", "--text", "polyp", "--threshold", "1.5"], "--threshold is 1.5, allowed is 0 to 1"),
+        (["scan.png", "--text", "polyp", "--threshold", "1.5"], "--threshold. Must be <= 1"),
         (["scan.png", "--text", "polyp", "--format", "png,gif"], "--format is 'png,gif', allowed are png, overlay,"),
         (["scan.png", "--text", "polyp", "--out", "text.png/out"], "output folder text.png/out cannot be written"),
         (["scan.png", "--text", "polyp", "--out", "scan.png"], "output folder scan.png cannot be written"),
