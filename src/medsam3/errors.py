@@ -10,6 +10,13 @@ class InputError(ValueError):
     """Bad input: the message says in one line what was got, what is allowed, and what to do."""
 
 
+def printable(text: str) -> str:
+    """Show what cannot be printed, such as a terminal's control codes or a change of direction, as Python's escapes."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text)
+
+
 def require(module: str, *, extra: str) -> ModuleType:
     """Import an optional package, or say which extra brings it.
 

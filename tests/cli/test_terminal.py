@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 import medsam3.cli
-from medsam3.cli.terminal import plain
+from medsam3.errors import printable
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from medsam3.cli.terminal import plain
     ],
 )
 def test_control_characters_are_written_out(text: str, shown: str) -> None:
-    assert plain(text) == shown
+    assert printable(text) == shown
 
 
 def test_only_the_terminal_prints() -> None:

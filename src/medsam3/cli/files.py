@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 
 from cyclopts import Parameter
 
-from medsam3.cli.inputs import Input
+from medsam3.cli.inputs import Input, frame_ranges, part, read_chosen
 from medsam3.cli.job import Help
 from medsam3.cli.terminal import print_table, say, say_json
 from medsam3.errors import InputError
@@ -38,7 +38,6 @@ class Info:
 
     def run(self) -> int:
         """Print the facts."""
-        from medsam3.cli.reading import frame_ranges, part, read_chosen  # noqa: PLC0415
         from medsam3.io.about import facts  # noqa: PLC0415
 
         ranges = frame_ranges(None if self.frame is None else [self.frame])

@@ -21,7 +21,7 @@ from medsam3.errors import InputError
 from medsam3.store import sha256_of
 
 if TYPE_CHECKING:
-    from medsam3.cli.reading import FrameRange
+    from medsam3.cli.inputs import FrameRange
     from medsam3.models.sam3.lora import LoraSource
     from medsam3.models.segmenter import Segmenter
     from medsam3.prompts import Box, Prompt

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from cyclopts import Parameter
 
-from medsam3.cli.inputs import Input, find_inputs
+from medsam3.cli.inputs import Input, find_inputs, find_stacks, frame_ranges, read_chosen
 from medsam3.cli.job import FLAT, SHARE, Help, Job, ModelChoice, StackChoice, formats_from, prompts_from
-from medsam3.cli.reading import frame_ranges, read_chosen
-from medsam3.cli.stacks import find_stacks
 from medsam3.cli.terminal import ProgressBar, in_options, print_table, progress_bar, say, say_json, unexpected
 from medsam3.errors import InputError
 
 if TYPE_CHECKING:  # numpy, not for --help
+    from medsam3.cli.inputs import Chosen
     from medsam3.cli.outputs import OutputFolder, ResultRow, Task
-    from medsam3.cli.reading import Chosen
     from medsam3.image import Image, Kind, Masks
     from medsam3.models.segmenter import Segmenter
     from medsam3.prompts import Prompt

@@ -1,6 +1,6 @@
 """Everything that the command line prints: results on stdout, progress and complaints on stderr.
 
-Each text passes `plain`, so that no file name or DICOM header can send control sequences to a terminal.
+Each text passes `printable`, so that no file name or DICOM header can send control sequences to a terminal.
 """
 
 from __future__ import annotations
@@ -10,33 +10,17 @@ import json
 import os
 import re
 import sys
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, printable
 
 if TYPE_CHECKING:
     from cyclopts import App
     from rich.progress import Progress, TaskID
 
 _WIDTH_OF_A_FILE = 160  # columns, where stdout is not a terminal and so has no width of its own
-_REORDERING = frozenset("\u061c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def plain(text: str) -> str:
-    """Replace what a terminal would obey or could not show: control and direction characters, bytes that are no text.
-
-    Line breaks stay.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(letter if _is_shown(letter) else ascii(letter)[1:-1] for letter in text)
-
-
-def _is_shown(letter: str) -> bool:
-    return letter == "\n" or (unicodedata.category(letter) not in ("Cc", "Cs") and letter not in _REORDERING)
 
 
 def prepare_streams() -> None:
@@ -101,7 +85,7 @@ def write(text: str) -> None:
 
 def say(text: str) -> None:
     """Print a line of results on stdout."""
-    write(plain(text) + "\n")
+    write(printable(text) + "\n")
 
 
 def say_json(value: object) -> None:
@@ -112,7 +96,7 @@ def say_json(value: object) -> None:
 def tell(text: str, stream: TextIO | None = None) -> None:
     """Print a line of progress on stderr; nobody hears of a stderr that cannot be written."""
     with suppress(OSError):
-        print(plain(text), file=stream or sys.stderr)
+        print(printable(text), file=stream or sys.stderr)
 
 
 def say_help(app: App, examples: str) -> None:
@@ -137,16 +121,16 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, title
     from rich.text import Text  # noqa: PLC0415
 
     table = Table(
-        title=Text(plain(title)) if title else None,
-        caption=Text(plain(note)) if note else None,
+        title=Text(printable(title)) if title else None,
+        caption=Text(printable(note)) if note else None,
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",
     )
     for heading in headings:
-        table.add_column(Text(plain(heading)), overflow="fold")
+        table.add_column(Text(printable(heading)), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     page = _Page()
     is_terminal = sys.stdout.isatty()
     Console(file=page, force_terminal=is_terminal, width=None if is_terminal else _WIDTH_OF_A_FILE).print(table)
@@ -187,7 +171,7 @@ class ProgressBar:
     def tell(self, message: str) -> None:
         """Print a line above the bar."""
         with suppress(OSError):
-            self._progress.console.print(plain(message), markup=False, highlight=False, soft_wrap=True)
+            self._progress.console.print(printable(message), markup=False, highlight=False, soft_wrap=True)
 
     def complain(self, message: str) -> None:
         """Print an error line above the bar."""
@@ -197,7 +181,7 @@ class ProgressBar:
 def _escaped(name: str) -> str:
     from rich.markup import escape  # noqa: PLC0415
 
-    return escape(plain(name))
+    return escape(printable(name))
 
 
 @contextmanager
@@ -214,7 +198,7 @@ def progress_bar(count: int | None = None) -> Iterator[ProgressBar]:
 
 def error_line(message: str) -> str:
     """Give an error as one line; what the library calls `frame=` is an option here."""
-    return plain(f"medsam3: error: {in_options(' '.join(message.split()))}")
+    return printable(f"medsam3: error: {in_options(' '.join(message.split()))}")
 
 
 def in_options(message: str) -> str:

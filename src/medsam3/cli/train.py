@@ -80,7 +80,7 @@ With --base sam3 it is OUT/model with OUT/model/card.json: medsam3 segment FILE 
         float | None, FROM_0, Help("data sets are drawn by their size to this power (default: 0.6; sam3: 0.7)")
     ] = None
     seed: Annotated[int | None, FROM_0, Help("seed of weights, views and batches (default: 0)")] = None
-    no_bf16: Annotated[bool, Help("compute in float32 (slower)")] = False
+    no_bf16: Annotated[bool, Help("compute in float32 even if bfloat16 is fast here")] = False
     image_encoder: Annotated[
         Literal["lite0", "lite-medsam"],
         Help("lite0 trains along, lite-medsam is frozen (the paper's recipe); default: lite0"),
