@@ -177,17 +177,26 @@ class StackChoice:
     ] = None
     neighbours: Annotated[bool, Help("show the slices before and after as colours")] = False
 
-    def options(self) -> Options:
-        """Give the settings for `medsam3.segment`.
+    def check(self) -> None:
+        """Refuse what is wrong before any file is looked at.
 
         Raises:
             InputError: An unknown window, or two ways at once.
         """
-        from medsam3.segmentation.options import Options  # noqa: PLC0415  numpy
-        from medsam3.view.grey import window_named  # noqa: PLC0415
-
         if self.propagate and self.each_slice:
             raise InputError("--each-slice was given with --propagate: take one of them")
+        if self.window is not None or self.key_every > 1:
+            self.options()
+
+    def options(self) -> Options:
+        """Give the settings for `medsam3.segment`.
+
+        Raises:
+            InputError: An unknown window.
+        """
+        from medsam3.segmentation.options import Options  # noqa: PLC0415  scipy
+        from medsam3.view.grey import window_named  # noqa: PLC0415
+
         return Options(
             is_followed=True if self.propagate else False if self.each_slice else None,
             at=self.at,

@@ -14,15 +14,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks, ObjectMask
-from medsam3.models.phrase_reader import Reading
 from medsam3.prompts import Mode, Prompt
 from medsam3.store import Journal, Record
+
+if TYPE_CHECKING:
+    from medsam3.models.phrase_reader import Reading
 
 HEADINGS = ("file", "concept", "present", "objects", "area px", "area mm2", "score")
 LIST_NAME = "results.jsonl"

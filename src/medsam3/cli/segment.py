@@ -98,7 +98,7 @@ A bad file is reported and the others go on. Exit codes: 0 all done; 2 bad input
             InputError: A prompt, format or setting that is not allowed.
         """
         self.model.sam3.check()
-        self.stacks.options()  # says what is wrong before any file is looked at
+        self.stacks.check()
         prompts = prompts_from(self.text, self.box, self.point, self.exemplar)
         formats, frames = formats_from(self.format), frame_ranges(self.frame)
         return Job(prompts, formats, self.threshold, frames, self.model, self.stacks)

@@ -64,12 +64,14 @@ def _writable() -> Iterator[None]:
         raise InputError(f"the output cannot be written ({error.strerror or error}): send it elsewhere") from error
 
 
-class _Page(io.StringIO):
-    """What is to go to stdout, in its encoding; rich itself would end the program if the reader is gone."""
+def _page() -> io.TextIOWrapper:
+    """Give rich a page in stdout's encoding to write on; on stdout itself it ends the program if the reader is gone."""
+    return io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, errors="backslashreplace", newline="")
 
-    @property
-    def encoding(self) -> str:
-        return sys.stdout.encoding
+
+def _text_of(page: io.TextIOWrapper) -> str:
+    page.seek(0)
+    return page.read()
 
 
 def write(text: str) -> None:
@@ -103,9 +105,9 @@ def say_help(app: App, examples: str) -> None:
     """Print the help of a command and its examples on stdout."""
     from rich.console import Console  # noqa: PLC0415
 
-    page = _Page()
+    page = _page()
     app.help_print([], console=Console(file=page, force_terminal=sys.stdout.isatty()))
-    write(f"{page.getvalue()}{examples}\n")
+    write(f"{_text_of(page)}{examples}\n")
 
 
 def complain(message: str) -> None:
@@ -131,10 +133,10 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, title
         table.add_column(Text(printable(heading)), overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    page = _Page()
+    page = _page()
     is_terminal = sys.stdout.isatty()
     Console(file=page, force_terminal=is_terminal, width=None if is_terminal else _WIDTH_OF_A_FILE).print(table)
-    write(page.getvalue())
+    write(_text_of(page))
 
 
 class ProgressBar:
