@@ -104,8 +104,10 @@ def test_boxes_points_and_exemplars_reach_the_prompt(work: Path, capsys: pytest.
     assert row["outputs"] == ["scan_prompt_mask.png", "scan_prompt_overlay.png"]
 
 
-def test_a_box_may_begin_left_of_the_image_with_an_equals_sign(work: Path) -> None:
-    assert main(["segment", "scan.png", "--box=-3,0,5,4", *MODEL]) == 0
+def test_a_box_may_begin_left_of_the_image(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for box in (["--box=-3,0,5,4"], ["--box", "-3,0,5,4"], ["--box", "-.5,0,5,4"]):
+        assert main(["segment", "scan.png", *box, "--json", *MODEL]) == 0
+        assert _json(capsys)["results"][0]["mode"] == "I"
 
 
 def test_a_dicom_series_is_a_volume_with_areas_in_mm2(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

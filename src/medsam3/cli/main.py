@@ -69,6 +69,12 @@ _EXAMPLES = """examples:
 --debug, with any command, logs to stderr, with tracebacks.
 Not a medical device: for research only."""
 _HELP = ("--help", "-h")
+_SAID = {
+    r"--([A-Z_]+)\b": r"\1",  # what has its place has a name in capitals, and no dashes
+    r"^Parameter (\S+) requires an argument": r"\1 is missing, or has no value",
+    r"^Unused Tokens: \[(.*)\]": r"there is no place for \1",
+}
+"""What is said in place of cyclopts' messages."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,7 +135,7 @@ def parse(tokens: Sequence[str]) -> Arguments | None:
         InputError: A command, an option or a value that is not allowed.
     """
     command = _command(tokens)
-    app, rest = app_for(command), list(tokens[len(command.name.split()) :])
+    app, rest = app_for(command), _with_negative_numbers(tokens[len(command.name.split()) :])
     if any(word in _HELP for word in rest):
         say_help(app, command.load().EXAMPLES)
         return None
@@ -142,9 +148,22 @@ def parse(tokens: Sequence[str]) -> Arguments | None:
         )
         made: Arguments = call(*bound.args, **bound.kwargs)
     except CycloptsError as error:
-        message = re.sub(r"--([A-Z_]+)\b", r"\1", " ".join(str(error).split())).removesuffix(".")
+        message = " ".join(str(error).split()).removesuffix(".")
+        for pattern, said in _SAID.items():
+            message = re.sub(pattern, said, message)
         raise InputError(f"{message} (see: medsam3 {command.name} --help)") from error
     return made
+
+
+def _with_negative_numbers(tokens: Sequence[str]) -> list[str]:
+    """Tie a value such as -5,0,30,40 to its option, so that it is not taken for an option itself."""
+    tied: list[str] = []
+    for token in tokens:
+        if re.match(r"-\.?\d", token) and tied and tied[-1].startswith("--") and "=" not in tied[-1]:
+            tied[-1] += f"={token}"
+        else:
+            tied.append(token)
+    return tied
 
 
 def app_for(command: Command) -> App:

@@ -46,7 +46,6 @@ class Segment:
   medsam3 segment colonoscopy.png --text polyp --model sam3.pt --lora best_lora_weights.pt
 
 positions are pixels from the upper left, x to the right, y down; the first frame or slice is 0.
-Write a negative first number with an equals sign: --box=-5,0,30,40
 Boxes, points and exemplars hold for every --text and every file; without --text they are asked alone.
 A folder with a DICOM series is one volume; a pattern such as "ct/*.dcm" takes each of its files by itself.
 With --format coco, several files give one annotations.coco.json for all of them, one file gives its own.
