@@ -7,7 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
 
-from medsam3.cli.main import COMMANDS, Command, app_for
+from medsam3.cli.main import COMMANDS, Command, app_for, parse
 
 ARGUMENTS = {
     "segment": """
@@ -218,3 +218,10 @@ def described(command: Command) -> list[str]:
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_the_arguments_of_a_command_are_these(command: Command) -> None:
     assert sorted(described(command)) == sorted(ARGUMENTS[command.name].split("\n")[1:-1])
+
+
+def test_of_an_option_that_is_given_twice_the_last_counts_and_lists_grow() -> None:
+    made: Any = parse(
+        ["segment", "a", "--device", "x", "--device", "cpu", "--text", "p", "--text", "q", "--json", "--json"]
+    )
+    assert (made.model.device, made.text, made.json) == ("cpu", ("p", "q"), True)

@@ -176,7 +176,7 @@ def app_for(command: Command) -> App:
         help=f"{command.summary[0].upper()}{command.summary[1:]}.",
         help_format="plaintext",
         version_flags=(),
-        default_parameter=Parameter(negative=(), show_default=False),
+        default_parameter=Parameter(negative=(), show_default=False, allow_repeating=True),  # the last one counts
         result_action="return_value",
     )
     app.default(arguments)
