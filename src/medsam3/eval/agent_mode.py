@@ -5,7 +5,6 @@ Both answers come from the same features, so that a difference is the agent's. C
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -69,7 +68,7 @@ class AgentCase:
     usd: float | None
 
 
-def evaluate_agent(args: argparse.Namespace, config: EvalConfig, progress: Progress) -> tuple[list[Table], int]:
+def evaluate_agent(args: Any, config: EvalConfig, progress: Progress) -> tuple[list[Table], int]:
     """Measure what is not yet in the journal, and write `agent.json`.
 
     Returns:
