@@ -1,4 +1,4 @@
-"""`medsam3 eval`: measure a model or a comparator on a data folder, or compare two such measurements."""
+"""`medsam3 eval`: measure a model on data that has masks, or compare two such measurements."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from medsam3.errors import InputError
 
 if TYPE_CHECKING:
-    from medsam3.eval.answers import Progress
+    from medsam3.data.index import IndexRow, Split
     from medsam3.eval.cases import EvalConfig, EvalMode
     from medsam3.eval.results import Results
+    from medsam3.eval.run import Progress
     from medsam3.eval.tables import Table
 
 _EXAMPLES = """modes: T text alone; TB text, then its own boxes as prompts; I and TI boxes drawn from the truth (oracle)
@@ -25,9 +26,9 @@ _EXAMPLES = """modes: T text alone; TB text, then its own boxes as prompts; I an
 examples:
   medsam3 eval DATA_DIR
   medsam3 eval DATA_DIR --modes T,TB,I,TI --jitter 0,5,10,20 --synonyms --absent 3 --out runs/mini
-  medsam3 eval DATA_DIR --baseline unet --baseline-minutes 20 --out runs/unet
-  medsam3 eval DATA_DIR --baseline litemedsam --out runs/litemedsam
-  medsam3 eval DATA_DIR --out runs/mini --resume --beside runs/unet/results.json runs/litemedsam/results.json
+  medsam3 eval --coco annotations.json --images pictures/
+  medsam3 eval --folder images/ masks/ --concept polyp --split all
+  medsam3 eval DATA_DIR --out runs/mini --resume --beside runs/other/results.json
   medsam3 eval DATA_DIR --datasets busi --fold 2/5 --weights runs/fold2/mini.safetensors
   medsam3 eval DATA_DIR --duplicates
   medsam3 eval --pool runs/fold*/results.json --out runs/folds
@@ -39,13 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `medsam3 eval`."""
     parser.epilog = _EXAMPLES
     parser.add_argument("data", nargs="?", type=Path, metavar="DATA_DIR", help="folder with an index.csv")
+    parser.add_argument("--coco", type=Path, metavar="FILE", help="COCO JSON in place of DATA_DIR")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="of --coco: folder of its images, default: its own")
+    parser.add_argument("--folder", nargs=2, type=Path, metavar=("IMAGES", "MASKS"), help="two folders, in its place")
+    parser.add_argument("--concept", default="", metavar="PHRASE", help="of --folder: what is not 0 in the masks")
+    parser.add_argument("--labels", default="", metavar="V=PHRASE,..", help="of --folder: concepts of a label map")
+    parser.add_argument("--group-pattern", default="", metavar="REGEX", help="of --folder: what stays in one split")
     parser.add_argument("--model", default="mini", help="name of the model (default: mini)")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights in place of the model's own")
     parser.add_argument("--flips", action="store_true", help="ask phrases of the mirrored picture too (mini)")
     parser.add_argument("--datasets", default="", metavar="A,B", help="only these data sets")
-    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: test")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test", "all"), help="default: test")
     parser.add_argument("--fold", metavar="K/N", help="split each data set anew by group, and take fold K of N as test")
-    parser.add_argument("--modes", metavar="T,TB,I,TI", help="how to ask, default: T")
+    parser.add_argument("--modes", default="T", metavar="T,TB,I,TI", help="how to ask, default: T")
     parser.add_argument("--synonyms", action="store_true", help="ask a panel of other phrasings of each concept too")
     parser.add_argument(
         "--absent", type=int, default=0, metavar="N", help="ask N concepts of other kinds of image in each picture"
@@ -63,12 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the jitter and the intervals, default: 0")
     parser.add_argument("--out", type=Path, default=Path("eval-results"), metavar="DIR", help="default: eval-results")
     parser.add_argument("--resume", action="store_true", help="go on with the run that is in --out")
-    parser.add_argument(
-        "--baseline", choices=("unet", "litemedsam"), help="in place of the model: U-Nets trained here, or LiteMedSAM"
-    )
-    parser.add_argument(
-        "--baseline-minutes", type=float, default=20.0, metavar="M", help="to train each U-Net, default: 20"
-    )
     parser.add_argument(
         "--beside", nargs="+", type=Path, default=[], metavar="FILE", help="results.json to set this run against"
     )
@@ -97,24 +98,57 @@ def run(args: argparse.Namespace) -> int:
         return _compare(args)
     if args.pool is not None:
         return _pool(args)
-    if args.data is None:
-        raise InputError("no data folder was given: name a folder with an index.csv (see: medsam3 eval --help)")
+    _check_source(args)
     if args.duplicates:
         return _duplicates(args)
     config = config_from(args)
     if args.agent is not None:
+        if args.data is None:
+            raise InputError("--agent takes a DATA_DIR with an index.csv, not --coco or --folder")
         return _agent(args, config)
     results, written = evaluate(args, config)
     return report_run(args, results, written)
+
+
+def _check_source(args: argparse.Namespace) -> None:
+    given = [one for one in (args.data, args.coco, args.folder) if one is not None]
+    if len(given) != 1:
+        what = "no data folder was given" if not given else "data was given in more than one way"
+        raise InputError(f"{what}: name a folder with an index.csv, or --coco, or --folder (see: medsam3 eval --help)")
+    if args.images is not None and args.coco is None:
+        raise InputError("--images is the folder of a COCO file's images: give --coco too")
+    if args.folder is None and (args.concept or args.labels or args.group_pattern):
+        raise InputError(
+            "--concept, --labels and --group-pattern say what the masks of --folder mean: give --folder too"
+        )
+
+
+def _source(args: argparse.Namespace) -> tuple[Path, tuple[IndexRow, ...]]:
+    """Read all rows of the data, and say which folder its images are named below."""
+    from medsam3.data.folders import FolderSource, parse_labels, samples_from_folder  # noqa: PLC0415
+    from medsam3.data.index import read_index  # noqa: PLC0415
+    from medsam3.data.samples import samples_from_coco  # noqa: PLC0415
+    from medsam3.eval.cases import rows_of_samples  # noqa: PLC0415
+
+    if args.coco is not None:
+        images = args.images or args.coco.parent
+        split: Split = "test" if args.split == "all" else args.split
+        return images, rows_of_samples(samples_from_coco(args.coco, images, split), args.coco, are_instances=True)
+    if args.folder is not None:
+        images, masks = args.folder
+        labels = parse_labels(args.labels) if args.labels else ()
+        source = FolderSource(images, masks, args.concept, labels, args.group_pattern)
+        return images, rows_of_samples(samples_from_folder(source), masks, are_instances=False)
+    return args.data, read_index(args.data)
 
 
 def _pool(args: argparse.Namespace) -> int:
     from medsam3.data.index import read_index  # noqa: PLC0415
     from medsam3.eval.pool import make_place, pool  # noqa: PLC0415
     from medsam3.eval.report import CaseFiles, write_report  # noqa: PLC0415
-    from medsam3.eval.saved import read_results, read_run  # noqa: PLC0415
+    from medsam3.eval.results import read_results  # noqa: PLC0415
 
-    runs = [read_run(path) for path in args.pool]
+    runs = [read_results(path) for path in args.pool]
     results = pool(runs, command=_command(), beside=[read_results(path) for path in args.beside])
     make_place(args.out)
     masks = tuple(path.parent / "masks" for path in args.pool)
@@ -140,20 +174,21 @@ def _agent(args: argparse.Namespace, config: EvalConfig) -> int:
 
 def report_run(args: argparse.Namespace, results: Results, written: Sequence[Path]) -> int:
     """Print what was found and written; the exit code is 2 where something could not be evaluated."""
+    from medsam3.eval.tables import printable, result_tables  # noqa: PLC0415
+
     if args.json:
         print(json.dumps(results.to_json(with_cases=False), indent=2))
     else:
-        from medsam3.eval.overview import result_tables  # noqa: PLC0415
-
         for table in result_tables(results):
             _print_table(table)
         for note in results.extras.notes:
-            print(note)
+            print(printable(note))
         if results.skipped_volumes:
             print(f"left out: {results.skipped_volumes} rows of volumes, which are asked by text and of a model alone")
         print("written: " + ", ".join(str(path) for path in written))
     for failure in results.failures:
-        print(f"medsam3: error: {failure.image} {failure.concept}: {failure.error}", file=sys.stderr)
+        told = printable(f"{failure.image} {failure.concept}: {failure.error}")
+        print(f"medsam3: error: {told}", file=sys.stderr)
     return 2 if results.failures else 0
 
 
@@ -163,31 +198,30 @@ def evaluate(args: argparse.Namespace, config: EvalConfig) -> tuple[Results, lis
     Returns:
         The results and the files that were written.
     """
-    from medsam3.data.index import in_fold, read_index  # noqa: PLC0415
+    from medsam3.data.index import in_fold  # noqa: PLC0415
     from medsam3.eval.cases import select  # noqa: PLC0415  scipy and the readers, not for --help
-    from medsam3.eval.job import EvalJob, run_job  # noqa: PLC0415
     from medsam3.eval.report import CaseFiles, write_report  # noqa: PLC0415
-    from medsam3.eval.saved import read_results  # noqa: PLC0415
+    from medsam3.eval.results import read_results  # noqa: PLC0415
+    from medsam3.eval.run import EvalJob, run_job  # noqa: PLC0415
 
-    rows = read_index(args.data)
+    folder, rows = _source(args)
     rows = rows if config.fold is None else in_fold(rows, config.fold)
     job = EvalJob(
-        folder=args.data,
+        folder=folder,
         rows=rows,
-        chosen=select(rows, config, with_volumes=args.baseline is None),
+        chosen=select(rows, config, with_volumes=True),
         config=config,
-        model=args.baseline or args.model,
+        model=args.model,
         weights=args.weights,
         flips=args.flips,
         out=args.out,
         is_resumed=args.resume,
-        unet_minutes=args.baseline_minutes,
         beside=tuple(read_results(path) for path in args.beside),
         command=_command(),
     )
     with _progress_bar() as progress:
         results = run_job(job, progress)
-    return results, write_report(results, args.out, CaseFiles(args.data, job.chosen.rows, (args.out / "masks",)))
+    return results, write_report(results, args.out, CaseFiles(folder, job.chosen.rows, (args.out / "masks",)))
 
 
 def config_from(args: argparse.Namespace) -> EvalConfig:
@@ -199,7 +233,7 @@ def config_from(args: argparse.Namespace) -> EvalConfig:
     from medsam3.data.index import Fold  # noqa: PLC0415
     from medsam3.eval.cases import MODES, EvalConfig  # noqa: PLC0415
 
-    asked = _names(_default_modes(args.baseline) if args.modes is None else args.modes)
+    asked = _names(args.modes)
     unknown = [mode for mode in asked if mode not in MODES]
     if unknown:
         raise InputError(f"mode {', '.join(unknown)} is not known, allowed are {', '.join(MODES)}")
@@ -226,19 +260,15 @@ def config_from(args: argparse.Namespace) -> EvalConfig:
     )
 
 
-def _default_modes(baseline: str | None) -> str:
-    return "I" if baseline == "litemedsam" else "T"
-
-
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _compare(args: argparse.Namespace) -> int:
     from medsam3.eval.compare import compare  # noqa: PLC0415
-    from medsam3.eval.results import without_nan  # noqa: PLC0415
-    from medsam3.eval.saved import read_results  # noqa: PLC0415
+    from medsam3.eval.results import read_results  # noqa: PLC0415
     from medsam3.eval.tables import comparison_table  # noqa: PLC0415
+    from medsam3.store import without_nan  # noqa: PLC0415
 
     first, second = (read_results(path) for path in args.compare)
     found = compare(first, second, seed=args.seed)
@@ -253,12 +283,12 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _duplicates(args: argparse.Namespace) -> int:
     from medsam3.data.duplicates import near_duplicates, thumbnails  # noqa: PLC0415
-    from medsam3.data.index import read_index  # noqa: PLC0415
     from medsam3.eval.tables import duplicates_table  # noqa: PLC0415
 
-    rows = [row for row in read_index(args.data) if not args.datasets or row.dataset in _names(args.datasets)]
+    folder, rows = _source(args)
+    rows = tuple(row for row in rows if not args.datasets or row.dataset in _names(args.datasets))
     with _progress_bar() as progress:
-        pictures = thumbnails(rows, args.data, on_image=lambda done, count: progress(done, count, "pictures"))
+        pictures = thumbnails(rows, folder, on_image=lambda done, count: progress(done, count, "pictures"))
     found = near_duplicates(pictures)
     if args.json:
         print(json.dumps([asdict(pair) for pair in found], indent=2))
@@ -273,7 +303,14 @@ def _print_table(table: Table) -> None:
     from rich.table import Table as RichTable  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    shown = RichTable(title=Text(table.title), caption=Text(table.note), box=box.SIMPLE_HEAD, title_justify="left")
+    from medsam3.eval.tables import printable  # noqa: PLC0415
+
+    shown = RichTable(
+        title=Text(printable(table.title)),
+        caption=Text(printable(table.note)),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
     shown.caption_justify = "left"
     for heading in table.headings:
         shown.add_column(Text(heading))

@@ -17,7 +17,7 @@ import PIL.Image
 
 from medsam3.data.report import SPLITS, TINY_PIXELS, DataReport, Duplicate
 from medsam3.data.samples import RGB, Sample
-from medsam3.eval.pictures import outlined
+from medsam3.eval.case_pictures import outlined
 from medsam3.store import replacing
 
 PER_CONCEPT = 6
