@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from baselines import fit
 from baselines.run import donor_of, train_and_val
-from baselines.squares import Squares, is_sided, load_squares, square_batch, training_batch
+from baselines.squares import SquareBatch, Squares, is_sided, load_squares, square_batch, training_batch
 from colour_data import DataFolder, block, polyp_folder
 
 from medsam3.data.index import IndexRow, read_index
@@ -68,7 +69,6 @@ def test_sided_data_sets_are_not_mirrored() -> None:
 
 @pytest.mark.slow
 def test_the_network_learns_and_keeps_the_best_validated_weights(tmp_path: Path) -> None:
-    fit = pytest.importorskip("baselines.fit")
     pytest.importorskip("monai", reason="needs the extra `baseline`")
     squares = striped(("polyp",), 2)
     config = fit.UnetConfig(batch=2, least_steps=16, most_steps=16, validate_every=8)
@@ -80,9 +80,14 @@ def test_the_network_learns_and_keeps_the_best_validated_weights(tmp_path: Path)
     assert state.best_dice == pytest.approx(fit.validation_dice(state.network, squares)) and state.best_dice > 0.5
 
 
-def test_a_broken_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    fit = pytest.importorskip("baselines.fit")
-    pytest.importorskip("monai", reason="needs the extra `baseline`")
+def entropy(logits: torch.Tensor, batch: SquareBatch) -> torch.Tensor:
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.targets)
+
+
+def test_a_broken_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a network of one layer: MONAI takes ten seconds to import, and what is resumed is the same for any network."""
+    monkeypatch.setattr(fit, "unet", lambda concepts: torch.nn.Conv2d(3, concepts, 3, padding=1))
+    monkeypatch.setattr(fit, "loss_of", entropy)
     squares = striped(("polyp",), 1)
     config = fit.UnetConfig(minutes=1e9, batch=1, least_steps=3, most_steps=3, validate_every=1)
     whole = fit.fit_unet(squares, squares, config, tmp_path / "whole.pt")
@@ -104,8 +109,8 @@ def test_a_broken_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         fit.fit_unet(squares, squares, config, tmp_path / "killed.pt")
 
 
+@pytest.mark.slow
 def test_only_annotated_pairs_count_in_loss_and_validation() -> None:
-    fit = pytest.importorskip("baselines.fit")
     pytest.importorskip("monai", reason="needs the extra `baseline`")
     squares = striped(("polyp", "liver"), 2)
     known = squares.known.copy()
@@ -119,6 +124,7 @@ def test_only_annotated_pairs_count_in_loss_and_validation() -> None:
     assert fit.loss_of(wrong, square_batch(squares, np.arange(2))) > 1
 
 
+@pytest.mark.slow
 def test_a_unet_answers_to_its_concepts_by_name_and_to_nothing_else() -> None:
     pytest.importorskip("monai", reason="needs the extra `baseline`")
     from baselines.unet import UnetSegmenter, unet  # noqa: PLC0415
