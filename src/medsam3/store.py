@@ -5,10 +5,13 @@ It knows nothing of images, models or runs.
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -66,6 +69,39 @@ def write_json(path: Path, content: object) -> None:
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     with replacing(path, path.suffix) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def without_nan(value: Any) -> Any:
+    """Give a value as strict JSON takes it: numbers that are not finite become None, reals keep six digits."""
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return value
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Give rows as CSV under their columns; texts that a spreadsheet would run as formulas are quoted by a leading '.
+
+    Source: OWASP, CSV Injection.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_inert(cell) for cell in row] for row in rows)
+    return stream.getvalue()
+
+
+def _inert(cell: object) -> object:
+    if not isinstance(cell, str) or not cell.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return cell
+    try:
+        float(cell)  # -0.5 is a number, and no formula
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def sha256_of(path: Path) -> str:

@@ -152,13 +152,19 @@ DATA; Path, several; -
 """,
     "eval": """
 DATA_DIR; Path; -
+--coco; Path; -
+--images; Path; -
+--folder; Path Path; -
+--concept; str; -
+--labels; str; -
+--group-pattern; str; -
 --model; str; mini
 --weights; Path; -
 --flips; flag; -
 --datasets; str; -
---split; train|val|test; test
+--split; train|val|test|all; test
 --fold; str; -
---modes; str; -
+--modes; str; T
 --synonyms; flag; -
 --absent; int; -
 --jitter; str; 0
@@ -169,8 +175,6 @@ DATA_DIR; Path; -
 --seed; int; -
 --out; Path; eval-results
 --resume; flag; -
---baseline; unet|litemedsam; -
---baseline-minutes; float; 20.0
 --beside; Path, several; -
 --duplicates; flag; -
 --json; flag; -

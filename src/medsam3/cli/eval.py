@@ -16,6 +16,7 @@ from medsam3.cli.terminal import complain, print_table, progress_bar, say, say_j
 from medsam3.errors import InputError
 
 if TYPE_CHECKING:
+    from medsam3.data.index import IndexRow, Split
     from medsam3.eval.cases import EvalConfig
     from medsam3.eval.results import Results
     from medsam3.eval.tables import Table
@@ -42,13 +43,19 @@ examples:
 
     data: Annotated[Path | None, Parameter(name="DATA_DIR"), Help("folder with an index.csv")] = None
     _: KW_ONLY
+    coco: Annotated[Path | None, Help("COCO JSON in place of DATA_DIR")] = None
+    images: Annotated[Path | None, Help("with --coco: folder of its images, default: its own")] = None
+    folder: Annotated[tuple[Path, Path] | None, Help("folders of IMAGES and MASKS in place of DATA_DIR")] = None
+    concept: Annotated[str, Help("with --folder: PHRASE for what is not 0 in the masks")] = ""
+    labels: Annotated[str, Help("with --folder: concepts of a label map, such as 1=liver,2=kidney")] = ""
+    group_pattern: Annotated[str, Help("with --folder: regular expression for what stays in one split")] = ""
     model: Annotated[str, Help("name of the model (default: mini)")] = "mini"
     weights: Annotated[Path | None, Help("weights in place of the model's own")] = None
     flips: Annotated[bool, Help("ask phrases of the mirrored picture too (mini)")] = False
     datasets: Annotated[str, Help("only these data sets, joined by commas")] = ""
-    split: Annotated[Literal["train", "val", "test"], Help("which split, default: test")] = "test"
+    split: Annotated[Literal["train", "val", "test", "all"], Help("which split, default: test")] = "test"
     fold: Annotated[str | None, Help("K/N: split each data set anew by group, and take fold K of N as test")] = None
-    modes: Annotated[str | None, Help("how to ask: T, TB, I, TI, joined by commas, default: T")] = None
+    modes: Annotated[str, Help("how to ask: T, TB, I, TI, joined by commas, default: T")] = "T"
     synonyms: Annotated[bool, Help("ask a panel of other phrasings of each concept too")] = False
     absent: Annotated[int, Help("ask N concepts of other kinds of image in each picture")] = 0
     jitter: Annotated[str, Help("shift oracle boxes by up to P % of their side; several are joined by commas")] = "0"
@@ -62,10 +69,6 @@ examples:
     seed: Annotated[int, Help("seed of the jitter and the intervals, default: 0")] = 0
     out: Annotated[Path, Help("folder of the report, default: eval-results")] = Path("eval-results")
     resume: Annotated[bool, Help("go on with the run that is in --out")] = False
-    baseline: Annotated[
-        Literal["unet", "litemedsam"] | None, Help("in place of the model: U-Nets trained here, or LiteMedSAM")
-    ] = None
-    baseline_minutes: Annotated[float, Help("minutes to train each U-Net, default: 20")] = 20.0
     beside: Annotated[tuple[Path, ...], SEVERAL, Help("files results.json to set this run against")] = ()
     duplicates: Annotated[bool, Help("list pictures that stand in two splits, and stop")] = False
     json: Annotated[bool, Help("print JSON to stdout in place of tables")] = False
@@ -91,18 +94,53 @@ examples:
             return self._compare(*self.compare)
         if self.pool:
             return self._pool()
-        if self.data is None:
-            raise InputError("no data folder was given: name a folder with an index.csv (see: medsam3 eval --help)")
+        self._check_source()
         if self.duplicates:
-            return self._duplicates(self.data)
-        if self.agent is not None:
-            from medsam3.eval.agent_mode import evaluate_agent  # noqa: PLC0415
+            return self._duplicates()
+        if self.agent is None:
+            return self._report(*self.evaluate())
+        if self.data is None:
+            raise InputError("--agent takes a DATA_DIR with an index.csv, not --coco or --folder")
+        from medsam3.eval.agent_mode import evaluate_agent  # noqa: PLC0415
 
-            with progress_bar() as bar:
-                tables, code = evaluate_agent(self, self.config(), bar.show)
-            self._print(tables, [asdict(table) for table in tables])
-            return code
-        return self._report(*self.evaluate(self.data))
+        with progress_bar() as bar:
+            tables, code = evaluate_agent(self, self.config(), bar.show)
+        self._print(tables, [asdict(table) for table in tables])
+        return code
+
+    def _check_source(self) -> None:
+        """Refuse data that is not given, given twice, or options of a source that is not given."""
+        given = [one for one in (self.data, self.coco, self.folder) if one is not None]
+        if len(given) != 1:
+            what = "no data folder was given" if not given else "data was given in more than one way"
+            raise InputError(
+                f"{what}: name a folder with an index.csv, or --coco, or --folder (see: medsam3 eval --help)"
+            )
+        if self.images is not None and self.coco is None:
+            raise InputError("--images is the folder of a COCO file's images: give --coco too")
+        if self.folder is None and (self.concept or self.labels or self.group_pattern):
+            raise InputError(
+                "--concept, --labels and --group-pattern say what the masks of --folder mean: give --folder too"
+            )
+
+    def _source(self) -> tuple[Path, tuple[IndexRow, ...]]:
+        """Read all rows of the data, and say which folder its images are named below."""
+        from medsam3.data.folders import FolderSource, parse_labels, samples_from_folder  # noqa: PLC0415
+        from medsam3.data.index import read_index  # noqa: PLC0415
+        from medsam3.data.samples import samples_from_coco  # noqa: PLC0415
+        from medsam3.eval.cases import rows_of_samples  # noqa: PLC0415
+
+        if self.coco is not None:
+            images = self.images or self.coco.parent
+            split: Split = "test" if self.split == "all" else self.split
+            return images, rows_of_samples(samples_from_coco(self.coco, images, split), self.coco, are_instances=True)
+        if self.folder is not None:
+            images, masks = self.folder
+            labels = parse_labels(self.labels) if self.labels else ()
+            source = FolderSource(images, masks, self.concept, labels, self.group_pattern)
+            return images, rows_of_samples(samples_from_folder(source), masks, are_instances=False)
+        assert self.data is not None, "checked before"
+        return self.data, read_index(self.data)
 
     def config(self) -> EvalConfig:
         """Read the settings.
@@ -113,8 +151,7 @@ examples:
         from medsam3.data.index import Fold  # noqa: PLC0415
         from medsam3.eval.cases import MODES, EvalConfig  # noqa: PLC0415  scipy and the readers, not for --help
 
-        default = "I" if self.baseline == "litemedsam" else "T"
-        asked = _names(default if self.modes is None else self.modes)
+        asked = _names(self.modes)
         unknown = [mode for mode in asked if mode not in MODES]
         if unknown:
             raise InputError(f"mode {', '.join(unknown)} is not known, allowed are {', '.join(MODES)}")
@@ -139,46 +176,45 @@ examples:
             volumes=self.volumes,
         )
 
-    def evaluate(self, data: Path) -> tuple[Results, list[Path]]:
+    def evaluate(self) -> tuple[Results, list[Path]]:
         """Load the model, answer what the journal lacks, and write the report.
 
         Returns:
             The results and the files that were written.
         """
-        from medsam3.data.index import in_fold, read_index  # noqa: PLC0415
+        from medsam3.data.index import in_fold  # noqa: PLC0415
         from medsam3.eval.cases import select  # noqa: PLC0415
-        from medsam3.eval.job import EvalJob, run_job  # noqa: PLC0415
         from medsam3.eval.report import CaseFiles, write_report  # noqa: PLC0415
-        from medsam3.eval.saved import read_results  # noqa: PLC0415
+        from medsam3.eval.results import read_results  # noqa: PLC0415
+        from medsam3.eval.run import EvalJob, run_job  # noqa: PLC0415
 
         config = self.config()
         with progress_bar() as bar:
-            rows = read_index(data)
+            folder, rows = self._source()
             rows = rows if config.fold is None else in_fold(rows, config.fold)
             job = EvalJob(
-                folder=data,
+                folder=folder,
                 rows=rows,
-                chosen=select(rows, config, with_volumes=self.baseline is None),
+                chosen=select(rows, config, with_volumes=True),
                 config=config,
-                model=self.baseline or self.model,
+                model=self.model,
                 weights=self.weights,
                 flips=self.flips,
                 out=self.out,
                 is_resumed=self.resume,
-                unet_minutes=self.baseline_minutes,
                 beside=tuple(read_results(path) for path in self.beside),
                 command=_command(),
             )
             results = run_job(job, bar.show)
-        return results, write_report(results, self.out, CaseFiles(data, job.chosen.rows, (self.out / "masks",)))
+        return results, write_report(results, self.out, CaseFiles(folder, job.chosen.rows, (self.out / "masks",)))
 
     def _pool(self) -> int:
         from medsam3.data.index import read_index  # noqa: PLC0415
         from medsam3.eval.pool import make_place, pool  # noqa: PLC0415
         from medsam3.eval.report import CaseFiles, write_report  # noqa: PLC0415
-        from medsam3.eval.saved import read_results, read_run  # noqa: PLC0415
+        from medsam3.eval.results import read_results  # noqa: PLC0415
 
-        runs = [read_run(path) for path in self.pool]
+        runs = [read_results(path) for path in self.pool]
         results = pool(runs, command=_command(), beside=[read_results(path) for path in self.beside])
         make_place(self.out)
         masks = tuple(path.parent / "masks" for path in self.pool)
@@ -187,7 +223,7 @@ examples:
 
     def _report(self, results: Results, written: Sequence[Path]) -> int:
         """Print what was found and written; the exit code is 2 if something could not be evaluated."""
-        from medsam3.eval.overview import result_tables  # noqa: PLC0415
+        from medsam3.eval.tables import result_tables  # noqa: PLC0415
 
         if self.json:
             say_json(results.to_json(with_cases=False))
@@ -206,9 +242,9 @@ examples:
 
     def _compare(self, first: Path, second: Path) -> int:
         from medsam3.eval.compare import compare  # noqa: PLC0415
-        from medsam3.eval.results import without_nan  # noqa: PLC0415
-        from medsam3.eval.saved import read_results  # noqa: PLC0415
+        from medsam3.eval.results import read_results  # noqa: PLC0415
         from medsam3.eval.tables import comparison_table  # noqa: PLC0415
+        from medsam3.store import without_nan  # noqa: PLC0415
 
         found = compare(read_results(first), read_results(second), seed=self.seed)
         rows = [{**asdict(row), "holds": row.holds} for row in found.rows]
@@ -216,14 +252,14 @@ examples:
         self._print([comparison_table(found, str(first), str(second))], without_nan(entry))
         return 0
 
-    def _duplicates(self, data: Path) -> int:
+    def _duplicates(self) -> int:
         from medsam3.data.duplicates import near_duplicates, thumbnails  # noqa: PLC0415
-        from medsam3.data.index import read_index  # noqa: PLC0415
         from medsam3.eval.tables import duplicates_table  # noqa: PLC0415
 
         with progress_bar() as bar:
-            rows = [row for row in read_index(data) if not self.datasets or row.dataset in _names(self.datasets)]
-            pictures = thumbnails(rows, data, on_image=lambda done, count: bar.show(done, count, "pictures"))
+            folder, rows = self._source()
+            rows = tuple(row for row in rows if not self.datasets or row.dataset in _names(self.datasets))
+            pictures = thumbnails(rows, folder, on_image=lambda done, count: bar.show(done, count, "pictures"))
         found = near_duplicates(pictures)
         self._print([duplicates_table(found, len(pictures))], [asdict(pair) for pair in found])
         return 0

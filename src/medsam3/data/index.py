@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeGuard
@@ -49,6 +49,7 @@ class IndexRow:
         group: What must not be shared between splits (patient, sequence, volume), unique within its data set.
         is_present: The concept has at least one pixel in this image; False marks a true negative.
         instances: A map of instance numbers (0 background), `<dataset>/instances/<stem>.png`; None where none exists.
+        loader: Gives the numbers of the concept's objects (H, W), 0 elsewhere, if `mask` is no label map, as in COCO.
     """
 
     dataset: str
@@ -60,6 +61,7 @@ class IndexRow:
     group: str
     is_present: bool
     instances: Path | None = None
+    loader: Callable[[], NDArray[np.integer]] | None = None
 
     @property
     def is_volume(self) -> bool:

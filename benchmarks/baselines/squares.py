@@ -95,7 +95,7 @@ def training_batch(squares: Squares, size: int, *, seed: int, step: int) -> Squa
     plain = square_batch(squares, rng.choice(len(squares), size=size, replace=len(squares) < size))
     mirrors = np.where(rng.random(size) < 0.5, -1.0, 1.0) * (0 if is_sided(squares.concepts) else 1)
     mirrors[mirrors == 0] = 1.0
-    grid = F.affine_grid(_affine(rng, mirrors), [size, 1, SIDE, SIDE], align_corners=False)
+    grid = F.affine_grid(_affine(rng, mirrors), [size, 1, *plain.images.shape[2:]], align_corners=False)
     images = F.grid_sample(plain.images, grid, mode="bilinear", align_corners=False)
     targets = F.grid_sample(plain.targets, grid, mode="nearest", align_corners=False)
     return SquareBatch(_retoned(images, rng), targets, plain.known)

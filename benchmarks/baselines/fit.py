@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from baselines.squares import SquareBatch, Squares, square_batch, training_batch
+from baselines.unet import MASK_THRESHOLD, unet
 from medsam3.errors import InputError, require
-from medsam3.eval.baselines.squares import SquareBatch, Squares, square_batch, training_batch
-from medsam3.eval.baselines.unet import MASK_THRESHOLD, unet
 from medsam3.io.files import first_line
 from medsam3.models.precision import has_fast_bfloat16
 from medsam3.store import replacing

@@ -1,9 +1,8 @@
-"""Single cases as pictures for the report: outlines of truth and answer, worst and best of each data set."""
+"""Answers that are kept, and cases drawn for the report: outlines of truth and answer, worst and best of each set."""
 
 from __future__ import annotations
 
-import base64
-import io
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,17 @@ import PIL.Image
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsam3.data.index import IndexRow, concept_mask, is_volume_file, load_label_map
+from medsam3.data.index import IndexRow, is_volume_file, load_label_map
 from medsam3.errors import InputError
-from medsam3.eval.answers import mask_file
-from medsam3.eval.cases import EvalMode
-from medsam3.eval.records import CaseResult
+from medsam3.eval.case_result import AskedConcept, CaseResult, said_union
+from medsam3.eval.cases import EvalMode, load_truth
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks
 from medsam3.io import read
 from medsam3.io.labels import label_stack, label_values
+from medsam3.io.nifti import write_nifti
+from medsam3.page import data_url
+from medsam3.store import replacing
 from medsam3.view.planes import turned
 from medsam3.view.view import view_of
 
@@ -34,15 +35,39 @@ WORST, BEST = 3, 1
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A case drawn as a PNG, in base64, with its caption."""
+class CasePicture:
+    """A case drawn as a PNG, as the address of an `img`, with its caption."""
 
     caption: str
-    png_base64: str
+    source: str
+
+
+def mask_file(masks_folder: Path, dataset: str, image: str, concept: str) -> Path:
+    """Say where the answer about a concept of an image is kept."""
+    slug = "".join(letter if letter.isalnum() else "-" for letter in concept.lower())
+    name = Path(image).name
+    if image != f"{dataset}/images/{name}":  # another folder may hold a picture of this name
+        slug += "-" + hashlib.sha256(f"{image}/{concept}".encode()).hexdigest()[:8]
+    if is_volume_file(name):
+        return masks_folder / dataset / f"{name[: name.lower().rindex('.nii')]}__{slug}.nii.gz"
+    return masks_folder / dataset / f"{Path(name).stem}__{slug}.png"
+
+
+def keep_answer(masks_folder: Path, asked: AskedConcept, found: Masks) -> None:
+    """Write an answer where `draw_case` finds it, a picture's as 1-bit PNG, a volume's as NIfTI."""
+    path = mask_file(masks_folder, asked.row.dataset, asked.name, asked.row.concept)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    union = said_union(found, asked.truth)
+    if union.ndim == 3:
+        kept = found if found.says_present else Masks(found.shape, (), found.concept)
+        write_nifti([kept], asked.image, path)
+        return
+    with replacing(path, ".png") as temporary:
+        PIL.Image.fromarray(union).save(temporary, optimize=True)
 
 
 def chosen_cases(cases: Sequence[CaseResult], mode: EvalMode = "T") -> dict[str, list[CaseResult]]:
-    """For each data set the cases of worst and best Dice, and the false alarm of highest presence."""
+    """Choose for each data set the cases of worst and best Dice, and the false alarm of highest presence."""
     text = [case for case in cases if case.mode == mode and case.phrasing == "name" and not case.jitter_percent]
     chosen = {}
     for dataset in sorted({case.dataset for case in text}):
@@ -55,10 +80,10 @@ def chosen_cases(cases: Sequence[CaseResult], mode: EvalMode = "T") -> dict[str,
 
 def draw_case(
     case: CaseResult, rows: dict[tuple[str, str], IndexRow], folder: Path, masks_folders: Sequence[Path]
-) -> Picture | None:
-    """The case's image with both outlines, of a volume a middle slice of the truth (else of the answer).
+) -> CasePicture | None:
+    """Draw the case's image with both outlines, of a volume a middle slice of the truth (else of the answer).
 
-    None where the image or the kept answer is not there any more.
+    None if the image or the kept answer is not there any more.
 
     Args:
         case: What to draw.
@@ -79,7 +104,10 @@ def draw_case(
     drawn = outlined(view.rgb, view.reference, view.predicted)
     score = "absent, false alarm" if case.dice is None else f"Dice {case.dice:.3f}"
     presence = "" if case.presence is None else f", presence {case.presence:.2f}"
-    return Picture(f"{case.concept}, {Path(case.image).name}{view.note}: {score}{presence}", _png_base64(drawn))
+    return CasePicture(
+        f"{case.concept}, {Path(case.image).name}{view.note}: {score}{presence}",
+        data_url(PIL.Image.fromarray(drawn), optimize=True),
+    )
 
 
 @dataclass(frozen=True)
@@ -94,7 +122,7 @@ def _picture_view(image: Path, row: IndexRow | None, kept: Path) -> _View:
     predicted = load_label_map(kept) > 0
     reference = np.zeros_like(predicted)
     if row is not None:
-        reference = concept_mask(load_label_map(row.mask), row.label_values)
+        reference = load_truth(row).mask
     view = view_of(read(image))
     shown = (Masks.from_dense(mask[None, None], [1.0]) for mask in (reference, predicted))
     reference, predicted = (view.masks_forth(masks).union()[0] for masks in shown)
@@ -102,7 +130,7 @@ def _picture_view(image: Path, row: IndexRow | None, kept: Path) -> _View:
 
 
 def _slice_view(image: Path, row: IndexRow | None, kept: Path) -> _View:
-    """The slice as the model was shown it; where nothing is outlined in the volume, that in its middle."""
+    """Show a slice as the model was shown it: a middle one of what is outlined, else of the volume."""
     stack = read(image)
     view = view_of(stack)
     answer = turned(label_stack(kept, stack), view.turn)
@@ -122,7 +150,7 @@ def _slice_view(image: Path, row: IndexRow | None, kept: Path) -> _View:
 
 
 def outlined(rgb: RGB, reference: BoolArray, predicted: BoolArray) -> RGB:
-    """The picture (H, W, 3), shrunk to the report's size, with the outlines of the truth and of the answer."""
+    """Draw a picture (H, W, 3), shrunk to the report's size, with the outlines of the truth and of the answer."""
     height, width = reference.shape
     scale = min(1.0, LONGEST_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -135,9 +163,3 @@ def outlined(rgb: RGB, reference: BoolArray, predicted: BoolArray) -> RGB:
 
 def _alarm(case: CaseResult) -> tuple[float, str]:
     return case.presence or 0.0, case.image
-
-
-def _png_base64(rgb: RGB) -> str:
-    stream = io.BytesIO()
-    PIL.Image.fromarray(rgb).save(stream, format="PNG", optimize=True)
-    return base64.b64encode(stream.getvalue()).decode("ascii")

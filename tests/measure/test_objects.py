@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medsam3.image import ObjectMask
-from medsam3.measure.instances import THRESHOLDS, ObjectMatch, cgf1, match_objects, positive_micro_f1
+from medsam3.measure.objects import THRESHOLDS, ObjectMatch, cgf1, match_objects, positive_micro_f1
 
 
 def bar(first: int, stop: int) -> ObjectMask:

@@ -10,42 +10,28 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from baselines.fit import FitState, UnetConfig, fit_unet, stopped_by
+from baselines.litemedsam import load_litemedsam
+from baselines.squares import load_squares
+from baselines.unet import UnetSegmenter, unet
 from medsam3.data.index import IndexRow
 from medsam3.errors import InputError
-from medsam3.eval.answers import Bench, Failure, Progress
-from medsam3.eval.baselines.fit import FitState, UnetConfig, fit_unet, stopped_by
-from medsam3.eval.baselines.squares import load_squares
-from medsam3.eval.baselines.unet import UnetSegmenter, unet
-from medsam3.eval.benchmark import run_benchmark
 from medsam3.eval.cases import EvalConfig, EvalMode
-from medsam3.eval.provenance import data_hash
-from medsam3.eval.records import Journal
-from medsam3.store import replacing
+from medsam3.eval.provenance import Provenance, data_hash
+from medsam3.eval.results import Unanswered
+from medsam3.eval.run import Answered, AskedModel, EvalJob, Progress, answer_rows, cases_of, open_journal
+from medsam3.models.mini.encoder_files import LITE_MEDSAM
+from medsam3.store import replacing, sha256_of
 
 BASELINE_MODES: dict[str, EvalMode] = {"unet": "T", "litemedsam": "I"}
 VAL_SHARE = 5
 """One in so many groups of the training images validates, where a data set has no images of its own for that."""
-
-
-@dataclass(frozen=True)
-class BaselineAnswers:
-    """What a comparator's run gave beside the cases in the journal.
-
-    Attributes:
-        failures: What could not be evaluated, and why.
-        notes: How each U-Net was made, a line each.
-        weights_sha256: Over the weights of all its networks.
-    """
-
-    failures: tuple[Failure, ...]
-    notes: tuple[str, ...]
-    weights_sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -68,46 +54,46 @@ def check_baseline(config: EvalConfig, baseline: str) -> None:
         raise InputError(f"{baseline} answers mode {mode} alone: leave out --modes, --synonyms and --absent")
 
 
-def run_unets(
-    folder: Path,
-    config: EvalConfig,
-    rows: tuple[Sequence[IndexRow], Sequence[IndexRow]],
-    journal: Journal,
-    unets: Unets,
-) -> BaselineAnswers:
-    """Train and ask a U-Net for each evaluated data set.
-
-    Args:
-        folder: The data folder.
-        config: How they are asked.
-        rows: All rows of the folder, of which some train, and those that are evaluated.
-        journal: Of this run; what it holds is not asked again.
-        unets: Those that are there, and how others are trained.
-    """
-    everything, asked = rows
-    failures: list[Failure] = []
+def answer_by_unets(job: EvalJob, about: Provenance, progress: Progress, config: UnetConfig) -> Answered:
+    """Train and ask a U-Net for each evaluated data set; rows of all splits are in the job."""
+    check_baseline(job.config, "unet")
+    unets = Unets(job.out / "unet", config, progress)
+    failures: list[Unanswered] = []
     notes: list[str] = []
     hashes: list[str] = []
-    for dataset in dict.fromkeys(row.dataset for row in asked):
-        own = [row for row in asked if row.dataset == dataset]
-        try:
-            donor = donor_of(own, everything)
-            trained = unets.trained(folder, [row for row in everything if row.dataset == donor])
-        except InputError as error:
-            failures.append(Failure(dataset, "", str(error)))
-            continue
-        notes.append(f"{dataset}: {trained.note}")
-        hashes.append(trained.sha256)
-        known = [row for row in own if row.concept in trained.segmenter.concepts]
-        failures += [
-            Failure(row.image.name, row.concept, f"the U-Net of {donor} was not taught this concept")
-            for row in own
-            if row.concept not in trained.segmenter.concepts
-        ]
-        bench = Bench(folder, trained.segmenter, config, unets.folder.parent / "masks")
-        failures += run_benchmark(bench, known, journal, unets.progress)
+    with open_journal(job, about, asdict(config)) as journal:
+        for dataset in dict.fromkeys(row.dataset for row in job.chosen.rows):
+            own = [row for row in job.chosen.rows if row.dataset == dataset]
+            try:
+                donor = donor_of(own, job.rows)
+                trained = unets.trained(job.folder, [row for row in job.rows if row.dataset == donor])
+            except InputError as error:
+                failures.append(Unanswered(dataset, "", str(error)))
+                continue
+            notes.append(f"{dataset}: {trained.note}")
+            hashes.append(trained.sha256)
+            known = [row for row in own if row.concept in trained.segmenter.concepts]
+            failures += [
+                Unanswered(row.image.name, row.concept, f"the U-Net of {donor} was not taught this concept")
+                for row in own
+                if row.concept not in trained.segmenter.concepts
+            ]
+            model = AskedModel(job.folder, trained.segmenter, job.config, job.out / "masks")
+            failures += answer_rows(model, known, journal, progress)
+        cases = cases_of(journal)
     digest = hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None
-    return BaselineAnswers(tuple(failures), tuple(notes), digest)
+    return Answered(cases, tuple(failures), tuple(notes), replace(about, weights_sha256=digest))
+
+
+def answer_by_litemedsam(job: EvalJob, about: Provenance, progress: Progress) -> Answered:
+    """Ask LiteMedSAM as published with oracle boxes."""
+    check_baseline(job.config, "litemedsam")
+    about = replace(about, weights_sha256=LITE_MEDSAM.sha256)
+    segmenter = load_litemedsam()
+    with open_journal(job, about) as journal:
+        model = AskedModel(job.folder, segmenter, job.config, job.out / "masks")
+        failures = answer_rows(model, job.chosen.rows, journal, progress)
+        return Answered(cases_of(journal), tuple(failures), (), about)
 
 
 def donor_of(rows: Sequence[IndexRow], everything: Sequence[IndexRow]) -> str:
@@ -201,7 +187,7 @@ def _load(path: Path, dataset: str) -> Trained:
         f"{facts['seconds'] / 60:.1f} min ({facts['ended']}), validation Dice {facts['val_dice']:.3f} at step "
         f"{facts['best_step']}"
     )
-    return Trained(UnetSegmenter(network, saved["concepts"]), note, hashlib.sha256(path.read_bytes()).hexdigest())
+    return Trained(UnetSegmenter(network, saved["concepts"]), note, sha256_of(path))
 
 
 def _key(data: Path, rows: Sequence[IndexRow], concepts: Sequence[str], config: UnetConfig) -> str:
