@@ -48,6 +48,7 @@ OWNERS = {
     "pydicom": ("io",),
     "highdicom": ("io",),
     "nibabel": ("io",),
+    "SimpleITK": ("io.itk",),
     "pycocotools": ("io", "data.samples"),
     "pydantic": ("data.samples",),
     "av": ("io.video",),

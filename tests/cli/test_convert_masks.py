@@ -62,7 +62,10 @@ def test_names_and_scores_come_through_label_maps(study: Path, tmp_path: Path) -
         (["seg.dcm", "out.nii"], "give the image with --image"),
         (["a.nii.gz", "out.png", "--format", "montage"], "the format shows the image"),
         (["study/0.dcm", "out.nii", "--image", "study"], "neither a segmentation nor an RT structure set"),
-        (["other.nii", "out.nrrd", "--image", "study"], "lies at another place"),
+        (
+            ["other.nii", "out.nrrd", "--image", "study"],
+            "lies on another grid than the image: labels (3, 5, 8) voxels of 1 x 1 x 1 mm",
+        ),
     ],
 )
 def test_what_cannot_be_converted_is_said(

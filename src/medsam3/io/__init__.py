@@ -14,7 +14,7 @@ from typing import Any
 
 from medsam3.errors import InputError
 from medsam3.image import Frames, Image, LazyFrames, Masks, Pixels
-from medsam3.io.files import FileFormat, file_format
+from medsam3.io.files import file_format
 
 Writer = Callable[[Sequence[Masks], Image, Path], None]
 
@@ -47,14 +47,14 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "coco": Format(".coco.json", "medsam3.io.coco", "write_coco"),
         "nifti": Format("_mask.nii.gz", "medsam3.io.nifti", "write_nifti"),
         "seg": Format("_seg.dcm", "medsam3.io.dicom_seg", "write_seg"),
-        "nrrd": Format("_mask.nrrd", "medsam3.io.nrrd", "write_nrrd"),
+        "nrrd": Format("_mask.nrrd", "medsam3.io.itk", "write_itk"),
         "rtstruct": Format("_rtstruct.dcm", "medsam3.io.rtstruct", "write_rtstruct"),
         "mp4": Format("_overlay.mp4", "medsam3.io.stack_pictures", "write_overlay_mp4"),
         "montage": Format("_montage.png", "medsam3.io.stack_pictures", "write_montage"),
         "planes": Format("_planes.png", "medsam3.io.stack_pictures", "write_three_planes"),
         "csv": Format("_measures.csv", "medsam3.io.measures", "write_measures_csv"),
         "json": Format("_measures.json", "medsam3.io.measures", "write_measures_json"),
-        "mha": Format("_mask.mha", "medsam3.io.metaimage", "write_metaimage"),
+        "mha": Format("_mask.mha", "medsam3.io.itk", "write_itk"),
     }
 )
 NEEDS_PIXELS = frozenset({"overlay", "mp4", "montage", "planes"})
@@ -171,22 +171,14 @@ def _open_file(path: Path, frame: int | None) -> Image:
         from medsam3.io.dicom import open_dicom  # noqa: PLC0415
 
         return open_dicom(path, frame=frame)
-    image = _open_stack(path, found)
-    return image if frame is None else image.frame(frame)
+    if found == "video":
+        from medsam3.io.video import open_video  # noqa: PLC0415
 
+        video = open_video(path)
+        return video if frame is None else video.frame(frame)
+    from medsam3.io.itk import open_itk  # noqa: PLC0415
 
-def _open_stack(path: Path, found: FileFormat) -> Image:
-    if found == "nrrd":
-        from medsam3.io.nrrd import open_nrrd  # noqa: PLC0415
-
-        return open_nrrd(path)
-    if found == "metaimage":
-        from medsam3.io.metaimage import open_metaimage  # noqa: PLC0415
-
-        return open_metaimage(path)
-    from medsam3.io.video import open_video  # noqa: PLC0415
-
-    return open_video(path)
+    return open_itk(path, found, frame=frame)
 
 
 @dataclass(frozen=True)

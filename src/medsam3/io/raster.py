@@ -21,7 +21,7 @@ import PIL.PngImagePlugin
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks, Pixels
 from medsam3.io.files import MAX_PICTURE_PIXELS, check_size, first_line
-from medsam3.io.labels import combined_labels
+from medsam3.io.labels import Legend, combined_labels
 from medsam3.store import replacing
 from medsam3.view.draw import overlay
 from medsam3.view.view import view_of
@@ -74,6 +74,13 @@ def write_label_png(masks: Sequence[Masks], image: Image, path: Path) -> None:
     text.add_text(LEGEND_KEY, json.dumps(legend))
     with replacing(path, ".png") as temporary:
         PIL.Image.fromarray(labels[0]).save(temporary, pnginfo=text)
+
+
+def raster_legend(path: Path) -> Legend:
+    """What the numbers of a label map mean, by the legend of `write_label_png`; empty in pictures of others."""
+    with path.open("rb") as stream, PIL.Image.open(stream, formats=_FORMATS) as picture:
+        legend: Legend = json.loads(picture.info.get(LEGEND_KEY, "[]"))
+    return legend
 
 
 def write_overlay_png(masks: Sequence[Masks], image: Image, path: Path) -> None:
