@@ -7,6 +7,7 @@ Only the module of the command that was asked for is imported, so that `medsam3 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from medsam3 import __version__
-from medsam3.cli.terminal import error_line, unexpected
+from medsam3.cli.terminal import error_line, make_streams_safe, unexpected
 from medsam3.errors import InputError
 
 _log = logging.getLogger("medsam3")
@@ -66,6 +67,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    make_streams_safe()
     try:
         return _run(arguments)
     except SystemExit as stop:  # argparse ends --help and --version so
@@ -77,13 +79,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("interrupted; what was finished is kept")
         return 130
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        return _output_failed(error)
     except Exception as error:
-        _log.debug("unexpected error", exc_info=True)
-        _complain(unexpected(error))
-        return 1
+        return _unexpected(error)
+
+
+def _output_failed(error: OSError) -> int:
+    """End quietly if the reader of our output, such as `head`, has gone, and with a line if its disk is full."""
+    if not isinstance(error, BrokenPipeError) and error.errno != errno.ENOSPC:
+        return _unexpected(error)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 0
+    _complain("the output cannot be written (no space left): free space, or send it elsewhere")
+    return 2
+
+
+def _unexpected(error: Exception) -> int:
+    _log.debug("unexpected error", exc_info=True)
+    _complain(unexpected(error))
+    return 1
 
 
 def parser_for(arguments: Sequence[str]) -> Parser:

@@ -107,12 +107,12 @@ def find_stacks(arguments: Sequence[str], *, leave_out: Path, series: Sequence[s
         InputError: As `find_inputs`.
     """
     from medsam3.cli.inputs import Input, find_inputs  # noqa: PLC0415
-    from medsam3.io import is_series  # noqa: PLC0415
-    from medsam3.io.frame_folder import frame_files  # noqa: PLC0415
+    from medsam3.io.dicom_series import holds_images  # noqa: PLC0415
+    from medsam3.io.raster import frame_files  # noqa: PLC0415
 
     found: list[Input] = []
     for argument in arguments:
         path = Path(argument)
-        is_video = not series and path.is_dir() and len(frame_files(path)) > 1 and not is_series(path)
+        is_video = not series and path.is_dir() and len(frame_files(path)) > 1 and not holds_images(path)
         found.extend([Input(path)] if is_video else find_inputs([argument], leave_out=leave_out, series=series))
     return list({item.source: item for item in found}.values())

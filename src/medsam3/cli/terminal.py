@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _WIDTH_OF_A_FILE = 160  # columns, where stdout is not a terminal and so has no width of its own
+
+
+def make_streams_safe() -> None:
+    """Let stdout and stderr take any text: a stream that is closed takes nothing, letters it lacks become escapes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def shown(text: str) -> str:
+    """Show text that came from a file: control characters, which steer a terminal, become escapes."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
@@ -21,11 +39,11 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, title
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(title=None if title is None else Text(title), box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=None if title is None else Text(shown(title)), box=box.SIMPLE_HEAD, title_justify="left")
     for heading in headings:
         table.add_column(Text(heading), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(shown(cell)) for cell in row))
     width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
     Console(file=sys.stdout, width=width).print(table)
 
@@ -42,7 +60,7 @@ class ProgressBar:
         """Show which file is at hand."""
         from rich.markup import escape  # noqa: PLC0415
 
-        self._progress.update(self._files, description=escape(name))
+        self._progress.update(self._files, description=escape(shown(name)))
 
     def show_slices(self, done: int, count: int) -> None:
         """Show how many of the file's slices are done."""
@@ -61,7 +79,7 @@ class ProgressBar:
 
     def tell(self, message: str) -> None:
         """Print one line above the bar that is no error."""
-        self._progress.console.print(f"medsam3: {message}", markup=False, highlight=False, soft_wrap=True)
+        self._progress.console.print(f"medsam3: {shown(message)}", markup=False, highlight=False, soft_wrap=True)
 
     def complain(self, message: str) -> None:
         """Print one error line above the bar."""
@@ -82,7 +100,7 @@ def progress_bar(count: int) -> Iterator[ProgressBar]:
 
 def error_line(message: str) -> str:
     """An error as its one line on stderr; what the library calls `frame=` is an option here."""
-    return f"medsam3: error: {in_options(' '.join(message.split()))}"
+    return f"medsam3: error: {shown(in_options(' '.join(message.split())))}"
 
 
 def in_options(message: str) -> str:

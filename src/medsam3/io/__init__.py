@@ -6,6 +6,7 @@ The readers' libraries are loaded when they are first needed.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 from medsam3.errors import InputError
 from medsam3.image import Frames, Image, LazyFrames, Masks, Pixels
 from medsam3.io.files import file_format
+
+_log = logging.getLogger(__name__)
 
 Writer = Callable[[Sequence[Masks], Image, Path], None]
 
@@ -149,11 +152,14 @@ def info(path: str | Path, *, series: str | int | None = None) -> dict[str, Any]
 
 
 def _open_folder(folder: Path, series: str | None) -> Image:
-    from medsam3.io.dicom_series import holds_dicom, open_series  # noqa: PLC0415
-    from medsam3.io.frame_folder import frame_files, open_frame_folder  # noqa: PLC0415
+    from medsam3.io.dicom_series import holds_images, open_series  # noqa: PLC0415
+    from medsam3.io.raster import frame_files, open_frame_folder  # noqa: PLC0415
 
-    if series is None and frame_files(folder) and not holds_dicom(folder):
+    pictures = frame_files(folder)
+    if series is None and pictures and not holds_images(folder):
         return open_frame_folder(folder)
+    if pictures:
+        _log.warning("%s: the DICOM series is read, the %d pictures beside it are not", folder, len(pictures))
     return open_series(folder, series=series)
 
 

@@ -7,10 +7,12 @@ laid over black. EXIF orientation is applied, so that rows and columns are those
 from __future__ import annotations
 
 import json
+import re
 import struct
 import warnings
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,8 @@ import PIL.ImageOps
 import PIL.PngImagePlugin
 
 from medsam3.errors import InputError
-from medsam3.image import Image, Masks, Pixels
-from medsam3.io.files import MAX_PICTURE_PIXELS, check_size, first_line
+from medsam3.image import Image, LazyFrames, Masks, Pixels
+from medsam3.io.files import MAX_PICTURE_PIXELS, RASTER_SUFFIXES, check_size, first_line
 from medsam3.io.labels import Legend, combined_labels
 from medsam3.store import replacing
 from medsam3.view.draw import overlay
@@ -56,6 +58,32 @@ def read_raster(path: Path, *, frame: int | None = None) -> Image:
         raise
     except _DECODE_ERRORS as error:
         raise InputError(f"the picture cannot be decoded, it may be cut short ({_reason(error)})") from error
+
+
+def open_frame_folder(folder: Path) -> Image:
+    """Open the pictures of a folder, not of those below it, as a video; `frame2.png` comes before `frame10.png`.
+
+    Raises:
+        InputError: No pictures, or, when a frame is asked for, one of another size.
+    """
+    paths = frame_files(folder)
+    if not paths:
+        raise InputError("the folder holds neither a DICOM series nor pictures: give one that does")
+    read = _Pictures(tuple(paths))
+    height, width, channels = read(0).shape
+    check_size(len(paths), height, width)
+    return Image(
+        LazyFrames((len(paths), height, width, channels), read),
+        kind="video" if len(paths) > 1 else "picture",
+        source=tuple(paths),
+        metadata={"format": "folder of pictures"},
+    )
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """Pictures of a folder in the order of the frames."""
+    paths = [path for path in folder.iterdir() if path.is_file() and path.name.lower().endswith(RASTER_SUFFIXES)]
+    return sorted((path for path in paths if not path.name.startswith(".")), key=lambda path: _order(path.name))
 
 
 def write_label_png(masks: Sequence[Masks], image: Image, path: Path) -> None:
@@ -165,3 +193,22 @@ def _reason(error: Exception) -> str:
     if isinstance(error, PIL.UnidentifiedImageError):
         return "not a picture that Pillow knows"
     return first_line(error)
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Reads pictures as frames."""
+
+    paths: tuple[Path, ...]
+
+    def __call__(self, n: int) -> Pixels:
+        try:
+            return read_raster(self.paths[n], frame=0).pixels(0)
+        except InputError as error:
+            raise InputError(f"{self.paths[n].name}: {error}") from error
+
+
+def _order(name: str) -> list[tuple[int, int, str]]:
+    """Runs of digits compare as numbers, the rest as text."""
+    parts = re.findall(r"\d+|\D+", name.lower())
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]

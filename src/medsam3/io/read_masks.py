@@ -124,7 +124,7 @@ def _named(labels: NDArray[np.uint16], legend: Sequence[dict[str, Any]]) -> list
 
 
 def _from_dicom(path: Path, image: Image) -> list[Masks]:
-    from medsam3.io.dicom import open_dataset, quiet_pydicom  # noqa: PLC0415
+    from medsam3.io.dicom_pixels import open_dataset, quiet_pydicom  # noqa: PLC0415
 
     with quiet_pydicom():
         class_uid = str(open_dataset(path, has_pixels=False).get("SOPClassUID"))
