@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ class OutputFolder:
 
     def journal(self, source_stem: str, work: str) -> Path:
         """The hidden file by which a killed run of this work over a stack is taken up again."""
-        digest = hashlib.sha256(work.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(os.fsencode(work)).hexdigest()[:16]
         return self.path / f".{_shortened(source_stem, _LONGEST_SLUG)}-{digest}.journal"
 
     def forget(self, journal: Path) -> None:
@@ -212,7 +213,7 @@ def slug(concept: str) -> str:
 
 def _shortened(name: str, longest: int) -> str:
     """The name, or where it is too long its start and a hash of it, so that long names stay apart."""
-    if len(name.encode()) <= longest:
+    if len(os.fsencode(name)) <= longest:
         return name
-    start = name.encode()[: longest - 9].decode(errors="ignore")
-    return f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    start = os.fsencode(name)[: longest - 9].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
