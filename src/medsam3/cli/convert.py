@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=Path, metavar="PATH", help="the image that the masks are over")
     parser.add_argument("--series", metavar="NUMBER|UID", help="of a folder with several DICOM series: this one")
     parser.add_argument("--format", metavar="NAME", help="default: by the ending of TARGET")
+    parser.add_argument(
+        "--resample", action="store_true", help="lay a label map of another grid over the image, by nearest"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
 
 
@@ -43,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if needs_pixels and args.image is None:
         raise InputError("the format shows the image: give it with --image")
     image = None if args.image is None else read(args.image, series=args.series)
-    masks, over = read_masks(args.source, image)
+    masks, over = read_masks(args.source, image, is_resampled=args.resample)
     args.target.parent.mkdir(parents=True, exist_ok=True)
     write(masks, args.target, over, format=args.format)
     count = sum(len(found) for found in masks)

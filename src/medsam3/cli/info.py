@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Run `medsam3 info`."""
     ranges = frame_ranges(None if args.frame is None else [args.frame])
     item = Input(args.file, args.series)
-    from medsam3.io.about import facts  # noqa: PLC0415
+    from medsam3.io import facts  # noqa: PLC0415
 
     found = facts(part(read_chosen(item, ranges)))
     if args.json:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from medsam3.errors import InputError
 from medsam3.image import Frames, Image, LazyFrames, Masks, Pixels
 from medsam3.io.files import file_format
@@ -46,7 +48,7 @@ class Format:
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         "png": Format("_mask.png", "medsam3.io.raster", "write_label_png"),
-        "overlay": Format("_overlay.png", "medsam3.io.raster", "write_overlay_png"),
+        "overlay": Format("_overlay.png", "medsam3.io.stack_pictures", "write_overlay_png"),
         "coco": Format(".coco.json", "medsam3.io.coco", "write_coco"),
         "nifti": Format("_mask.nii.gz", "medsam3.io.nifti", "write_nifti"),
         "seg": Format("_seg.dcm", "medsam3.io.dicom_seg", "write_seg"),
@@ -62,6 +64,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 )
 NEEDS_PIXELS = frozenset({"overlay", "mp4", "montage", "planes"})
 """Formats that show the image; all others write masks alone, and read no pixels."""
+_SHOWN = ("format", "modality", "sop_class", "transfer_syntax", "photometric", "bits_stored", "pixel_spacing_mm")
 _BY_ENDING = {
     ".nii.gz": "nifti",
     ".nii": "nifti",
@@ -146,9 +149,43 @@ def info(path: str | Path, *, series: str | int | None = None) -> dict[str, Any]
     Raises:
         InputError: As `read`.
     """
-    from medsam3.io.about import facts  # noqa: PLC0415
-
     return facts(read(path, series=series))
+
+
+def facts(image: Image) -> dict[str, Any]:
+    """Names and values in the order to show them; what is not known is left out."""
+    from medsam3.io.labels import orientation  # noqa: PLC0415
+
+    frames, height, width = image.shape
+    low, high, dtypes = [], [], set()
+    for n in range(frames):
+        pixels = image.pixels(n)
+        low.append(pixels.min().item())
+        high.append(pixels.max().item())
+        dtypes.add(pixels.dtype)
+    shown: dict[str, Any] = {
+        "kind": image.kind,
+        "frames": frames,
+        "rows": height,
+        "columns": width,
+        "channels": image.channels,
+        "dtype": str(np.result_type(*dtypes)),
+        "value_range": [min(low), max(high)],
+    }
+    if image.affine is not None:
+        shown["spacing_mm"] = [round(size, 6) for size in np.linalg.norm(image.affine[:3, :3], axis=0).tolist()]
+        shown["orientation"] = ", ".join(orientation(image.affine))
+        shown["origin_mm"] = [round(value, 4) for value in image.affine[:3, 3].tolist()]
+    if image.fps is not None:
+        shown["frames_per_second"] = round(image.fps, 3)
+    stored = image.metadata.get("stored_window")
+    if image.window is not None:
+        shown["window"] = [image.window.low, image.window.high]
+    elif stored is not None:
+        shown["window"] = [float(value) for value in stored.split()]
+    shown |= {name: image.metadata[name] for name in _SHOWN if name in image.metadata}
+    shown["files"] = len(image.source)
+    return shown
 
 
 def _open_folder(folder: Path, series: str | None) -> Image:
@@ -222,4 +259,6 @@ def _format_of_name(path: Path) -> str:
     for ending, form in _BY_ENDING.items():
         if name.endswith(ending):
             return form
-    raise InputError(f"{path} has an ending that no format has, allowed are {', '.join(_BY_ENDING)}; or give format=")
+    raise InputError(
+        f"{path} has an ending that no format has, allowed are {', '.join(_BY_ENDING)}; or name the format by format="
+    )

@@ -34,8 +34,8 @@ from medsam3.io.dicom_pixels import (
     open_dataset,
     quiet_pydicom,
     shown_by,
+    stored_window,
 )
-from medsam3.io.dicom_window import stored_window
 from medsam3.io.files import check_size
 
 _SEGMENTATION_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.5", "1.2.840.10008.5.1.4.1.1.66.7")

@@ -171,7 +171,9 @@ def _both(labels: Image, image: Image) -> str:
         size = " x ".join(f"{value:.6g}" for value in spacing_mm(one.affine))
         origin = ", ".join(f"{value:.6g}" for value in one.affine[:3, 3])
         shown.append(f"{one.shape} voxels of {size} mm from ({origin}) to {', '.join(orientation(one.affine))}")
-    return f"labels {shown[0]}; image {shown[1]}: give the image they were made on, or resample them"
+    return (
+        f"labels {shown[0]}; image {shown[1]}: give the image they were made on, or resample them (convert --resample)"
+    )
 
 
 class LabelPlace(NamedTuple):

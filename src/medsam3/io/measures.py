@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.spatial import ConvexHull, distance
@@ -82,7 +83,7 @@ def write_measures_csv(masks: Sequence[Masks], image: Image, path: Path) -> None
     names = [field.name for field in fields(Measures)]
     writer.writerow(names)
     for row in measure(masks, image):
-        writer.writerow(["" if value is None else value for value in asdict(row).values()])
+        writer.writerow([_cell(value) for value in asdict(row).values()])
     with replacing(path, ".csv") as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
@@ -114,6 +115,13 @@ def longest_diameter(mask: BoolArray, row_mm: float, column_mm: float) -> float:
     points: FloatArray = np.concatenate(corners).astype(np.float64)
     hull = points[ConvexHull(points).vertices]
     return float(distance.pdist(hull).max())
+
+
+def _cell(value: Any) -> Any:
+    """A value for a table; text that a spreadsheet would compute gets a quotation mark before it."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return "" if value is None else value
 
 
 def _row(found: Masks, number: int, item: ObjectMask | None, image: Image) -> Measures:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam3.errors import InputError, require
+from medsam3.errors import InputError
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io import read
 from medsam3.io.files import FileFormat, file_format
@@ -37,7 +37,10 @@ def read_masks(path: Path, image: Image | None = None, *, is_resampled: bool = F
     """
     try:
         if path.suffix.lower() == ".json":
-            return _from_coco(path, _wanted(image, "COCO JSON")), _wanted(image, "COCO JSON")
+            from medsam3.io.coco import read_coco  # noqa: PLC0415
+
+            over = _wanted(image, "COCO JSON")
+            return read_coco(path, over), over
         found = file_format(path)
         if found == "dicom":
             over = _wanted(image, "a DICOM SEG or RT structure set")
@@ -56,7 +59,12 @@ def _wanted(image: Image | None, what: str) -> Image:
 def _from_label_map(
     path: Path, found: FileFormat, image: Image | None, *, is_resampled: bool
 ) -> tuple[list[Masks], Image]:
-    stack = read(path)
+    if found == "raster":
+        from medsam3.io.raster import read_label_picture  # noqa: PLC0415
+
+        stack = read_label_picture(path)
+    else:
+        stack = read(path)
     if stack.metadata.get("format") == "JPEG":
         raise InputError("a JPEG cannot hold labels, its compression changes them: give a PNG, NIfTI or NRRD label map")
     over = image or stack
@@ -137,26 +145,3 @@ def _from_dicom(path: Path, image: Image) -> list[Masks]:
     from medsam3.io.dicom_seg import read_seg  # noqa: PLC0415
 
     return read_seg(path, image)
-
-
-def _from_coco(path: Path, image: Image) -> list[Masks]:
-    codec = require("pycocotools.mask", extra="coco")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        frames = {entry["id"]: int(entry.get("frame", n)) for n, entry in enumerate(content["images"])}
-        names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
-        dense: dict[tuple[Any, Any], tuple[NDArray[np.bool_], float]] = {}
-        for number, entry in enumerate(content["annotations"]):
-            key = (entry["category_id"], entry.get("object_id", -number - 1))
-            mask, _ = dense.setdefault(key, (np.zeros(image.shape, dtype=np.bool_), float(entry.get("score", 1.0))))
-            plane = codec.decode(entry["segmentation"]).astype(np.bool_)
-            mask[frames[entry["image_id"]]] |= plane
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(f"the file is not COCO JSON of RLE masks over this image ({error!r}): give one") from error
-    found: list[Masks] = []
-    for category, name in names.items():
-        own = [(mask, score) for (key, _), (mask, score) in dense.items() if key == category]
-        items = [ObjectMask.from_dense(mask, score) for mask, score in own]
-        kept = sorted((item for item in items if item is not None), key=lambda item: -item.score)
-        found.append(Masks(image.shape, tuple(kept), "" if name == "object" else name))
-    return found or [Masks(image.shape)]

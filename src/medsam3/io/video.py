@@ -34,7 +34,7 @@ def open_video(path: Path) -> Image:
         InputError: PyAV is missing, no video in the file, no frames, a file that is cut short.
     """
     reader = _Reader(path)
-    count, (height, width) = len(reader.times), reader.size
+    count, height, width = len(reader.times), *reader.size
     check_size(count, height, width)
     return Image(
         LazyFrames((count, height, width, 3), reader.read),
@@ -96,7 +96,7 @@ class _Reader:
             first = next(self._decoded or iter(()), None) if self.times else None
         if first is None:
             raise InputError("the video holds no frames: give one with at least one")
-        self.size = self._upright(first).shape[:2]
+        self.size: tuple[int, ...] = self._upright(first).shape[:2]
         self._restart()
         self._check_whole(told, held)
 
