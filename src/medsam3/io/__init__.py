@@ -99,8 +99,8 @@ def read(path: str | Path, *, frame: int | None = None, series: str | int | None
         if series is not None:
             raise InputError("series= applies to a folder of DICOM files only: leave it out")
         return _named(place, _open_file(place, frame))
-    except InputError as error:
-        raise InputError(f"{place}: {error}") from error
+    except (InputError, OSError) as error:
+        raise _as_input(place, error) from error
 
 
 def write(masks: Masks | Sequence[Masks], path: str | Path, image: Image, *, format: str | None = None) -> None:
@@ -234,9 +234,16 @@ class _NamedRead:
     def __call__(self, n: int) -> Pixels:
         try:
             pixels: Pixels = self.frames[n]
-        except InputError as error:
-            raise InputError(f"{self.path}: {error}") from error
+        except (InputError, OSError) as error:
+            raise _as_input(self.path, error) from error
         return pixels
+
+
+def _as_input(path: Path, error: InputError | OSError) -> InputError:
+    """The one-line error that begins with the path; of a full disk or a file that went, what the system says."""
+    if isinstance(error, InputError):
+        return InputError(f"{path}: {error}")
+    return InputError(f"{path}: cannot be read, nor unpacked ({error.strerror or error}): free space, or copy it again")
 
 
 def _named(path: Path, image: Image) -> Image:

@@ -206,6 +206,7 @@ def read_seg(path: Path, image: Image) -> list[Masks]:
         try:
             names = _names(dataset)
             dense = {number: np.zeros(image.shape, dtype=np.bool_) for number in names}
+            dataset.PhotometricInterpretation = "MONOCHROME2"  # a palette only colours the numbers
             frames = decode(dataset, path)[..., 0]
             if int(dataset.get("BitsAllocated", 8)) == 1:
                 frames = frames > 0
