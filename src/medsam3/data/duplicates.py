@@ -95,7 +95,7 @@ def thumbnails(
         try:
             with open_picture(path) as opened:
                 grey = np.asarray(opened.convert("L").resize((SIDE, SIDE), PIL.Image.Resampling.BOX), np.float64)
-        except OSError as error:
+        except (OSError, InputError) as error:
             if is_lenient:
                 continue
             raise InputError(f"{path.name} cannot be read as a picture ({error}): replace the file") from error

@@ -163,7 +163,7 @@ def _targets(image: Path, mask: Path, source: FolderSource) -> tuple[Target, ...
     try:
         with open_picture(image) as opened:
             size = (opened.height, opened.width)
-    except OSError as error:
+    except (OSError, InputError) as error:
         raise InputError(f"{image} cannot be read as a picture ({error}): replace the file") from error
     if size != labels.shape:
         raise InputError(

@@ -184,7 +184,7 @@ def load_label_map(path: Path) -> LabelMap:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: correct the path in index.csv") from error
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
+        if isinstance(error, InputError) and str(error).startswith(path.name):
             raise
         raise InputError(f"{path.name} is not a readable image ({error}): save the mask as PNG") from error
     if values.min(initial=0) < 0 or values.max(initial=0) > np.iinfo(np.uint16).max:
