@@ -39,7 +39,7 @@ def test_a_name_that_is_not_utf8_is_segmented_in_every_format(
     for mask in ("_polyp_mask.nrrd", "_polyp_mask.mha", "_polyp_mask.nii.gz"):
         source = os.fsdecode(os.fsencode(tmp_path) + b"/out/M\xfcller" + mask.encode())
         assert main(["convert", source, str(tmp_path / f"back{mask}.png")]) == 0
-        assert np.count_nonzero(PIL.Image.open(tmp_path / f"back{mask}.png")) == 35
+        assert np.count_nonzero(np.asarray(PIL.Image.open(tmp_path / f"back{mask}.png"))) == 35
 
 
 def test_control_characters_become_escapes_and_letters_stay() -> None:

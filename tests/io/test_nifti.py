@@ -117,8 +117,9 @@ def test_a_sform_of_zeros_gives_way_to_the_qform_and_a_disagreement_is_said(
     raw = bytearray((tmp_path / "a.nii").read_bytes())
     raw[280:328] = bytes(48)  # srow_x, srow_y, srow_z
     (tmp_path / "a.nii").write_bytes(raw)
-    assert right is not None
-    np.testing.assert_allclose(read(tmp_path / "a.nii").affine, right, atol=1e-4)
+    found = read(tmp_path / "a.nii").affine
+    assert right is not None and found is not None
+    np.testing.assert_allclose(found, right, atol=1e-4)
     assert caplog.messages == []
     raw[280:328] = np.array([[0.5, 0, 0, -10], [0, 0.6, -1.5, 27], [0, 0.45, 2.0, -30]], dtype="<f4").tobytes()
     (tmp_path / "a.nii").write_bytes(raw)
@@ -148,7 +149,9 @@ def test_a_pair_of_header_and_voxels_is_read(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Pair(VOXELS, RAS), tmp_path / "a.hdr")
     image = read(tmp_path / "a.hdr")
     np.testing.assert_array_equal(image.array()[..., 0], VOXELS.transpose(2, 1, 0))
-    np.testing.assert_allclose(image.affine, read(saved(VOXELS, tmp_path / "b.nii")).affine)
+    single = read(saved(VOXELS, tmp_path / "b.nii")).affine
+    assert image.affine is not None and single is not None
+    np.testing.assert_allclose(image.affine, single)
     (tmp_path / "a.img").unlink()
     with pytest.raises(InputError, match=r"a\.img, are not beside it"):
         read(tmp_path / "a.hdr")

@@ -24,6 +24,7 @@ from medsam3.store import replacing
 
 _log = logging.getLogger(__name__)
 
+_UNKNOWN = "unknown category"
 _LISTS = ("images", "categories", "annotations")
 
 UNNAMED_CONCEPT = "object"
@@ -125,14 +126,18 @@ def read_coco(path: Path, image: Image) -> list[Masks]:
             left_out += 1
             continue
         key = (
-            names.get(entry.get("category_id"), "unknown category"),
+            names.get(entry.get("category_id"), _UNKNOWN),
             str(entry.get("object_id", f"of its own {number}")),
         )
         dense, _ = objects.setdefault(key, (np.zeros(image.shape, dtype=np.bool_), _score(entry)))
         dense[frames[entry["image_id"]]] |= plane
     if left_out:
         _log.warning("%s: %d annotations without a mask are left out", path, left_out)
-    own = sorted({name for name, _ in objects}, key=list(names.values()).index) if objects else list(names.values())[:1]
+    own = (
+        sorted({name for name, _ in objects}, key=[*names.values(), _UNKNOWN].index)
+        if objects
+        else list(names.values())[:1]
+    )
     found: list[Masks] = []
     for name in own:
         items = [ObjectMask.from_dense(dense, score) for (of, _), (dense, score) in objects.items() if of == name]

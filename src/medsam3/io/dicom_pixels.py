@@ -48,7 +48,11 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """pydicom's warnings quote header values, which may be a patient's: keep them out of the log."""
+    """Keep pydicom's warnings, which quote header values, out of the log, and turn its errors into one line.
+
+    Raises:
+        InputError: In place of what pydicom raises for a value of a damaged header, when that is looked at.
+    """
     logger = logging.getLogger("pydicom")
     was_disabled = logger.disabled
     logger.disabled = True
@@ -56,6 +60,12 @@ def quiet_pydicom() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except (InputError, OSError):
+        raise
+    except (*DICOM_ERRORS, require("pydicom.errors", extra="dicom").BytesLengthException) as error:
+        raise InputError(
+            "the DICOM header holds values that cannot be read: the file is damaged, copy it again"
+        ) from error
     finally:
         logger.disabled = was_disabled
 

@@ -343,7 +343,7 @@ def _check_data_files(folder: Path, value: str, following: Sequence[str]) -> Non
     else:
         names = [value.split(maxsplit=1)[0] if "%" in value else value]
     for name in names:
-        place = folder / name
+        place = folder / name.replace("\0", "?")
         if Path(name).is_absolute() or not place.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"the header names the data file {name!r} outside its own folder: put it beside it")
         if "%" not in name and not place.is_file():

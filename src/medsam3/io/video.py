@@ -168,6 +168,8 @@ class _Reader:
 def _one_line(av: Any) -> Iterator[None]:
     try:
         yield
-    except av.error.FFmpegError as error:
-        reason = first_line(Exception(error.strerror or "no reason given"))
+    except InputError:
+        raise
+    except (av.error.FFmpegError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = first_line(Exception(getattr(error, "strerror", None) or "its header makes no sense"))
         raise InputError(f"the video cannot be decoded, it may be cut short ({reason}): copy it again") from error
