@@ -14,7 +14,6 @@ import pytest
 from dicom_files import write_ct_series
 from medsam3.cli.inputs import find_inputs
 from medsam3.cli.main import main
-from medsam3.cli.terminal import shown
 from threshold_segmenter import ThresholdSegmenter
 
 
@@ -40,10 +39,6 @@ def test_a_name_that_is_not_utf8_is_segmented_in_every_format(
         source = os.fsdecode(os.fsencode(tmp_path) + b"/out/M\xfcller" + mask.encode())
         assert main(["convert", source, str(tmp_path / f"back{mask}.png")]) == 0
         assert np.count_nonzero(np.asarray(PIL.Image.open(tmp_path / f"back{mask}.png"))) == 35
-
-
-def test_control_characters_become_escapes_and_letters_stay() -> None:
-    assert shown("Müller \x1b[31m\x07\u202e\ud800") == "Müller \\x1b[31m\\x07\\u202e\\ud800"
 
 
 def test_an_escape_sequence_in_a_name_reaches_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

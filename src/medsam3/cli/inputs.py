@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, printable
 
 _log = logging.getLogger(__name__)
 
@@ -141,10 +141,10 @@ def _walk(folder: Path, skipped: Path | None) -> Iterator[Input]:
         yield Input(folder)
     others = [] if holds_series else [file for file in slices if not is_dicom_image(file)]
     if others or ours:
-        names = ", ".join(file.name for file in others[:3])
+        names = ", ".join(printable(file.name) for file in others[:3])
         parts = [f"{len(others)} DICOM files without an image ({names})"] if others else []
         parts += [f"{len(ours)} results of an earlier run"] if ours else []
-        _log.warning("%s: passed over: %s", folder, ", ".join(parts))
+        _log.warning("%s: passed over: %s", printable(str(folder)), ", ".join(parts))
     passed_over = {*others, *(slices if holds_series else [])}
     images = [file for file in files if file in slices or is_image_name(file)]
     yield from (Input(file) for file in images if file not in passed_over)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medsam3.errors import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -27,11 +29,6 @@ def make_streams_safe() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def shown(text: str) -> str:
-    """Show text that came from a file: control characters, which steer a terminal, become escapes."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
-
-
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
     """Print rows of text under headings; text is shown as it is, brackets are no markup."""
     from rich import box  # noqa: PLC0415  rich takes a tenth of a second to import
@@ -39,11 +36,11 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, title
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(title=None if title is None else Text(shown(title)), box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=None if title is None else Text(printable(title)), box=box.SIMPLE_HEAD, title_justify="left")
     for heading in headings:
         table.add_column(Text(heading), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(shown(cell)) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
     Console(file=sys.stdout, width=width).print(table)
 
@@ -60,7 +57,7 @@ class ProgressBar:
         """Show which file is at hand."""
         from rich.markup import escape  # noqa: PLC0415
 
-        self._progress.update(self._files, description=escape(shown(name)))
+        self._progress.update(self._files, description=escape(printable(name)))
 
     def show_slices(self, done: int, count: int) -> None:
         """Show how many of the file's slices are done."""
@@ -79,7 +76,7 @@ class ProgressBar:
 
     def tell(self, message: str) -> None:
         """Print one line above the bar that is no error."""
-        self._progress.console.print(f"medsam3: {shown(message)}", markup=False, highlight=False, soft_wrap=True)
+        self._progress.console.print(f"medsam3: {printable(message)}", markup=False, highlight=False, soft_wrap=True)
 
     def complain(self, message: str) -> None:
         """Print one error line above the bar."""
@@ -100,7 +97,7 @@ def progress_bar(count: int) -> Iterator[ProgressBar]:
 
 def error_line(message: str) -> str:
     """An error as its one line on stderr; what the library calls `frame=` is an option here."""
-    return f"medsam3: error: {shown(in_options(' '.join(message.split())))}"
+    return f"medsam3: error: {in_options(printable(' '.join(message.split())))}"
 
 
 def in_options(message: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, printable
 from medsam3.image import Frames, Image, LazyFrames, Masks, Pixels
 from medsam3.io.files import file_format
 
@@ -196,7 +196,9 @@ def _open_folder(folder: Path, series: str | None) -> Image:
     if series is None and pictures and not holds_images(folder):
         return open_frame_folder(folder)
     if pictures:
-        _log.warning("%s: the DICOM series is read, the %d pictures beside it are not", folder, len(pictures))
+        _log.warning(
+            "%s: the DICOM series is read, the %d pictures beside it are not", printable(str(folder)), len(pictures)
+        )
     return open_series(folder, series=series)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from medsam3.errors import InputError, require
+from medsam3.errors import InputError, printable, require
 from medsam3.geometry import BoolArray, box_of_mask, coco_xywh_from_xyxy
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.labels import check_masks
@@ -132,7 +132,7 @@ def read_coco(path: Path, image: Image) -> list[Masks]:
         dense, _ = objects.setdefault(key, (np.zeros(image.shape, dtype=np.bool_), _score(entry)))
         dense[frames[entry["image_id"]]] |= plane
     if left_out:
-        _log.warning("%s: %d annotations without a mask are left out", path, left_out)
+        _log.warning("%s: %d annotations without a mask are left out", printable(str(path)), left_out)
     own = (
         sorted({name for name, _ in objects}, key=[*names.values(), _UNKNOWN].index)
         if objects
