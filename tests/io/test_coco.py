@@ -98,9 +98,13 @@ def test_masks_of_others_are_read_in_every_form(segmentation: Any, tmp_path: Pat
         np.testing.assert_array_equal(found.union()[0], HELD)
 
 
-def test_of_a_data_sets_file_only_the_images_own_annotations_count(tmp_path: Path) -> None:
-    (found,), _ = read_masks(coco_file(tmp_path / "a.json", rle(HELD), "other.png", "own.png", of=0), PICTURE)
+def test_of_a_data_sets_file_only_the_images_own_annotations_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = coco_file(tmp_path / "a.json", rle(HELD), "other.png", "own.png", of=0)
+    (found,), _ = read_masks(path, PICTURE)
     assert len(found) == 0
+    assert caplog.messages == [f"{path}: its 1 annotations are all of other images"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -67,3 +68,11 @@ def test_a_structure_set_whose_class_is_damaged(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"\x08\0\x16\0UI", b"\x08\0\x16\0US", 1))
     with pytest.raises(InputError):
         read_masks(path, read(series(tmp_path / "ct")))
+
+
+def test_nifti_voxels_of_bits(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(ramp(), np.eye(4)), tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[70:72] = (1).to_bytes(2, "little")  # the type DT_BINARY
+    (tmp_path / "a.nii").write_bytes(content)
+    one_line(tmp_path / "a.nii")

@@ -133,6 +133,8 @@ def read_coco(path: Path, image: Image) -> list[Masks]:
         dense[frames[entry["image_id"]]] |= plane
     if left_out:
         _log.warning("%s: %d annotations without a mask are left out", printable(str(path)), left_out)
+    if annotations and not objects and not left_out:
+        _log.warning("%s: its %d annotations are all of other images", printable(str(path)), len(annotations))
     own = (
         sorted({name for name, _ in objects}, key=[*names.values(), _UNKNOWN].index)
         if objects

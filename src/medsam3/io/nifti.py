@@ -195,8 +195,9 @@ def _mapped(file: _File) -> NDArray[Any]:
 
 def _lazy(voxels: NDArray[Any], header: Any) -> LazyFrames:
     """Slices of the grey values (N, H, W)."""
-    if voxels.dtype.kind == "c":
-        raise InputError("the voxels are complex numbers, allowed are real ones: write magnitudes")
+    if voxels.dtype.kind not in "buif":
+        what = "complex numbers" if voxels.dtype.kind == "c" else f"of type {voxels.dtype}"
+        raise InputError(f"the voxels are {what}, allowed are real ones: write magnitudes")
     slope, intercept = (1.0 if value is None else float(value) for value in header.get_slope_inter())
     if header.get_slope_inter()[1] is None:
         intercept = 0.0
