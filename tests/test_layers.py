@@ -49,6 +49,7 @@ OWNERS = {
     "pydicom": ("io",),
     "highdicom": ("io",),
     "nibabel": ("io",),
+    "SimpleITK": ("io.itk",),
     "pycocotools": ("io", "data.samples"),
     "pydantic": ("data.samples", "agent", "cli.outputs", "eval.results"),
     "cyclopts": ("cli",),

@@ -67,6 +67,7 @@ TARGET; Path; required
 --image; Path; -
 --series; str; -
 --format; str; -
+--resample; flag; -
 --overwrite; flag; -
 """,
     "info": """

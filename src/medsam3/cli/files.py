@@ -38,7 +38,7 @@ class Info:
 
     def run(self) -> int:
         """Print the facts."""
-        from medsam3.io.about import facts  # noqa: PLC0415
+        from medsam3.io import facts  # noqa: PLC0415
 
         ranges = frame_ranges(None if self.frame is None else [self.frame])
         item = Input(self.file, self.series)
@@ -69,6 +69,7 @@ Label maps of others have no names; each of their numbers becomes a concept `lab
     image: Annotated[Path | None, Help("the image that the masks are over")] = None
     series: Annotated[str | None, Help("NUMBER or UID: of a folder with several DICOM series, this one")] = None
     format: Annotated[str | None, Help("name of the format, default: by the ending of TARGET")] = None
+    resample: Annotated[bool, Help("lay a label map of another grid over the image, by nearest")] = False
     overwrite: Annotated[bool, Help("replace TARGET if it exists")] = False
 
     def run(self) -> int:
@@ -86,7 +87,7 @@ Label maps of others have no names; each of their numbers becomes a concept `lab
         if needs_pixels and self.image is None:
             raise InputError("the format shows the image: give it with --image")
         image = None if self.image is None else read(self.image, series=self.series)
-        masks, over = read_masks(self.source, image)
+        masks, over = read_masks(self.source, image, is_resampled=self.resample)
         self.target.parent.mkdir(parents=True, exist_ok=True)
         write(masks, self.target, over, format=self.format)
         count = sum(len(found) for found in masks)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import glob
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, printable
 
 if TYPE_CHECKING:
     from medsam3.image import Image
 
+_log = logging.getLogger(__name__)
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".nii.gz", ".nii"),
     *(".nrrd", ".nhdr", ".mha", ".mhd", ".mp4", ".mov", ".avi", ".mkv", ".gif"),
 )
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
-_DICOM_MAGIC_START = 128  # bytes of preamble, DICOM PS3.10 7.1
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class Input:
         if not self.path.exists():
             raise InputError(f"{self.path} does not exist: correct the path")
         try:
-            # A chosen series may lie below its folder.
-            files = [self.path] if self.path.is_file() else _files_in(self.path, "*" if self.series is None else "**/*")
+            # A series may lie below its folder.
+            files = [self.path] if self.path.is_file() else _files_in(self.path, "**/*")
             states = [file.stat() for file in files]
         except OSError as error:
             raise InputError(f"{self.path} cannot be read ({error.strerror}): give what you may read") from error
@@ -105,13 +106,13 @@ def find_stacks(arguments: Sequence[str], *, leave_out: Path, series: Sequence[s
     Raises:
         InputError: As `find_inputs`.
     """
-    from medsam3.io import is_series  # noqa: PLC0415
-    from medsam3.io.frame_folder import frame_files  # noqa: PLC0415
+    from medsam3.io.dicom_series import holds_images  # noqa: PLC0415
+    from medsam3.io.raster import frame_files  # noqa: PLC0415
 
     found: list[Input] = []
     for argument in arguments:
         path = Path(argument)
-        is_video = not series and path.is_dir() and len(frame_files(path)) > 1 and not is_series(path)
+        is_video = not series and path.is_dir() and len(frame_files(path)) > 1 and not holds_images(path)
         found.extend([Input(path)] if is_video else find_inputs([argument], leave_out=leave_out, series=series))
     return list({item.source: item for item in found}.values())
 
@@ -151,30 +152,46 @@ def _series_at(path: Path, series: Sequence[str]) -> list[Input]:
 
 def _walk(folder: Path, skipped: Path | None) -> Iterator[Input]:
     from medsam3.io import is_series  # noqa: PLC0415  the command line starts without numpy
+    from medsam3.io.dicom_series import is_dicom_image  # noqa: PLC0415
+    from medsam3.io.files import is_dicom  # noqa: PLC0415
 
-    images = [file for file in _files_in(folder) if is_image_name(file) or _is_dicom(file)]
-    slices = {file for file in images if _is_dicom(file)}
+    ours = _results_in(folder)
+    files = [file for file in _files_in(folder) if file.name not in ours]
+    slices = [file for file in files if is_dicom(file)]
     holds_series = len(slices) > 1 and is_series(folder)
     if holds_series:
         yield Input(folder)
-    yield from (Input(file) for file in images if not (holds_series and file in slices))
+    others = [] if holds_series else [file for file in slices if not is_dicom_image(file)]
+    if others or ours:
+        names = ", ".join(printable(file.name) for file in others[:3])
+        parts = [f"{len(others)} DICOM files without an image ({names})"] if others else []
+        parts += [f"{len(ours)} results of an earlier run"] if ours else []
+        _log.warning("%s: passed over: %s", printable(str(folder)), ", ".join(parts))
+    passed_over = {*others, *(slices if holds_series else [])}
+    images = [file for file in files if file in slices or is_image_name(file)]
+    yield from (Input(file) for file in images if file not in passed_over)
     for below in _visible(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
         if below.resolve() != skipped:
             yield from _walk(below, skipped)
 
 
+def _results_in(folder: Path) -> set[str]:
+    """Names of files in a folder that a run wrote there, by its list of results."""
+    from medsam3.cli.outputs import LIST_NAME  # noqa: PLC0415
+    from medsam3.store import read_lines  # noqa: PLC0415
+
+    place = folder / LIST_NAME
+    if not place.is_file():
+        return set()
+    with place.open("rb") as stream:
+        records, _ = read_lines(stream)
+    claimed = [name for record in records for name in record.get("claims") or [] if isinstance(name, str)]
+    return {name for name in claimed if (folder / name).is_file()}
+
+
 def is_image_name(path: Path) -> bool:
     """The name ends as that of an image does."""
     return path.name.lower().endswith(SUFFIXES)
-
-
-def _is_dicom(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            stream.seek(_DICOM_MAGIC_START)
-            return stream.read(4) == b"DICM"
-    except OSError:
-        return False
 
 
 def _files_in(folder: Path, pattern: str = "*") -> list[Path]:

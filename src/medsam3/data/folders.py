@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 
 from medsam3.data.index import Split, concept_mask, load_label_map
 from medsam3.data.samples import Instances, Sample, Target, connected_objects
 from medsam3.errors import InputError
 from medsam3.io.files import RASTER_SUFFIXES
+from medsam3.io.raster import open_picture
 
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _TRAIN_SHARE, _VAL_SHARE = 0.7, 0.1
@@ -161,9 +161,9 @@ def _group(stem: str, pattern: str) -> str:
 def _targets(image: Path, mask: Path, source: FolderSource) -> tuple[Target, ...]:
     labels = load_label_map(mask)
     try:
-        with PIL.Image.open(image) as opened:
+        with open_picture(image) as opened:
             size = (opened.height, opened.width)
-    except OSError as error:
+    except (OSError, InputError) as error:
         raise InputError(f"{image} cannot be read as a picture ({error}): replace the file") from error
     if size != labels.shape:
         raise InputError(

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from medsam3.errors import InputError
 from medsam3.geometry import BoolArray
+from medsam3.io.raster import open_picture
 
 Split = Literal["train", "val", "test"]
 LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
@@ -177,7 +178,7 @@ def load_label_map(path: Path) -> LabelMap:
     if is_volume_file(path.name):
         raise InputError(f"{path.name} is a volume, a label map of a picture is wanted: read it with medsam3.read")
     try:
-        with PIL.Image.open(path) as opened:
+        with open_picture(path) as opened:
             if opened.mode not in _LABEL_MODES:
                 raise InputError(f"{path.name} is of mode {opened.mode}, a label map has one channel of 8 or 16 bits")
             values = np.asarray(opened)
@@ -185,7 +186,7 @@ def load_label_map(path: Path) -> LabelMap:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: correct the path in index.csv") from error
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
+        if isinstance(error, InputError) and str(error).startswith(path.name):
             raise
         raise InputError(f"{path.name} is not a readable image ({error}): save the mask as PNG") from error
     if values.min(initial=0) < 0 or values.max(initial=0) > np.iinfo(np.uint16).max:

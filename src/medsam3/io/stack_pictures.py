@@ -1,4 +1,4 @@
-"""Pictures of a whole stack's masks to look at: a montage of slices, the three planes, and a video with overlays."""
+"""Pictures of masks to look at: an overlay, a montage of slices, the three planes, and a video with overlays."""
 
 from __future__ import annotations
 
@@ -22,6 +22,20 @@ MONTAGE_TILES = 20
 TILE_PX = 256
 """Longest side of a tile of the montage, and of a slice in the picture of three planes."""
 _GAP_PX = 4
+
+
+def write_overlay_png(masks: Sequence[Masks], image: Image, path: Path) -> None:
+    """Write the picture as a model sees it with its masks drawn over it; of a stack, the frame that holds most of them.
+
+    Raises:
+        InputError: Masks of another shape, or the file cannot be written.
+    """
+    view, shown = _viewed(masks, image)
+    counts = np.zeros(view.count, dtype=np.int64)
+    for item in (item for found in shown for item in found.objects):
+        counts[item.start[0] : item.start[0] + item.crop.shape[0]] += item.crop.sum(axis=(1, 2))
+    n = int(counts.argmax()) if counts.any() else view.count // 2
+    _save(overlay(view.rgb(n), shown, n), path)
 
 
 def write_overlay_mp4(masks: Sequence[Masks], image: Image, path: Path) -> None:
