@@ -48,6 +48,8 @@ OWNERS = {
     "pydicom": ("io",),
     "highdicom": ("io",),
     "nibabel": ("io",),
+    "SimpleITK": ("io",),
+    "cachetools": ("models", "segmentation"),
     "pycocotools": ("io", "data.samples"),
     "pydantic": ("data.samples",),
     "av": ("io.video",),
@@ -56,7 +58,7 @@ OWNERS = {
     "tensorboard": ("train.board",),
     "ray": ("batch",),
     "fastapi": ("server",),
-    "rich": ("cli", "train", "eval"),
+    "rich": ("cli", "train", "eval", "segmentation.run"),
     "matplotlib": ("eval.report",),
     "pydantic_ai": ("agent.providers",),
     "httpx2": ("agent.providers",),
@@ -125,7 +127,7 @@ def test_segmentation_and_the_agent_take_the_model_protocols_only() -> None:
             for found in IMPORTS
             if found.is_at_top and found.module.startswith(layer) and found.target.startswith("medsam3.models")
         }
-        protocols = ("medsam3.models.segmenter.", "medsam3.models.tracker.", "medsam3.models.sam3.byte_cache.")
+        protocols = ("medsam3.models.segmenter.", "medsam3.models.tracker.", "medsam3.models.refiner.")
         assert all(target.startswith(protocols) for target in wanted), wanted
 
 

@@ -59,7 +59,7 @@ def open_nifti(path: Path, *, frame: int | None = None) -> Image:
     nibabel = require("nibabel", extra="all")
     with _one_line(nibabel):
         file = nibabel.load(path)
-        affine, (width, height, count) = _affine(file), _spatial_shape(file.shape, frame)
+        affine, (width, height, count) = affine_of(file), spatial_shape(file.shape, frame)
         check_size(count, height, width)
         frames = _colours(file, frame) if file.get_data_dtype().names else _lazy(file, path, frame or 0)
     about = {"format": "NIfTI", "bits_stored": str(8 * file.header.get_data_dtype().itemsize)}
@@ -88,6 +88,14 @@ def write_nifti(masks: Sequence[Masks], image: Image, path: Path) -> None:
     Raises:
         InputError: The file cannot be written.
     """
+    suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
+    file = label_file(masks, image)
+    with replacing(path, suffix) as temporary:
+        require("nibabel", extra="all").save(file, temporary)
+
+
+def label_file(masks: Sequence[Masks], image: Image) -> Any:
+    """Make the nibabel image that `write_nifti` saves."""
     nibabel = require("nibabel", extra="all")
     labels, legend = combined_labels(masks, image.shape)
     lps, unit, note = _place(image)
@@ -100,9 +108,7 @@ def write_nifti(masks: Sequence[Masks], image: Image, path: Path) -> None:
     file.header["descrip"] = note
     text = json.dumps(legend).encode()
     file.header.extensions.append(nibabel.nifti1.Nifti1Extension(_COMMENT, text))
-    suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
-    with replacing(path, suffix) as temporary:
-        nibabel.save(file, temporary)
+    return file
 
 
 @contextmanager
@@ -159,12 +165,16 @@ def _colours(file: Any, frame: int | None) -> Pixels:
     stored = file.dataobj
     if len(file.shape) > 3:
         stored = stored[:, :, :, frame or 0]
-    voxels = np.asanyarray(stored).reshape(_spatial_shape(file.shape, frame))
+    voxels = np.asanyarray(stored).reshape(spatial_shape(file.shape, frame))
     return np.stack([voxels[name] for name in ("R", "G", "B")], axis=-1).transpose(2, 1, 0, 3)
 
 
-def _spatial_shape(shape: tuple[int, ...], frame: int | None) -> tuple[int, int, int]:
-    """(W, H, N), trailing axes of length 1 dropped."""
+def spatial_shape(shape: tuple[int, ...], frame: int | None) -> tuple[int, int, int]:
+    """Read (W, H, N) of a shape, trailing axes of length 1 dropped.
+
+    Raises:
+        InputError: Fewer than two axes, several time points and none chosen, or no such time point.
+    """
     if len(shape) < 2 or any(size != 1 for size in shape[4:]):
         raise InputError(f"the NIfTI file has shape {shape}, allowed are two to four dimensions")
     times = shape[3] if len(shape) > 3 else 1
@@ -175,7 +185,8 @@ def _spatial_shape(shape: tuple[int, ...], frame: int | None) -> tuple[int, int,
     return shape[0], shape[1], shape[2] if len(shape) > 2 else 1
 
 
-def _affine(file: Any) -> Affine:
+def affine_of(file: Any) -> Affine:
+    """Read the place of a NIfTI header, in LPS mm."""
     header = file.header
     if not (int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0):
         # The standard's "method 1": no position, only the spacing.

@@ -23,7 +23,7 @@ from medsam3.image import Image, Masks, Pixels
 from medsam3.io.files import MAX_PICTURE_PIXELS, check_size, first_line
 from medsam3.io.labels import combined_labels
 from medsam3.store import replacing
-from medsam3.view.draw import overlay
+from medsam3.view.draw import fullest_frame, overlay
 from medsam3.view.view import view_of
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "MPO")
@@ -84,10 +84,23 @@ def write_overlay_png(masks: Sequence[Masks], image: Image, path: Path) -> None:
     """
     view = view_of(image)
     shown = [view.masks_forth(found) for found in masks]
-    n = _fullest_frame(shown, view.count)
+    n = fullest_frame(shown, view.count)
     drawn = overlay(view.rgb(n), shown, n)
     with replacing(path, ".png") as temporary:
         PIL.Image.fromarray(drawn).save(temporary)
+
+
+def image_of_picture(picture: PIL.Image.Image) -> Image:
+    """Take over the page that an opened picture stands at.
+
+    Raises:
+        InputError: It is too large, or cannot be decoded.
+    """
+    check_size(1, picture.height, picture.width)
+    try:
+        return Image(_page_pixels(picture)[None], metadata={"format": picture.format or "PIL"})
+    except _DECODE_ERRORS as error:
+        raise InputError(f"the picture cannot be decoded, it may be cut short ({_reason(error)})") from error
 
 
 def _image(picture: PIL.Image.Image, path: Path, frame: int | None) -> Image:
@@ -143,15 +156,6 @@ def _native(pixels: Pixels) -> Pixels:
     if pixels.dtype == np.int32 and pixels.min() >= 0 and pixels.max() <= np.iinfo(np.uint16).max:
         return pixels.astype(np.uint16)
     return pixels
-
-
-def _fullest_frame(masks: Sequence[Masks], frames: int) -> int:
-    counts = np.zeros(frames, dtype=np.int64)
-    for found in masks:
-        for item in found.objects:
-            start = item.start[0]
-            counts[start : start + item.crop.shape[0]] += item.crop.sum(axis=(1, 2))
-    return int(counts.argmax()) if counts.any() else frames // 2
 
 
 def _reason(error: Exception) -> str:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sam3_small import small_network
 
 from medsam3.image import Image
 from medsam3.models.sam3.memory import Sam3Tracker, without_small_parts
 from medsam3.models.sam3.segmenter import Sam3Options, Sam3Segmenter
-from medsam3.models.tracker import Past
+from medsam3.models.tracker import Past, tracker_of
 from medsam3.prompts import Box, Prompt
-from medsam3.segmentation.options import Options
-from medsam3.segmentation.run import segment, tracker_for
-from medsam3.segmentation.sweep import TrackingRules
+from medsam3.segmentation.options import Options, TrackingRules
+from medsam3.segmentation.run import segment
+from sam3_small import small_network
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def noise_stack() -> Image:
 
 
 def test_sam3_has_a_tracker_of_its_own(segmenter: Sam3Segmenter) -> None:
-    assert isinstance(tracker_for(segmenter), Sam3Tracker)
+    assert isinstance(tracker_of(segmenter), Sam3Tracker)
 
 
 def test_a_box_on_slice_one_is_followed_in_both_directions(segmenter: Sam3Segmenter) -> None:
