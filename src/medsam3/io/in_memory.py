@@ -54,8 +54,7 @@ def as_image(
     pixels, is_tensor = _values(value)
     has_place = spacing_mm is not None or affine is not None
     stack = _as_stack(pixels, is_channels_first=is_tensor and not has_place and kind is None)
-    chosen: Kind = kind or ("picture" if len(stack) == 1 and pixels.ndim < 4 and not _is_stack(pixels) else "volume")
-    return _placed(stack, chosen, spacing_mm, affine)
+    return _placed(stack, kind or ("picture" if len(stack) == 1 else "volume"), spacing_mm, affine)
 
 
 def _placed(stack: Pixels, kind: Kind, spacing_mm: Sequence[float] | None, affine: ArrayLike | None) -> Image:

@@ -24,10 +24,14 @@ MARGIN_SHARE = 0.1
 """A box is drawn around a click and the mask with this margin, of the box's own sides."""
 HALF_SIDE_SHARES = (0.04, 0.08, 0.16)
 """Boxes around a click alone reach this far to each side, of the frame's longer side."""
-REACH = 3.0
-"""A click changes the mask no further away than this many times its own distance from the outline."""
-WIDEST_SHARE, LONE_SHARE = 0.15, 0.03
-"""Largest radius of a disc, and that of one beside no outline, as shares of the frame's longer side."""
+DISC, WIDEST_DISC = 0.7, 0.05
+"""Radius of the disc that a click changes for sure, as a share of its distance from the outline, and at most of the
+frame's longer side."""
+REACH, WIDEST_REACH, LEAST_REACH_PX = 2.0, 0.3, 4.0
+"""A click changes nothing further away than so many times its distance from the outline, at most this share of the
+longer side. Chosen with `DISC` on 40 validation images: mean Dice .664 by a phrase, .716, .764, .777, .784 by clicks."""
+LONE_SHARE = 0.03
+"""Distance that a click beside no outline counts as having, as a share of the frame's longer side."""
 
 
 @dataclass(frozen=True)
@@ -137,16 +141,16 @@ def follow_click(mask: BoolArray, click: Point, candidates: Candidates) -> BoolA
     """Change a mask so that a click is right, by the part of a candidate that the click lies in, and no further.
 
     A click that is right already changes nothing. Of the parts that candidates offer, the one of middle size is taken;
-    a disc that reaches from the click to the outline goes with it, and stands alone if no candidate agrees.
+    a disc that reaches towards the outline goes with it, and stands alone if no candidate agrees.
     """
     row, column = pixel_of(click, mask.shape)
     if mask[row, column] == click.is_positive:
         return mask
     rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
     square = (rows - row) ** 2 + (columns - column) ** 2
-    radius = _radius(square, mask)
-    changed: BoolArray = square <= radius**2
-    reach = square <= (REACH * max(radius, 2.0)) ** 2
+    longest, distance = max(mask.shape), _distance(square, mask)
+    changed: BoolArray = square <= min(max(DISC * distance, 1.0), WIDEST_DISC * longest) ** 2
+    reach = square <= max(min(REACH * distance, WIDEST_REACH * longest), LEAST_REACH_PX) ** 2
     offered = [one for one in candidates(mask, click) if one[row, column] == click.is_positive]
     parts = sorted((_part_at((one ^ mask) & reach, row, column) for one in offered), key=np.count_nonzero)
     if parts:
@@ -154,14 +158,11 @@ def follow_click(mask: BoolArray, click: Point, candidates: Candidates) -> BoolA
     return mask | changed if click.is_positive else mask & ~changed
 
 
-def _radius(square: NDArray[np.int64], mask: BoolArray) -> float:
-    """Distance in pixels from a click to the mask's outline, not too long; `square` is that to each pixel, squared."""
-    longest: int = max(mask.shape)
+def _distance(square: NDArray[np.int64], mask: BoolArray) -> float:
+    """Distance in pixels from a click to the mask's outline; `square` is that to each pixel, squared."""
     row, column = np.unravel_index(int(square.argmin()), square.shape)
     others = square[mask != mask[row, column]]
-    if not others.size:
-        return max(1.0, LONE_SHARE * longest)
-    return float(np.clip(np.sqrt(others.min()) - 0.5, 1.0, WIDEST_SHARE * longest))
+    return float(np.sqrt(others.min())) - 0.5 if others.size else LONE_SHARE * max(mask.shape)
 
 
 def _part_at(mask: BoolArray, row: int, column: int) -> BoolArray:
