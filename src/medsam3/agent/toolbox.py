@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +27,8 @@ from medsam3.agent.tools import (
 from medsam3.agent.values import Observation, ToolError
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks, ObjectMask
+from medsam3.models.refiner import Hints
+from medsam3.models.refiner import refine as refined
 from medsam3.prompts import Point, Prompt, check_phrase
 from medsam3.view.crops import Crop, closer_window, quarters
 from medsam3.view.grey import WINDOWS, window_named
@@ -100,19 +103,19 @@ def segment_box(session: Session, values: Arguments) -> Observation:
 
 
 def refine(session: Session, values: Arguments) -> Observation:
-    """A mask anew, from points on and off it, or from a box."""
+    """Correct a mask by points on and off it, or draw it anew by a box."""
     mark = session.mark(values["mask"])
     points = tuple(Point(float(x), float(y), bool(kind)) for x, y, kind in values.get("points", []))
     if bool(points) == ("box" in values):
         raise ToolError("give either points or a box to refine a mask, not both and not none")
-    if points:
-        if not any(point.is_positive for point in points):
-            plane = plane_of(mark, session.bench.shape[1:])
-            rows, columns = np.nonzero(plane)
-            inside = len(rows) // 2  # off-clicks alone: the object itself says where it is
-            points = (Point(float(columns[inside]), float(rows[inside])), *points)
-        return _prompted(session, Prompt(points=points), "refine")
-    return _prompted(session, Prompt(text=mark.phrase or None, boxes=(box_from(values["box"]),)), "refine")
+    if not points:
+        return _prompted(session, Prompt(text=mark.phrase or None, boxes=(box_from(values["box"]),)), "refine")
+    n, bench = session.frame, session.bench
+    so_far = mark.mask.plane(n, bench.shape[1:])
+    Prompt(boxes=(box_from((0, 0, 1, 1)),), points=points).check_inside(*bench.shape[1:])
+    hints = Hints(so_far if so_far.any() else None, points, text=mark.phrase or None)
+    about = {"presence": mark.presence, "is_present": mark.is_present}
+    return _shown(session, replace(refined(bench.segmenter, bench.features(n), hints), **about), "refine")
 
 
 def examine(session: Session, values: Arguments) -> Observation:
@@ -176,9 +179,12 @@ def look(session: Session, values: Arguments) -> Observation:
 
 
 def _prompted(session: Session, prompt: Prompt, origin: str) -> Observation:
+    prompt.check_inside(*session.bench.shape[1:])
+    return _shown(session, session.bench.decode(session.frame, prompt), origin)
+
+
+def _shown(session: Session, found: Masks, origin: str) -> Observation:
     n, shape = session.frame, session.bench.shape
-    prompt.check_inside(*shape[1:])
-    found = session.bench.decode(n, prompt)
     masks = [moved(part, n) for part in found.objects]
     about = {"phrase": found.concept, "presence": found.presence, "is_present": found.is_present}
     marks = session.new_marks(masks, origin, **about)
