@@ -16,6 +16,7 @@ from medsam3.errors import InputError
 from medsam3.image import Image, Masks
 from medsam3.models.mini.encoder_files import locate
 from medsam3.models.segmenter import Segmenter
+from medsam3.prompts import Box, Point, Prompt
 from threshold_segmenter import ThresholdSegmenter
 
 PICTURES = [np.random.default_rng(k).integers(0, 255, (48, 64, 3), dtype=np.uint8) for k in range(3)]
@@ -79,6 +80,17 @@ def test_a_data_loader_takes_a_model(mini: Segmenter, alone: list[Masks]) -> Non
     loader = torch.utils.data.DataLoader(Pictures(mini), batch_size=None, num_workers=1, timeout=300)
     for got, masks in zip(loader, alone, strict=True):
         np.testing.assert_array_equal(np.asarray(got), masks.union())
+
+
+@pytest.mark.slow
+def test_the_small_model_takes_a_box_with_clicks(mini: Segmenter) -> None:
+    picture = np.full((48, 64, 3), 40, dtype=np.uint8)
+    picture[12:36, 16:48] = 200
+    box, off, on = Box(15, 11, 48, 36), Point(30, 20, is_positive=False), Point(55, 40)
+    (found,) = medsam3.segment(picture, Prompt(boxes=(box,), points=(off, on)), mini)
+    assert not found.union()[0, 20, 30] and found.union()[0, 40, 55] and len(found) == 1
+    with pytest.raises(InputError, match="2 boxes and points were given together: give one box"):
+        medsam3.segment(picture, Prompt(boxes=(box, box), points=(off,)), mini)
 
 
 def test_an_image_of_an_array_is_the_array() -> None:

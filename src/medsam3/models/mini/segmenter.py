@@ -220,8 +220,9 @@ class MiniSegmenter:
     def refine(self, features: MiniFeatures, hints: Hints) -> Masks:
         """Answer clicks and boxes about one object; see `models.refiner.Refines`.
 
-        LiteMedSAM reads neither a click nor a mask, so each click takes over a part of what boxes around it hold, or of
-        what the phrase's map holds at another level. An interactive decoder would take the place of this method.
+        LiteMedSAM reads neither a click nor a mask, so each click takes over a part of what the phrase's map holds at
+        another level; of an object without a phrase, of what boxes around the click hold. An interactive decoder would
+        take the place of this method.
         """
         with torch.inference_mode():
             return refine_by_boxes(self, features, hints, partial(self._click_candidates, features, hints.text))
@@ -230,16 +231,15 @@ class MiniSegmenter:
         self, features: MiniFeatures, text: str | None, mask: BoolArray, click: Point
     ) -> list[BoolArray]:
         """Masks (H, W) that an object may have for which a click is right."""
-        found: list[BoolArray] = []
         if text is not None:
             levels = CLICK_LEVELS if click.is_positive else tuple(1 - level for level in CLICK_LEVELS)
             probability = self.probability_map(features, Prompt(text=text))
-            found = [np.asarray(probability > level) for level in levels]
-        boxes = boxes_for(mask, click)
-        if boxes:
-            logits = self._geometry_logits(features, Prompt(boxes=tuple(boxes)))
-            found += list((features.place.logits_to_frame(logits) > 0).numpy())
-        return found
+            return [np.asarray(probability > level) for level in levels]
+        boxes = tuple(boxes_for(mask, click))
+        if not boxes:
+            return []
+        logits = self._geometry_logits(features, Prompt(boxes=boxes))
+        return list((features.place.logits_to_frame(logits) > 0).numpy())
 
     def concept_map(self, features: MiniFeatures, text: str | None, exemplars: tuple[Box, ...] = ()) -> ConceptMap:
         """Presence and pixel logits of a concept, from a phrase, exemplars, or both."""
