@@ -84,18 +84,23 @@ class Session:
     @property
     def masks(self) -> Masks:
         """All objects over the image's frames, best score first; the concept is theirs if they share one."""
-        concepts = {one.concept for one in self._state.objects} | {one.concept for one in self._state.answers}
-        about = self._about(concepts.pop()) if len(concepts) == 1 else Masks(self._view.shape)
+        names = self._concepts
+        about = self._about(names[0]) if len(names) == 1 else Masks(self._view.shape)
         return self._over_image(self._state.objects, about)
 
     @property
     def masks_by_concept(self) -> list[Masks]:
         """The same, one `Masks` for each concept; one without objects for a phrase of which nothing was found."""
-        names = [one.concept for one in (*self._state.answers, *self._state.objects)]
         return [
             self._over_image([one for one in self._state.objects if one.concept == name], self._about(name))
-            for name in dict.fromkeys(names)
+            for name in self._concepts
         ]
+
+    @property
+    def _concepts(self) -> list[str]:
+        """All phrases that were asked or drawn for, each once, in their order."""
+        asked = [said.concept for said in self._state.answers]
+        return list(dict.fromkeys([*asked, *(one.concept for one in self._state.objects)]))
 
     @property
     def objects(self) -> tuple[SessionObject, ...]:

@@ -181,10 +181,10 @@ class StackRun:
         return features
 
     def _answer(self, k: int, n: int, asked: Prompt, features: Callable[[], Any]) -> Answer:
-        limits = {"threshold": self.options.threshold, "weak_score": self.options.weak_score}
+        threshold, weak_score = self.options.threshold, self.options.weak_score
         return self._resumed.get_or_make(
             ("ask", k, n),
-            lambda: ask(self.segmenter, features(), asked, **limits),
+            lambda: ask(self.segmenter, features(), asked, threshold=threshold, weak_score=weak_score),
             to_fields=Answer.to_fields,
             from_fields=Answer.from_fields,
         )
