@@ -114,8 +114,8 @@ def refine(session: Session, values: Arguments) -> Observation:
     so_far = mark.mask.plane(n, bench.shape[1:])
     Prompt(boxes=(box_from((0, 0, 1, 1)),), points=points).check_inside(*bench.shape[1:])
     hints = Hints(so_far if so_far.any() else None, points, text=mark.phrase or None)
-    about = {"presence": mark.presence, "is_present": mark.is_present}
-    return _shown(session, replace(refined(bench.segmenter, bench.features(n), hints), **about), "refine")
+    found = refined(bench.segmenter, bench.features(n), hints)
+    return _shown(session, replace(found, presence=mark.presence, is_present=mark.is_present), "refine")
 
 
 def examine(session: Session, values: Arguments) -> Observation:

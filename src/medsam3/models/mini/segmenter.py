@@ -34,7 +34,7 @@ from medsam3.models.mini.phrase_table import vectors_of
 from medsam3.models.mini.text_encoder import TextEncoder
 from medsam3.models.mini.tinyvit import TinyViT, convert_lite_medsam
 from medsam3.models.phrase_reader import PhraseReader, Reading
-from medsam3.models.refiner import Hints, boxes_for, refine_by_boxes
+from medsam3.models.refiner import Hints, refine_by_boxes
 from medsam3.models.tracker import Tracker
 from medsam3.prompts import Box, Point, Prompt
 from medsam3.view.crops import Crop, closer_window
@@ -221,25 +221,21 @@ class MiniSegmenter:
         """Answer clicks and boxes about one object; see `models.refiner.Refines`.
 
         LiteMedSAM reads neither a click nor a mask, so each click takes over a part of what the phrase's map holds at
-        another level; of an object without a phrase, of what boxes around the click hold. An interactive decoder would
-        take the place of this method.
+        another level; an object without a phrase is changed by a disc. An interactive decoder would take the place of
+        this method.
         """
         with torch.inference_mode():
             return refine_by_boxes(self, features, hints, partial(self._click_candidates, features, hints.text))
 
     def _click_candidates(
-        self, features: MiniFeatures, text: str | None, mask: BoolArray, click: Point
+        self, features: MiniFeatures, text: str | None, _mask: BoolArray, click: Point
     ) -> list[BoolArray]:
         """Masks (H, W) that an object may have for which a click is right."""
-        if text is not None:
-            levels = CLICK_LEVELS if click.is_positive else tuple(1 - level for level in CLICK_LEVELS)
-            probability = self.probability_map(features, Prompt(text=text))
-            return [np.asarray(probability > level) for level in levels]
-        boxes = tuple(boxes_for(mask, click))
-        if not boxes:
+        if text is None:  # boxes around a click lowered the mean of 14 validation images by .006, the disc alone none
             return []
-        logits = self._geometry_logits(features, Prompt(boxes=boxes))
-        return list((features.place.logits_to_frame(logits) > 0).numpy())
+        levels = CLICK_LEVELS if click.is_positive else tuple(1 - level for level in CLICK_LEVELS)
+        probability = self.probability_map(features, Prompt(text=text))
+        return [np.asarray(probability > level) for level in levels]
 
     def concept_map(self, features: MiniFeatures, text: str | None, exemplars: tuple[Box, ...] = ()) -> ConceptMap:
         """Presence and pixel logits of a concept, from a phrase, exemplars, or both."""
