@@ -49,7 +49,8 @@ OWNERS = {
     "pydicom": ("io",),
     "highdicom": ("io",),
     "nibabel": ("io",),
-    "SimpleITK": ("io.itk",),
+    "SimpleITK": ("io.itk", "io.in_memory"),
+    "cachetools": ("models", "segmentation"),
     "pycocotools": ("io", "data.samples"),
     "pydantic": ("data.samples", "agent", "cli.outputs", "eval.results"),
     "cyclopts": ("cli",),
@@ -59,7 +60,7 @@ OWNERS = {
     "tensorboard": ("train.board",),
     "ray": ("batch",),
     "fastapi": ("server",),
-    "rich": ("cli", "train", "eval"),
+    "rich": ("cli", "train", "eval", "segmentation.run"),
     "jinja2": ("page", "agent.transcript"),
     "pydantic_ai": ("agent.providers",),
     "httpx2": ("agent.providers",),
@@ -128,7 +129,7 @@ def test_segmentation_and_the_agent_take_the_model_protocols_only() -> None:
             for found in IMPORTS
             if found.is_at_top and found.module.startswith(layer) and found.target.startswith("medsam3.models")
         }
-        protocols = ("medsam3.models.segmenter.", "medsam3.models.tracker.", "medsam3.models.sam3.byte_cache.")
+        protocols = ("medsam3.models.segmenter.", "medsam3.models.tracker.", "medsam3.models.refiner.")
         assert all(target.startswith(protocols) for target in wanted), wanted
 
 

@@ -38,7 +38,7 @@ def _require_weights() -> None:
 
 
 def test_there_are_snippets_and_commands() -> None:
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == 4
     assert len(COMMANDS) >= 6
     assert len([line for line in SNIPPETS[0].splitlines() if line]) == 5
 

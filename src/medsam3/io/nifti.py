@@ -82,8 +82,8 @@ def open_nifti(path: Path, *, frame: int | None = None) -> Image:
     """
     with _one_line():
         file = _opened(path)
-        dtype, affine = file.header.get_data_dtype(), _affine(file.header)
-        width, height, count = _spatial_shape(file.shape, frame)
+        dtype, affine = file.header.get_data_dtype(), affine_of(file.header)
+        width, height, count = spatial_shape(file.shape, frame)
         check_size(count, height, width)
         check_bytes(int(np.prod(file.shape, dtype=np.int64)) * dtype.itemsize)
         voxels = _mapped(file)[frame or 0]
@@ -119,6 +119,16 @@ def write_nifti(masks: Sequence[Masks], image: Image, path: Path) -> None:
         InputError: The file cannot be written.
     """
     nibabel = require("nibabel", extra="all")
+    file = label_file(masks, image)
+    content = nibabel.Nifti1Image(file.dataobj, None, file.header).to_bytes()  # with an affine it would set the codes
+    with replacing(path, ".nii") as temporary:
+        packed = gzip.compress(content, mtime=0) if path.name.lower().endswith(".gz") else content
+        temporary.write_bytes(packed)
+
+
+def label_file(masks: Sequence[Masks], image: Image) -> Any:
+    """Make the nibabel image that `write_nifti` saves."""
+    nibabel = require("nibabel", extra="all")
     labels, legend = combined_labels(masks, image.shape)
     lps, unit, note = _place(image)
     affine = nifti_from_lps(lps)
@@ -131,10 +141,7 @@ def write_nifti(masks: Sequence[Masks], image: Image, path: Path) -> None:
     file.header["descrip"] = note
     text = json.dumps(legend).encode()
     file.header.extensions.append(nibabel.nifti1.Nifti1Extension(_COMMENT, text))
-    content = nibabel.Nifti1Image(file.dataobj, None, file.header).to_bytes()  # with an affine it would set the codes
-    with replacing(path, ".nii") as temporary:
-        packed = gzip.compress(content, mtime=0) if path.name.lower().endswith(".gz") else content
-        temporary.write_bytes(packed)
+    return file
 
 
 @contextmanager
@@ -208,8 +215,12 @@ def _lazy(voxels: NDArray[Any], header: Any) -> LazyFrames:
     return frames
 
 
-def _spatial_shape(shape: tuple[int, ...], frame: int | None) -> tuple[int, int, int]:
-    """(W, H, N), trailing axes of length 1 dropped."""
+def spatial_shape(shape: tuple[int, ...], frame: int | None) -> tuple[int, int, int]:
+    """Read (W, H, N) of a shape, trailing axes of length 1 dropped.
+
+    Raises:
+        InputError: Fewer than two axes, several time points and none chosen, or no such time point.
+    """
     if len(shape) < 2 or any(size != 1 for size in shape[4:]):
         raise InputError(f"the NIfTI file has shape {shape}, allowed are two to four dimensions")
     times = shape[3] if len(shape) > 3 else 1
@@ -220,8 +231,8 @@ def _spatial_shape(shape: tuple[int, ...], frame: int | None) -> tuple[int, int,
     return shape[0], shape[1], shape[2] if len(shape) > 2 else 1
 
 
-def _affine(header: Any) -> Affine:
-    """The place by the sform, else by the qform, else by the voxel sizes alone (the standard's method 1)."""
+def affine_of(header: Any) -> Affine:
+    """Read a header's place in LPS mm: the sform, else the qform, else the voxel sizes alone ("method 1")."""
     has_sform = int(header["sform_code"]) > 0 and any(header[f"srow_{axis}"][:3].any() for axis in "xyz")
     has_qform = int(header["qform_code"]) > 0
     if has_sform:
@@ -253,7 +264,7 @@ def _keep_geometry(image: Image, header: Any) -> None:
         return
     with suppress(InputError), _one_line():
         source = _opened(image.source[0]).header
-        places, shape = (_affine(source), image.affine), (*source.get_data_shape(), 1)[:3]
+        places, shape = (affine_of(source), image.affine), (*source.get_data_shape(), 1)[:3]
         if shape != image.shape[::-1] or source["magic"].item()[:1] != b"n" or not np.allclose(*places, atol=_SAME_MM):
             return
         for name in _GEOMETRY:

@@ -158,6 +158,19 @@ def raster_legend(path: Path) -> Legend:
     return legend
 
 
+def image_of_picture(picture: PIL.Image.Image) -> Image:
+    """Take over the page that an opened picture stands at.
+
+    Raises:
+        InputError: It is too large, or cannot be decoded.
+    """
+    check_size(1, picture.height, picture.width)
+    try:
+        return Image(_page_pixels(picture)[None], metadata={"format": picture.format or "PIL"})
+    except _DECODE_ERRORS as error:
+        raise InputError(f"the picture cannot be decoded, it may be cut short ({_reason(error)})") from error
+
+
 def _image(picture: PIL.Image.Image, path: Path, frame: int | None) -> Image:
     file_format = picture.format or ""
     # Only TIFF pages are a stack: a JPEG's or PNG's further frames are previews or animations.

@@ -13,7 +13,7 @@ from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.labels import check_masks
 from medsam3.io.video import write_mp4
 from medsam3.store import replacing
-from medsam3.view.draw import COLOURS, FILL_OPACITY, overlay
+from medsam3.view.draw import COLOURS, FILL_OPACITY, fullest_frame, overlay
 from medsam3.view.view import View, view_of
 
 RGB = NDArray[np.uint8]
@@ -31,10 +31,7 @@ def write_overlay_png(masks: Sequence[Masks], image: Image, path: Path) -> None:
         InputError: Masks of another shape, or the file cannot be written.
     """
     view, shown = _viewed(masks, image)
-    counts = np.zeros(view.count, dtype=np.int64)
-    for item in (item for found in shown for item in found.objects):
-        counts[item.start[0] : item.start[0] + item.crop.shape[0]] += item.crop.sum(axis=(1, 2))
-    n = int(counts.argmax()) if counts.any() else view.count // 2
+    n = fullest_frame(shown, view.count)
     _save(overlay(view.rgb(n), shown, n), path)
 
 
