@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medsam3.data.folders import FolderSource
     from medsam3.data.samples import Sample
     from medsam3.data.sources import CocoSource, Sources
-    from medsam3.train.fit import Progress
+    from medsam3.train.loop import Progress
 
 
 @dataclass
@@ -46,10 +46,16 @@ class _OfLastFolder(argparse.Action):
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say what to train on."""
-    parser.add_argument("data", nargs="*", type=Path, metavar="DATA", help="folders with an index.csv")
+    parser.add_argument(
+        "data", nargs="*", type=Path, metavar="DATA", help="folders with an index.csv, or COCO exports of Roboflow"
+    )
     parser.add_argument("--coco", type=Path, help="COCO JSON to train on")
     parser.add_argument("--coco-val", type=Path, help="COCO JSON to choose thresholds on")
-    parser.add_argument("--images", type=Path, help="folder that the COCO file names are relative to")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        help="folder that the COCO file names are relative to (default: the folder of the COCO file)",
+    )
     folder = parser.add_argument_group("plain folders")
     folder.add_argument(
         "--folder",
@@ -181,8 +187,6 @@ def sources_from(args: argparse.Namespace) -> Sources:
 def _coco(args: argparse.Namespace) -> tuple[CocoSource, ...]:
     from medsam3.data.sources import CocoSource  # noqa: PLC0415
 
-    if (args.coco or args.coco_val) and not args.images:
-        raise InputError("--coco was given without --images: name the folder that its file names are relative to")
     found = [CocoSource(args.coco, args.images)] if args.coco else []
     return (*found, CocoSource(args.coco_val, args.images, "val")) if args.coco_val else tuple(found)
 

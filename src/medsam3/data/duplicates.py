@@ -18,7 +18,7 @@ import PIL.Image
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-from medsam3.data.index import IndexRow
+from medsam3.data.index import PICTURE_FORMATS, IndexRow
 from medsam3.errors import InputError
 
 SIDE = 64
@@ -92,7 +92,7 @@ def thumbnails(
     found = []
     for done, (path, row) in enumerate(sorted(pictures.items()), start=1):
         try:
-            with PIL.Image.open(path) as opened:
+            with PIL.Image.open(path, formats=PICTURE_FORMATS) as opened:
                 grey = np.asarray(opened.convert("L").resize((SIDE, SIDE), PIL.Image.Resampling.BOX), np.float64)
         except OSError as error:
             if is_lenient:
