@@ -11,7 +11,7 @@ from medsam3.cli.train_data import steps_shown
 from medsam3.errors import InputError
 from medsam3.train.bars import Bars
 from medsam3.train.board import Board, write_board
-from medsam3.train.fit import Progress
+from medsam3.train.loop import Progress
 
 REASON = "needs tensorboard: pip install 'medsam3[tensorboard]'"
 

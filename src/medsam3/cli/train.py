@@ -6,7 +6,6 @@ The steps are those of `train.run`; this module only reads the arguments and sho
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -17,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from medsam3.cli.train_data import add_data_arguments, read_data, show_report, steps_shown
 from medsam3.cli.train_sam3 import EXAMPLES, add_sam3_arguments, check_mini, run_sam3
 from medsam3.errors import InputError
+from medsam3.store import sha256_of
 from medsam3.train.bars import Bars
 
 if TYPE_CHECKING:
     from medsam3.data.samples import Sample
-    from medsam3.train.mini_config import FitConfig
+    from medsam3.train.config import FitConfig
     from medsam3.train.run import RunResult, RunSettings
     from medsam3.train.workers import Workers
 
@@ -30,7 +30,6 @@ _EPILOG = f"""examples:
   medsam3 train --coco train.json --coco-val val.json --images images/ --out runs/mine --steps 800
   medsam3 train --folder images/ masks/ --labels "1|2=optic disc,2=optic cup" --out runs/eyes
   medsam3 train data/ --out runs/both --join runs/mine/mini.safetensors runs/frozen/mini.safetensors
-  medsam3 train data/ --out runs/mean --join runs/mine/mini.safetensors runs/later/mini.safetensors --average
   medsam3 train data/ --out runs/careful --steps 6000 --absent 5 --val-every 300 --patience 4
   medsam3 train data/ --out runs/words --init runs/mine/mini.safetensors --trains text
   accelerate launch --cpu --num_processes 2 -m medsam3 train data/ --out runs/two
@@ -48,16 +47,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--cache", type=Path, help="folder of the cached features (default: OUT/cache)")
-    parser.add_argument("--init", type=Path, help="weights of medsam3 train to start from (default: a fresh start)")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        help="weights of medsam3 train to start from, or mini: the shipped ones (default: a fresh start)",
+    )
     parser.add_argument(
         "--join",
         nargs="+",
         type=Path,
         metavar="FILE",
         help="train nothing: make one weight of several that answers with their mean",
-    )
-    parser.add_argument(
-        "--average", action="store_true", help="with --join: take the mean of the weights in place of their answers"
     )
     parser.add_argument("--steps", type=int, help="updates (default: 1600; sam3: 2000)")
     parser.add_argument("--views", type=int, help="cached views an image, the plain one included (default: 2; sam3: 1)")
@@ -132,12 +132,14 @@ def run(args: argparse.Namespace) -> int:
     samples = read_data(args)
     config = _config(args, samples)
     _check_cards(args.join or ())
-    if args.average and len(args.join or ()) < 2:
-        raise InputError("--average was given without several weights to average: name them with --join")
+    from medsam3.data.samples import contents_digest  # noqa: PLC0415
+    from medsam3.train.loop import check_folder  # noqa: PLC0415
     from medsam3.train.workers import workers_for  # noqa: PLC0415
 
     workers = workers_for("cpu")
     if workers.rank == 0:
+        if not args.join:
+            check_folder(args.out, config, contents_digest(samples))
         if not args.no_data_report:
             show_report(samples, args.out)
         if not args.join:
@@ -154,16 +156,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace, samples: tuple[Sample, ...], settings: RunSettings, workers: Workers) -> int:
     """Run, show how far it is, and say what was made; only the first of several processes does the latter two."""
-    from medsam3.train.run import RunHooks, join_and_export, train_and_export  # noqa: PLC0415
+    from medsam3.train.loop import Hooks  # noqa: PLC0415
+    from medsam3.train.run import join_and_export, train_and_export  # noqa: PLC0415
 
     if workers.rank > 0:
         if not args.join:
             train_and_export(samples, settings, workers)
         return 0
     with Bars() as bars, steps_shown(bars, args.out, has_board=args.board) as shown:
-        hooks = RunHooks(bars.phase, bars.item, shown.on_step, shown.on_measured)
+        hooks = Hooks(bars.phase, bars.item, shown.on_step, shown.on_measured)
         if args.join:
-            result: RunResult | None = join_and_export(args.join, samples, settings, averages=args.average, hooks=hooks)
+            result: RunResult | None = join_and_export(args.join, samples, settings, hooks=hooks)
         else:
             result = train_and_export(samples, settings, workers, hooks=hooks)
     assert result is not None  # the first process has a result
@@ -182,12 +185,14 @@ def _check_cards(weights: Sequence[Path]) -> None:
 
 
 def _config(args: argparse.Namespace, samples: tuple[Sample, ...]) -> FitConfig:
-    from medsam3.models.registry import check_safetensors  # noqa: PLC0415
-    from medsam3.train.mini_config import FitConfig  # noqa: PLC0415
+    from medsam3.train.config import FitConfig  # noqa: PLC0415
 
     config = FitConfig(bf16=not args.no_bf16)
     if args.init is not None:
-        config = replace(config, initial_sha256=hashlib.sha256(check_safetensors(args.init).read_bytes()).hexdigest())
+        from medsam3.train.run import starting_weights  # noqa: PLC0415
+
+        args.init = starting_weights(args.init)
+        config = replace(config, initial_sha256=sha256_of(args.init))
     positive = ("steps", "views", "learning_rate", "warmup_steps", "save_every", "patience", "accumulate")
     config = replace(config, **_given(args, positive), **_given(args, ("seed", "val_every"), least=0))
     config = replace(config, views_of=_views_of(args.views_of))
@@ -209,7 +214,7 @@ def _with_parts(args: argparse.Namespace, config: FitConfig) -> FitConfig:
     Raises:
         InputError: A choice that the image encoder does not have.
     """
-    from medsam3.train.mini_config import TEXT_RANK, Trains  # noqa: PLC0415
+    from medsam3.train.config import TEXT_RANK, Trains  # noqa: PLC0415
 
     is_frozen = args.image_encoder == "lite-medsam"
     trains: Trains = args.trains or ("detector" if is_frozen else "all")

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     import torch
 
     from medsam3.data.samples import Sample
-    from medsam3.train.sam3_config import Sam3FitConfig
+    from medsam3.train.config import Sam3FitConfig
 
 EXAMPLES = """
   medsam3 train --coco train.json --coco-val val.json --images images/ --base sam3 --weights facebook/sam3 --out runs/s3
   medsam3 train data/ --base sam3 --weights sam3.pt --trains lora --out runs/lora --dry-run
   accelerate launch --multi_gpu -m medsam3 train data/ --base sam3 --weights sam3.pt --trains all --out runs/all"""
-_MINI_ONLY = ("init", "views_of", "join", "average", "absent", "val_every", "patience")
+_MINI_ONLY = ("init", "views_of", "join", "absent", "val_every", "patience")
 
 
 def add_sam3_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,10 +65,12 @@ def run_sam3(args: argparse.Namespace, samples: tuple[Sample, ...]) -> int:
         InputError: Weights that are missing or do not fit, an option out of range, a folder that holds another run.
     """
     config = config_from(args)
+    from medsam3.data.samples import contents_digest  # noqa: PLC0415
+    from medsam3.train.loop import Hooks, check_folder  # noqa: PLC0415
     from medsam3.train.sam3_run import (  # noqa: PLC0415  torch, and the code of the large model
-        Reporter,
         Sam3Settings,
         describe_sam3,
+        estimate_sam3,
         read_start,
         train_sam3,
     )
@@ -85,18 +87,21 @@ def run_sam3(args: argparse.Namespace, samples: tuple[Sample, ...]) -> int:
     )
     start = read_start(settings)
     if workers.rank == 0:
+        check_folder(args.out, start.config, contents_digest(samples))
         if not args.no_data_report:
             show_report(samples, args.out)
         for line in describe_sam3(samples, settings, start, workers.device):
             print(line, file=sys.stderr)
     if args.dry_run:
+        for line in estimate_sam3(samples, settings, start, workers.device):
+            print(line, file=sys.stderr)
         return 0
     if workers.rank > 0:
         train_sam3(samples, settings, start, workers)
         return 0
     with Bars() as bars, steps_shown(bars, args.out, has_board=args.board) as shown:
-        report = Reporter(bars.phase, bars.item, shown.on_step)
-        result = train_sam3(samples, settings, start, workers, report=report)
+        hooks = Hooks(bars.phase, bars.item, shown.on_step)
+        result = train_sam3(samples, settings, start, workers, hooks=hooks)
     assert result is not None, "the first process has a result"
     told: dict[str, Any] = {"model": str(result.model), "card": str(result.card), "val": result.val}
     if result.adapter is not None:
@@ -111,7 +116,7 @@ def config_from(args: argparse.Namespace) -> Sam3FitConfig:
     Raises:
         InputError: No weights, an option of the small model, or a value out of range.
     """
-    from medsam3.train.sam3_config import LoraConfig, recipe  # noqa: PLC0415  torch, by the loss
+    from medsam3.train.config import LoraConfig, recipe  # noqa: PLC0415  torch, by the loss
 
     if args.weights is None:
         raise InputError("--base sam3 was given without --weights: name a folder, sam3.pt, or facebook/sam3")
@@ -135,8 +140,6 @@ def config_from(args: argparse.Namespace) -> Sam3FitConfig:
     )
     names = ("steps", "views", "learning_rate", "seed", "accumulate", "image_size", "warmup_steps", "save_every")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if args.warmup_steps is None:
-        given["warmup_steps"] = min(config.warmup_steps, given.get("steps", config.steps) // 10)
     return replace(
         config,
         bf16=not args.no_bf16,

@@ -233,7 +233,7 @@ def _read_mask(mask: Path, image: Path, source: FolderSource) -> LabelMap:
             is_near = (labels <= _SOFT_LEVELS) | ((labels >= 255 - _SOFT_LEVELS) & (labels <= 255))
             if is_near.mean() < _SOFT_SHARE or values.max() <= _SOFT_LEVELS:
                 raise InputError(
-                    f"{mask} holds the values {_listed(values)}, --concept allows one besides 0: use --labels"
+                    f"{mask} holds the values {_listed(values.tolist())}, --concept allows one besides 0: use --labels"
                 )
             labels = np.where(labels > 127, 255, 0).astype(np.uint8)  # lossy or smoothed, but black and white
     try:
@@ -242,7 +242,7 @@ def _read_mask(mask: Path, image: Path, source: FolderSource) -> LabelMap:
         raise InputError(f"{mask}: {error}") from error
 
 
-def _listed(values: Sequence[object] | LabelMap) -> str:
+def _listed(values: Sequence[object]) -> str:
     return ", ".join(str(value) for value in values[:_MOST_NAMED]) + (", ..." if len(values) > _MOST_NAMED else "")
 
 

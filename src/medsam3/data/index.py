@@ -12,10 +12,10 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar, cast
 
 import numpy as np
 import PIL.Image
@@ -35,7 +35,7 @@ COLUMNS = ("dataset", "image", "mask", "concept", "label_value", "split", "group
 _VOLUME_SUFFIXES = (".nii", ".nii.gz")
 PICTURE_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF")
 """What is opened, by a file's contents: of the rest some are programs, such as PostScript."""
-_TURNS = {
+_TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     5: lambda labels: labels.T,
     6: lambda labels: np.rot90(labels, -1),
     7: lambda labels: np.rot90(labels, 2).T,
@@ -233,7 +233,7 @@ def fitted(labels: Labels, picture: Path) -> Labels:
     if labels.shape == size:
         return labels
     if orientation in _TURNS and labels.shape == size[::-1]:
-        return np.ascontiguousarray(_TURNS[orientation](labels))
+        return cast(Labels, np.ascontiguousarray(_TURNS[orientation](labels)))
     raise InputError(
         f"the mask of {picture} has {labels.shape} pixels (rows, columns), its image has {size}: they must be the same"
     )

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from medsam3.models.sam3.keys import places
 from medsam3.models.sam3.network import Sam3Network
-from medsam3.train.sam3_config import LoraConfig
+from medsam3.train.config import LoraConfig
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 _POINTS = ("points_direct_project", "points_pool_project", "points_pos_enc_project")

@@ -7,7 +7,7 @@ no file and no loop.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,12 +26,13 @@ from medsam3.models.detector import (
 from medsam3.models.sam3.clip_phrases import PhraseTokenizer
 from medsam3.models.sam3.network import Sam3Network, fill_constants
 from medsam3.models.sam3.objects import padded
+from medsam3.train.batches import Batch, exemplar_boxes
+from medsam3.train.config import Sam3FitConfig
+from medsam3.train.estimate import Parts, PartSize, sizes_by_part
+from medsam3.train.loop import Maker
 from medsam3.train.losses import PromptTarget, mask_losses, query_losses, weigh
-from medsam3.train.mini_loss import exemplar_boxes
-from medsam3.train.parts import Parts, PartSize, sizes_by_part
 from medsam3.train.sam3_adapter import TrainedAdapter, add_adapter
-from medsam3.train.sam3_batches import Sam3Batch, Sides
-from medsam3.train.sam3_config import Sam3FitConfig
+from medsam3.train.workers import State
 
 _PARTS: Parts = (
     ("image encoder", ("vision_encoder.",)),
@@ -88,18 +89,13 @@ class Sam3Trainee(nn.Module):
             self.network.detector_model.vision_encoder.eval()
         return self
 
-    def forward(self, give: Callable[[], Sam3Batch]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted loss of a batch and its terms.
-
-        Args:
-            give: Returns the batch. A function, because wrappers for several GPUs take arguments apart, and cannot
-                rebuild frozen values.
-        """
+    def forward(self, give: Callable[[], Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the weighted loss of a batch and its terms."""
         batch, config = give(), self.config
         questions = batch.questions
         with self._autocast():
             levels, detection = self.detect(batch)
-        targets = [on_device(question.truth, self.device) for question in questions]
+        targets = [question.truth.on(self.device) for question in questions]
         terms, matches = query_losses(detection, targets, config.loss)
         present = [number for number, target in enumerate(targets) if target.is_present]
         if present:
@@ -107,7 +103,7 @@ class Sam3Trainee(nn.Module):
                 terms |= self._mask_terms(batch, levels, detection, [(i, targets[i]) for i in present], matches)
         return weigh(terms, config.loss), terms
 
-    def detect(self, batch: Sam3Batch) -> tuple[VisionLevels, Detection]:
+    def detect(self, batch: Batch) -> tuple[VisionLevels, Detection]:
         """Levels of the batch's images, and the detection of each of its questions."""
         images = torch.tensor([question.image for question in batch.questions], device=self.device)
         levels = self._levels(batch)
@@ -117,7 +113,7 @@ class Sam3Trainee(nn.Module):
 
     def _mask_terms(
         self,
-        batch: Sam3Batch,
+        batch: Batch,
         levels: VisionLevels,
         detection: Detection,
         present: Sequence[tuple[int, PromptTarget]],
@@ -135,22 +131,55 @@ class Sam3Trainee(nn.Module):
         own = [(torch.arange(len(objects)), objects) for _, objects in matches]
         return mask_losses(masks, [target for _, target in present], own)
 
-    def _levels(self, batch: Sam3Batch) -> VisionLevels:
+    def _levels(self, batch: Batch) -> VisionLevels:
         with torch.set_grad_enabled(self.has_trained_encoders and torch.is_grad_enabled()):
             neck_type = next(self.network.detector_model.vision_encoder.neck.parameters()).dtype
-            if batch.trunk is not None:
-                return self.network.detector_levels(batch.trunk.to(self.device, neck_type))
+            if batch.features is not None:
+                return self.network.detector_levels(batch.features.to(self.device, neck_type))
             assert batch.pixels is not None, "a batch has pixels or cached features"
             return self.network.detector_levels(trunk_of(self.network, batch.pixels).to(neck_type))
 
     def _tokens(self, phrases: Sequence[str]) -> PromptTokens:
         if self.phrases is not None:
-            return on_device_tokens(padded([self.phrases[phrase] for phrase in phrases]), self.device)
+            return _on_device(padded([self.phrases[phrase] for phrase in phrases]), self.device)
         assert self.tokenizer is not None
         return encode_phrases(self.network, self.tokenizer, phrases)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
+
+    @property
+    def module(self) -> nn.Module:
+        """What the loop calls."""
+        return self
+
+    def own_batch(self, maker: Maker, step: int, rank: int, count: int) -> Batch:
+        """Take every `count`-th batch whole: one image a batch cannot be shared out."""
+        return maker.batch(step * count + rank)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Make AdamW."""
+        return torch.optim.AdamW(self.groups())
+
+    def after_update(self, step: int) -> None:
+        """Do nothing: there is no moving average."""
+
+    def further_state(self) -> State:
+        """Give nothing: the trained weights are all there is."""
+        return {}
+
+    def put_further_state(self, state: State) -> None:
+        """Take nothing."""
+
+    def candidate(self) -> State:
+        """Give a copy of what trains, on the CPU."""
+        trained = {name for name, parameter in self.network.named_parameters() if parameter.requires_grad}
+        state = self.network.state_dict()
+        return {name: value.detach().cpu().clone() for name, value in state.items() if name in trained}
+
+    def trained_tensors(self, gathered: State) -> dict[str, Tensor]:
+        """Give what trained under the network's names, from the loop's names for it."""
+        return {name.removeprefix("network."): tensor for name, tensor in gathered.items()}
 
     def groups(self) -> list[dict[str, Any]]:
         """AdamW's groups: a rate for each encoder and one for the rest, no weight decay on biases and norms."""
@@ -199,6 +228,15 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
+@dataclass(frozen=True)
+class Sides:
+    """Sides in pixels of the network's input and of its masks, and the objects that it can find."""
+
+    image: int
+    mask: int
+    queries: int
+
+
 def sides_of(network: Sam3Network) -> Sides:
     """Sides of a network's input and masks: the finest level has a quarter of the patch as its stride."""
     config = network.detector_model.config
@@ -240,13 +278,5 @@ def drop_text_encoder(network: Sam3Network) -> None:
     network.detector_model.text_encoder = nn.Identity()
 
 
-def on_device(target: PromptTarget, device: torch.device) -> PromptTarget:
-    """The same truth on a device."""
-    return PromptTarget(
-        target.boxes_cxcywh.to(device), target.masks.to(device), target.semantic.to(device), target.is_present
-    )
-
-
-def on_device_tokens(tokens: PromptTokens, device: torch.device) -> PromptTokens:
-    """The same tokens on a device."""
+def _on_device(tokens: PromptTokens, device: torch.device) -> PromptTokens:
     return PromptTokens(tokens.features.to(device), tokens.mask.to(device))

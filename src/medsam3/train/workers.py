@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -161,3 +162,16 @@ def _bare(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Without accelerate's wrapper."""
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     return inner
+
+
+def write_tensors(path: Path, content: State) -> None:
+    """Write a file of torch's, whatever its name.
+
+    Raises:
+        OSError: The disk is full, or the file cannot be written.
+    """
+    try:
+        with path.open("wb") as stream:
+            torch.save(content, stream)
+    except RuntimeError as error:  # torch's own word for a full disk
+        raise OSError(0, str(error).splitlines()[0]) from error
