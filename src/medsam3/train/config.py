@@ -59,7 +59,7 @@ class FitConfig:
         weight_decay: AdamW's, on matrices alone.
         clip_norm: Largest norm of all gradients together.
         ema_decay: Decay of the moving average of the weights, which is what a run gives.
-        bf16: Compute in bfloat16; the weights stay in float32.
+        bf16: Compute in bfloat16 if the processor does so fast; the weights stay in float32.
         seed: Seed of weights, views and batches.
         views: Cached views of a train image, with a frozen image encoder.
         views_of: Data sets that have another number of views.

@@ -22,6 +22,7 @@ from medsam3.models.mini.encoder_files import LITE_MEDSAM, TRUNK, locate, locate
 from medsam3.models.mini.segmenter import SHIPPED_WEIGHTS, ImageEncoder, MiniSegmenter, load_mini, read_lite_medsam
 from medsam3.models.mini.text_encoder import TextEncoder, blank_text_model
 from medsam3.models.mini.tinyvit import TinyViT
+from medsam3.models.precision import has_fast_bfloat16
 from medsam3.models.registry import check_safetensors
 from medsam3.store import replacing
 from medsam3.train.batches import BatchMaker
@@ -35,7 +36,8 @@ from medsam3.train.pictures import MINI_FEATURES, CachedViews, LiveViews, mini_v
 from medsam3.train.trainee_mini import MiniTrainee, Start, freeze_all_but
 from medsam3.train.workers import OneProcess, Workers
 
-ENCODER_KEY = f"{LITE_MEDSAM.sha256[:16]}-bf16"
+ENCODER_DTYPE = torch.bfloat16 if has_fast_bfloat16() else torch.float32
+ENCODER_KEY = f"{LITE_MEDSAM.sha256[:16]}-{'bf16' if torch.bfloat16 == ENCODER_DTYPE else 'fp32'}"
 CPU = torch.device("cpu")
 
 
@@ -131,7 +133,7 @@ def _maker(samples: Sequence[Sample], features: Features, config: FitConfig) -> 
 
 def _make_view(lite_medsam: dict[str, Tensor], seed: int) -> Callable[[Sample, int], NDArray[Any]]:
     """Encode views as the cache keeps them."""
-    images = ImageEncoder(lite_medsam, dtype=torch.bfloat16)
+    images = ImageEncoder(lite_medsam, dtype=ENCODER_DTYPE)
 
     def make(sample: Sample, view: int) -> NDArray[Any]:
         values = np.zeros(1, MINI_FEATURES)

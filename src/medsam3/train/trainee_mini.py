@@ -19,6 +19,7 @@ from medsam3.models.detector import PromptTokens, decode_masks, detect, select_i
 from medsam3.models.mini.detector import MiniDetector
 from medsam3.models.mini.efficientnet import convert_efficientnet
 from medsam3.models.mini.text_encoder import TextEncoder
+from medsam3.models.precision import has_fast_bfloat16
 from medsam3.train.batches import Batch, exemplar_boxes
 from medsam3.train.config import FitConfig, Trains
 from medsam3.train.loop import Maker
@@ -113,7 +114,8 @@ class MiniTrainee(nn.Module):
             neck = batch.features.to(device).float().contiguous(memory_format=torch.channels_last)
         questions = batch.questions
         images = torch.tensor([question.image for question in questions], device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+        is_bf16 = config.bf16 and has_fast_bfloat16(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
             levels = self.detector.levels(pixels, neck)
             tokens = self._tokens([question.phrase for question in questions])
             coarsest = levels.coarsest.select(images)
@@ -123,7 +125,7 @@ class MiniTrainee(nn.Module):
         numbers = [i for i, target in enumerate(targets) if target.is_present]
         if numbers:
             present = torch.tensor(numbers, device=device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
                 masks = decode_masks(self.detector, levels.select(images[present]), select_items(detection, present))
             terms |= mask_losses(masks, [targets[i] for i in numbers], matches)
         return weigh(terms, config.loss), terms
