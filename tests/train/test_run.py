@@ -15,6 +15,8 @@ from medsam3.errors import InputError
 from medsam3.models.mini.card import MiniThresholds
 from medsam3.models.mini.segmenter import SHIPPED_WEIGHTS, MiniSegmenter
 from medsam3.train.calibrate import Calibration
+from medsam3.train.config import FitConfig
+from medsam3.train.loop import RunFolder
 from medsam3.train.run import starting_weights, write_weights
 
 
@@ -133,6 +135,32 @@ def test_a_card_says_why_presence_was_not_calibrated_and_holds_no_nan(tmp_path: 
     write_weights(tmp_path, {"a": torch.zeros(2)}, {}, replace(calibration, presence_auroc=0.98765, presence_kept=""))
     val = json.loads((tmp_path / "mini.json").read_text())["val"]
     assert val["presence_auroc"] == 0.9877 and "presence_kept" not in val
+
+
+def test_a_run_on_other_data_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = data_folder(tmp_path / "data"), tmp_path / "run"
+    RunFolder(out, FitConfig(), "the digest of other data").__exit__(None, None, None)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert main(["train", str(data), "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "holds a run on other data: choose another --out" in line
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.weights
+def test_a_finished_run_given_pictures_of_the_same_names_keeps_its_card(tmp_path: Path) -> None:
+    data, out = data_folder(tmp_path / "data"), tmp_path / "run"
+    command = ["train", str(data), "--out", str(out), "--steps", "1", "--images-per-step", "1"]
+    assert main(command) == 0
+    card = (out / "mini.json").read_bytes()
+    picture(data, 1)[0].write_bytes((data / "2.png").read_bytes())
+    assert main(command) == 2
+    assert (out / "mini.json").read_bytes() == card
+    picture(data, 1)
+    assert main([*command[:-4], "--steps", "2", *command[-2:]]) == 0  # the first data again, and more steps
+    assert json.loads((out / "mini.json").read_text())["training"]["steps"] == 2
 
 
 def test_shipped_weights_are_named_and_a_file_of_that_name_goes_first(

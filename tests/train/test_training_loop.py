@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,12 +18,13 @@ from safetensors.torch import save_file
 
 from medsam3.errors import InputError
 from medsam3.models.mini.letterbox import SIDE
+from medsam3.store import replacing
 from medsam3.train.batches import BatchMaker
 from medsam3.train.config import FitConfig
 from medsam3.train.loop import Hooks, Run, RunFolder, Validation, learning_rate, prefetched, update
 from medsam3.train.pictures import LiveViews
 from medsam3.train.trainee_mini import TRUNK, MiniTrainee, Start
-from medsam3.train.workers import OneProcess
+from medsam3.train.workers import OneProcess, write_tensors
 
 CPU = torch.device("cpu")
 
@@ -90,6 +92,25 @@ def test_a_damaged_checkpoint_is_one_line_and_the_run_is_kept(tmp_path: Path, co
     assert "\n" not in str(raised.value)
     assert (tmp_path / "checkpoint.pt").read_bytes() == content
     assert (tmp_path / "curves.jsonl").read_bytes() == curve
+
+
+def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "checkpoint.pt"
+    path.write_text("old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with (
+            pytest.raises(InputError, match=r"cannot be written \(the disk may be full\)"),
+            replacing(path) as temporary,
+        ):
+            write_tensors(temporary, {"a": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [(left.name, left.read_text()) for left in tmp_path.iterdir()] == [("checkpoint.pt", "old")]
 
 
 def test_an_empty_config_and_the_temporary_files_of_a_killed_run_do_no_harm(tmp_path: Path) -> None:

@@ -47,18 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--cache", type=Path, help="folder of the cached features (default: OUT/cache)")
-    parser.add_argument(
-        "--init",
-        type=Path,
-        help="weights of medsam3 train to start from, or mini: the shipped ones (default: a fresh start)",
-    )
-    parser.add_argument(
-        "--join",
-        nargs="+",
-        type=Path,
-        metavar="FILE",
-        help="train nothing: make one weight of several that answers with their mean",
-    )
+    _add_start_arguments(parser)
     parser.add_argument("--steps", type=int, help="updates (default: 1600; sam3: 2000)")
     parser.add_argument("--views", type=int, help="cached views an image, the plain one included (default: 2; sam3: 1)")
     parser.add_argument(
@@ -103,6 +92,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sam3_arguments(parser)
 
 
+def _add_start_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--init",
+        type=Path,
+        help="weights of medsam3 train to start from, or mini: the shipped ones (default: a fresh start)",
+    )
+    parser.add_argument(
+        "--join",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="train nothing: make one weight of several that answers with their mean",
+    )
+    parser.add_argument(
+        "--recipe", help="follow the recipe of shipped weights (mini, mini-open, mini-frozen) or of a file, all stages"
+    )
+
+
 def _add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=int, help="prompts an image (default: 2; sam3: 4)")
     parser.add_argument("--negative", type=float, help="share of the further prompts that are absent (default: 0.5)")
@@ -126,6 +133,8 @@ def run(args: argparse.Namespace) -> int:
 
         print(f"{write_board(args.out)} steps; look at them with: tensorboard --logdir {args.out}", file=sys.stderr)
         return 0
+    if args.recipe is not None:
+        return _follow(args)
     if args.base == "sam3":
         return run_sam3(args, read_data(args))
     check_mini(args)
@@ -152,6 +161,28 @@ def run(args: argparse.Namespace) -> int:
         _estimate(samples, settings)
         return 0
     return _train(args, samples, settings, workers)
+
+
+def _follow(args: argparse.Namespace) -> int:
+    """Make weights by a recipe.
+
+    Raises:
+        InputError: Another option beside it, no such recipe, or as `follow` says.
+    """
+    from medsam3.train.loop import Hooks  # noqa: PLC0415
+    from medsam3.train.recipes import follow, read_recipe  # noqa: PLC0415
+    from medsam3.train.workers import workers_for  # noqa: PLC0415
+
+    stages = read_recipe(args.recipe)
+    if not args.data:
+        raise InputError("--recipe was given without data: name the folders with an index.csv")
+    workers = workers_for("cpu")
+    with Bars() as bars:
+        hooks = Hooks(bars.phase, bars.item, bars.step, bars.measured) if workers.rank == 0 else Hooks()
+        result = follow(stages, tuple(args.data), args.out, workers, cache=args.cache, hooks=hooks)
+    if result is not None:
+        print(json.dumps({"weights": str(result.weights), "card": str(result.card), "val": result.summary}, indent=2))
+    return 0
 
 
 def _train(args: argparse.Namespace, samples: tuple[Sample, ...], settings: RunSettings, workers: Workers) -> int:

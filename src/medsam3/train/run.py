@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from medsam3.data.samples import Sample, contents_digest
@@ -43,12 +43,22 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where a run lives and how it is set."""
+    """Where a run lives and how it is set.
+
+    Attributes:
+        out: Folder of the run.
+        cache: Folder of the cached features.
+        config: Settings of the training.
+        initial: Weights to start from; None starts from the seed.
+        is_mean_with_start: Give the mean of the parameters at the start and at the end (Wortsman et al., "Robust
+            fine-tuning of zero-shot models", CVPR 2022).
+    """
 
     out: Path
     cache: Path
     config: FitConfig
     initial: Path | None = None
+    is_mean_with_start: bool = False
 
     @property
     def features(self) -> FeatureCache:
@@ -197,6 +207,8 @@ def train_and_export(
             trainee.put_further_state(run.best.weights)
         hooks.on_phase("thresholds, val", len(val))
         chosen = trainee.average_on_cpu()
+        if settings.is_mean_with_start:
+            move_half_way(chosen, encoders.trainee(settings, CPU).average)
         answers = collect(segmenter_of(chosen), val, features, on_image=hooks.on_item)
         calibration = calibrate(answers, prior_thresholds(settings.initial))
         content = {
@@ -208,8 +220,15 @@ def train_and_export(
             "data": data_summary(samples),
             "curve": curve_summary(folder.curves.records),
             **({} if run.best is None else {"best_step": run.best.step}),
+            **({"mean_with_start": True} if settings.is_mean_with_start else {}),
         }
         return write_weights(settings.out, chosen.state_dict(), content, calibration)
+
+
+def move_half_way(model: MiniDetector, other: MiniDetector) -> None:
+    """Replace the model's parameters by their mean with another's."""
+    with torch.no_grad():
+        torch._foreach_lerp_(list(model.parameters()), list(other.parameters()), 0.5)
 
 
 def join_and_export(
@@ -255,7 +274,7 @@ def write_weights(
     """Write `mini.safetensors` in float16 and its card, which says `content`, the thresholds and what they reach."""
     weights, card = out / "mini.safetensors", out / "mini.json"
     with replacing(weights, ".safetensors") as temporary:
-        save_file({name: value.cpu().half().contiguous() for name, value in state.items()}, temporary)
+        temporary.write_bytes(save({name: value.cpu().half().contiguous() for name, value in state.items()}))
         temporary.chmod(0o644)
     summary = {
         "thresholds": asdict(calibration.thresholds),

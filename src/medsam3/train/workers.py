@@ -6,6 +6,7 @@ gathered whole and by name whatever the layout, so that a run may go on with ano
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -173,5 +174,5 @@ def write_tensors(path: Path, content: State) -> None:
     try:
         with path.open("wb") as stream:
             torch.save(content, stream)
-    except RuntimeError as error:  # torch's own word for a full disk
-        raise OSError(0, str(error).splitlines()[0]) from error
+    except RuntimeError as error:  # what torch makes of a write that failed
+        raise OSError(errno.ENOSPC, "the disk may be full") from error
