@@ -15,9 +15,8 @@ from medsam3.cli.main import main
 from medsam3.cli.train_data import add_data_arguments, sources_from
 from medsam3.data.folders import FolderSource, samples_from_folder
 from medsam3.data.index import COLUMNS, Fold, in_fold, read_index
-from medsam3.data.licences import is_open, licences
 from medsam3.data.samples import contents_digest
-from medsam3.data.sources import CocoSource, Sources, read_samples
+from medsam3.data.sources import CocoSource, Sources, is_open, licences, read_samples
 from medsam3.errors import InputError
 from medsam3.train.batches import dataset_chances
 

@@ -29,7 +29,8 @@ def curves(out: Path) -> dict[str, list[tuple[int, float]]]:
 
 def write_curves(out: Path, totals: list[float]) -> None:
     lines = [json.dumps({"step": step, "total": total, "presence": total / 2}) for step, total in enumerate(totals)]
-    (out / "curves.jsonl").write_text("\n".join(lines) + "\n")
+    heading = json.dumps({"config": {"seed": 0}, "data": "a digest"})
+    (out / "curves.jsonl").write_text("\n".join([heading, *lines]) + "\n")
 
 
 def test_curves_of_a_finished_run_are_those_of_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,17 +6,19 @@ It also says which data sets are left out and how often the others are drawn. It
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import cast
 
 from medsam3.data.coco import samples_from_coco
 from medsam3.data.folders import FolderSource, samples_from_folder
 from medsam3.data.index import Fold, Split, in_fold, read_index
-from medsam3.data.licences import is_open
 from medsam3.data.samples import Sample, samples_from_index
 from medsam3.data.volumes import SlicePlan, samples_from_volumes
 from medsam3.errors import InputError
@@ -183,3 +185,31 @@ def _split_anew(samples: Sequence[Sample], folder: Path, fold: Fold) -> list[Sam
     """Put the samples of an index into the splits of a fold, those of `medsam3 eval`: test groups are in no other."""
     splits = {(row.dataset, row.group): row.split for row in in_fold(read_index(folder), fold)}
     return [replace(sample, split=splits[sample.dataset, sample.group]) for sample in samples]
+
+
+@dataclass(frozen=True)
+class Licence:
+    """The licence of a data set as far as known.
+
+    Attributes:
+        licence: In words.
+        is_open: The original itself is under CC0, CC BY, CC BY-SA or MIT; what only a copy says does not count.
+        why: What `is_open` rests on.
+    """
+
+    licence: str
+    is_open: bool
+    why: str
+
+
+@cache
+def licences() -> Mapping[str, Licence]:
+    """Read the table `licences.json`, whose facts are those of THIRD_PARTY.md, by data set."""
+    text = resources.files("medsam3.data").joinpath("licences.json").read_text(encoding="utf-8")
+    return {entry.pop("dataset"): Licence(**entry) for entry in json.loads(text)}
+
+
+def is_open(dataset: str) -> bool:
+    """Tell whether a data set may train weights that anybody may use; one that is not in the table may not."""
+    known = licences().get(dataset)
+    return known is not None and known.is_open
