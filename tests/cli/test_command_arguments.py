@@ -118,7 +118,7 @@ DATA; Path, several; -
 --cache; Path; -
 --init; Path; -
 --join; Path, several; -
---average; flag; -
+--recipe; str; -
 --steps; int; -
 --views; int; -
 --views-of; str; -

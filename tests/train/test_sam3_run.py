@@ -21,8 +21,7 @@ from medsam3.measure.outline import dice
 from medsam3.models.sam3.checkpoints import read_checkpoint
 from medsam3.models.sam3.segmenter import Sam3Segmenter
 from medsam3.prompts import Prompt
-from medsam3.train.batches import SamplingConfig
-from medsam3.train.sam3_config import Sam3FitConfig
+from medsam3.train.config import Sam3FitConfig, SamplingConfig
 from medsam3.train.sam3_run import Sam3Settings, read_start, train_sam3
 from medsam3.train.workers import OneProcess
 
@@ -72,8 +71,9 @@ def test_a_dry_run_tells_what_is_frozen_and_what_it_will_take(
     assert all(rows[part][0] == rows[part][1] for part in parts)
     trained = sum(int(rows[part][1].replace(",", "")) for part in parts)
     assert rows["all"][1] == f"{trained:,}"
-    for start in ("estimated memory", "estimated time", "features to cache"):
+    for start in ("features to cache: 3 views", "measured: ", "run folder: "):
         assert any(line.startswith(start) for line in told)
+    assert any("s a view to encode (1 pass)" in line and "3 views that are not cached" in line for line in told)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"data.html", "data.json"}
 
 

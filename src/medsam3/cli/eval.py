@@ -125,9 +125,9 @@ examples:
 
     def _source(self) -> tuple[Path, tuple[IndexRow, ...]]:
         """Read all rows of the data, and say which folder its images are named below."""
+        from medsam3.data.coco import samples_from_coco  # noqa: PLC0415
         from medsam3.data.folders import FolderSource, parse_labels, samples_from_folder  # noqa: PLC0415
         from medsam3.data.index import read_index  # noqa: PLC0415
-        from medsam3.data.samples import samples_from_coco  # noqa: PLC0415
         from medsam3.eval.cases import rows_of_samples  # noqa: PLC0415
 
         if self.coco is not None:

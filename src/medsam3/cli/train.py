@@ -23,13 +23,12 @@ if TYPE_CHECKING:
     import torch
 
     from medsam3.data.samples import Sample
-    from medsam3.train.mini_config import FitConfig
+    from medsam3.train.config import FitConfig, Sam3FitConfig
     from medsam3.train.run import RunSettings
-    from medsam3.train.sam3_config import Sam3FitConfig
     from medsam3.train.workers import Workers
 
 _SAM3_ONLY = ("weights", "alpha", "image_size", "vocabulary", "device")
-_MINI_ONLY = ("init", "views_of", "join", "average", "absent", "val_every", "patience")
+_MINI_ONLY = ("init", "views_of", "join", "absent", "val_every", "patience")
 _OF_BOTH = ("steps", "views", "learning_rate", "warmup_steps", "save_every", "accumulate", "seed")
 
 
@@ -42,7 +41,7 @@ class Train:
   medsam3 train --coco train.json --coco-val val.json --images images/ --out runs/mine --steps 800
   medsam3 train --folder images/ masks/ --labels "1|2=optic disc,2=optic cup" --out runs/eyes
   medsam3 train data/ --out runs/both --join runs/mine/mini.safetensors runs/frozen/mini.safetensors
-  medsam3 train data/ --out runs/mean --join runs/mine/mini.safetensors runs/later/mini.safetensors --average
+  medsam3 train data/ --out runs/mini --recipe mini
   medsam3 train data/ --out runs/careful --steps 6000 --absent 5 --val-every 300 --patience 4
   medsam3 train data/ --out runs/words --init runs/mine/mini.safetensors --trains text
   accelerate launch --cpu --num_processes 2 -m medsam3 train data/ --out runs/two
@@ -57,16 +56,22 @@ with its card OUT/mini.json; use it with: medsam3 segment FILE --text ... --weig
 With --base sam3 it is OUT/model with OUT/model/card.json: medsam3 segment FILE --text ... --model OUT/model"""
     prepare: ClassVar = staticmethod(number_folders)
 
-    data: Annotated[tuple[Path, ...], Parameter(name="DATA"), Help("folders with an index.csv")] = ()
+    data: Annotated[
+        tuple[Path, ...], Parameter(name="DATA"), Help("folders with an index.csv, or COCO exports of Roboflow")
+    ] = ()
     _: KW_ONLY
     sources: Annotated[DataChoice, FLAT] = field(default_factory=DataChoice)
     out: Annotated[Path, Help("folder of the run")]
     cache: Annotated[Path | None, Help("folder of the cached features (default: OUT/cache)")] = None
-    init: Annotated[Path | None, Help("weights of medsam3 train to start from (default: a fresh start)")] = None
+    init: Annotated[
+        Path | None, Help("weights of medsam3 train to start from, or mini: the shipped ones (default: a fresh start)")
+    ] = None
     join: Annotated[
         tuple[Path, ...], SEVERAL, Help("train nothing: make one weight of several FILES that answers with their mean")
     ] = ()
-    average: Annotated[bool, Help("with --join: take the mean of the weights in place of their answers")] = False
+    recipe: Annotated[
+        str | None, Help("follow the recipe of shipped weights (mini, mini-open, mini-frozen) or of a FILE, all stages")
+    ] = None
     steps: Annotated[int | None, COUNT, Help("updates (default: 1600; sam3: 2000)")] = None
     views: Annotated[int | None, COUNT, Help("cached views an image, the plain one included (default: 2; sam3: 1)")] = (
         None
@@ -132,6 +137,8 @@ With --base sam3 it is OUT/model with OUT/model/card.json: medsam3 segment FILE 
 
             tell(f"{write_board(self.out)} steps; look at them with: tensorboard --logdir {self.out}")
             return 0
+        if self.recipe is not None:
+            return follow_recipe(self, self.recipe)
         for name in _SAM3_ONLY if self.base == "mini" else _MINI_ONLY:
             if getattr(self, name):
                 whose = "SAM 3: add --base sam3" if self.base == "mini" else "the small model: leave out --base sam3"
@@ -153,18 +160,21 @@ def train_mini(args: Train, samples: tuple[Sample, ...]) -> int:
 
     for path in args.join:
         read_card(path)  # before anything is written
-    if args.average and len(args.join) < 2:
-        raise InputError("--average was given without several weights to average: name them with --join")
-    from medsam3.train.run import RunSettings, describe, estimate_run  # noqa: PLC0415  torch only when it is needed
+    from medsam3.data.samples import contents_digest  # noqa: PLC0415
+    from medsam3.train.loop import check_folder  # noqa: PLC0415  torch only when it is needed
+    from medsam3.train.run import RunSettings, describe, estimate_run, starting_weights  # noqa: PLC0415
     from medsam3.train.workers import workers_for  # noqa: PLC0415
 
     workers = workers_for("cpu")
     if workers.rank == 0:
+        if not args.join:
+            check_folder(args.out, config, contents_digest(samples))
         if not args.sources.no_data_report:
             show_report(samples, args.out)
         for line in [] if args.join else describe(samples, config, args.out):
             tell(line)
-    settings = RunSettings(out=args.out, cache=args.cache or args.out / "cache", config=config, initial=args.init)
+    initial = None if args.init is None else starting_weights(args.init)
+    settings = RunSettings(out=args.out, cache=args.cache or args.out / "cache", config=config, initial=initial)
     if not args.dry_run:
         return _run_mini(args, samples, settings, workers)
     try:
@@ -178,16 +188,17 @@ def train_mini(args: Train, samples: tuple[Sample, ...]) -> int:
 
 def _run_mini(args: Train, samples: tuple[Sample, ...], settings: RunSettings, workers: Workers) -> int:
     """Run, show how far it is, and say what was made; only the first of several processes does the latter two."""
-    from medsam3.train.run import RunHooks, join_and_export, train_and_export  # noqa: PLC0415
+    from medsam3.train.loop import Hooks  # noqa: PLC0415
+    from medsam3.train.run import join_and_export, train_and_export  # noqa: PLC0415
 
     if workers.rank > 0:
         if not args.join:
             train_and_export(samples, settings, workers)
         return 0
     with Bars() as bars, steps_shown(bars, args.out, has_board=args.board) as shown:
-        hooks = RunHooks(bars.phase, bars.item, shown.on_step, shown.on_measured)
+        hooks = Hooks(bars.phase, bars.item, shown.on_step, shown.on_measured)
         if args.join:
-            result = join_and_export(args.join, samples, settings, averages=args.average, hooks=hooks)
+            result = join_and_export(args.join, samples, settings, hooks=hooks)
         else:
             trained = train_and_export(samples, settings, workers, hooks=hooks)
             assert trained is not None, "the first process has a result"
@@ -204,8 +215,8 @@ def mini_config(args: Train, samples: tuple[Sample, ...]) -> FitConfig:
     Raises:
         InputError: A choice that does not go with another, or with the data.
     """
-    from medsam3.models.registry import check_safetensors  # noqa: PLC0415
-    from medsam3.train.mini_config import TEXT_RANK, FitConfig  # noqa: PLC0415
+    from medsam3.train.config import TEXT_RANK, FitConfig  # noqa: PLC0415
+    from medsam3.train.run import starting_weights  # noqa: PLC0415
 
     is_frozen = args.image_encoder == "lite-medsam"
     trains = args.trains or ("detector" if is_frozen else "all")
@@ -224,7 +235,7 @@ def mini_config(args: Train, samples: tuple[Sample, ...]) -> FitConfig:
         bf16=not args.no_bf16,
         trains=trains,
         views_of=_views_of(args.views_of),
-        initial_sha256=None if args.init is None else sha256_of(check_safetensors(args.init)),
+        initial_sha256=None if args.init is None else sha256_of(starting_weights(args.init)),
         **args.given((*_OF_BOTH, "val_every", "patience")),
     )
     sampling = replace(
@@ -254,7 +265,9 @@ def train_sam3(args: Train, samples: tuple[Sample, ...]) -> int:
         InputError: Weights that are missing or do not fit, an option out of range, a folder that holds another run.
     """
     config = sam3_config(args)
+    from medsam3.data.samples import contents_digest  # noqa: PLC0415
     from medsam3.train import sam3_run  # noqa: PLC0415  torch, and the code of the large model
+    from medsam3.train.loop import Hooks, check_folder  # noqa: PLC0415
     from medsam3.train.workers import workers_for  # noqa: PLC0415
 
     assert args.weights is not None, "sam3_config has checked it"
@@ -269,18 +282,21 @@ def train_sam3(args: Train, samples: tuple[Sample, ...]) -> int:
     )
     start = sam3_run.read_start(settings)
     if workers.rank == 0:
+        check_folder(args.out, start.config, contents_digest(samples))
         if not args.sources.no_data_report:
             show_report(samples, args.out)
         for line in sam3_run.describe_sam3(samples, settings, start, workers.device):
             tell(line)
     if args.dry_run:
+        for line in sam3_run.estimate_sam3(samples, settings, start, workers.device):
+            tell(line)
         return 0
     if workers.rank > 0:
         sam3_run.train_sam3(samples, settings, start, workers)
         return 0
     with Bars() as bars, steps_shown(bars, args.out, has_board=args.board) as shown:
-        report = sam3_run.Reporter(bars.phase, bars.item, shown.on_step)
-        result = sam3_run.train_sam3(samples, settings, start, workers, report=report)
+        hooks = Hooks(bars.phase, bars.item, shown.on_step)
+        result = sam3_run.train_sam3(samples, settings, start, workers, hooks=hooks)
     assert result is not None, "the first process has a result"
     told = {"model": str(result.model), "card": str(result.card), "val": result.val}
     say_json(told if result.adapter is None else told | {"adapter": str(result.adapter)})
@@ -293,7 +309,7 @@ def sam3_config(args: Train) -> Sam3FitConfig:
     Raises:
         InputError: No weights, or a choice that does not go with another.
     """
-    from medsam3.train.sam3_config import LoraConfig, recipe  # noqa: PLC0415  torch, by the loss
+    from medsam3.train.config import LoraConfig, recipe  # noqa: PLC0415  torch, by the loss
 
     if args.weights is None:
         raise InputError("--base sam3 was given without --weights: name a folder, sam3.pt, or facebook/sam3")
@@ -303,7 +319,6 @@ def sam3_config(args: Train) -> Sam3FitConfig:
     if config.trains != "lora" and (args.rank is not None or args.alpha is not None):
         raise InputError("--rank and --alpha belong to the adapter: add --trains lora, or leave them out")
     given = args.given((*_OF_BOTH, "image_size"))
-    given.setdefault("warmup_steps", min(config.warmup_steps, given.get("steps", config.steps) // 10))
     images = {} if args.images_per_step is None else {"images": args.images_per_step}
     return replace(
         config,
@@ -314,6 +329,28 @@ def sam3_config(args: Train) -> Sam3FitConfig:
         sampling=replace(config.sampling, **images, **args.given(("prompts", "dataset_power"))),
         **given,
     )
+
+
+def follow_recipe(args: Train, name: str) -> int:
+    """Make weights by a recipe.
+
+    Raises:
+        InputError: No data, no such recipe, or as `recipes.follow` says.
+    """
+    from medsam3.train.loop import Hooks  # noqa: PLC0415  torch only when it is needed
+    from medsam3.train.recipes import follow, read_recipe  # noqa: PLC0415
+    from medsam3.train.workers import workers_for  # noqa: PLC0415
+
+    stages = read_recipe(name)
+    if not args.data:
+        raise InputError("--recipe was given without data: name the folders with an index.csv")
+    workers = workers_for("cpu")
+    with Bars() as bars:
+        hooks = Hooks(bars.phase, bars.item, bars.step, bars.measured) if workers.rank == 0 else Hooks()
+        result = follow(stages, args.data, args.out, workers, cache=args.cache, hooks=hooks)
+    if result is not None:
+        say_json({"weights": str(result.weights), "card": str(result.card), "val": result.summary})
+    return 0
 
 
 def _device(name: str | None) -> torch.device:

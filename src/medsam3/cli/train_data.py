@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medsam3.data.folders import FolderSource
     from medsam3.data.samples import Sample
     from medsam3.data.sources import CocoSource, Sources
-    from medsam3.train.fit import Progress
+    from medsam3.train.loop import Progress
 
 _OF_FOLDER = ("--concept", "--labels", "--group-pattern")
 
@@ -28,7 +28,7 @@ class DataChoice:
 
     coco: Annotated[Path | None, Help("COCO JSON to train on")] = None
     coco_val: Annotated[Path | None, Help("COCO JSON to choose thresholds on")] = None
-    images: Annotated[Path | None, Help("folder that the COCO file names are relative to")] = None
+    images: Annotated[Path | None, Help("folder of the COCO files' pictures (default: their own)")] = None
     folder: Annotated[
         tuple[tuple[Path, Path], ...],
         Help(
@@ -74,12 +74,6 @@ class DataChoice:
     def _coco(self) -> tuple[CocoSource, ...]:
         from medsam3.data.sources import CocoSource  # noqa: PLC0415
 
-        if self.images is None:
-            if self.coco or self.coco_val:
-                raise InputError(
-                    "--coco was given without --images: name the folder that its file names are relative to"
-                )
-            return ()
         found = [CocoSource(self.coco, self.images)] if self.coco else []
         return (*found, CocoSource(self.coco_val, self.images, "val")) if self.coco_val else tuple(found)
 

@@ -63,8 +63,8 @@ def read_label_picture(path: Path) -> Image:
 
 
 @contextmanager
-def open_picture(path: Path) -> Iterator[PIL.Image.Image]:
-    """Open a picture with Pillow, of the formats that are read here alone: others would start programs.
+def open_picture(path: Path, *, also: Sequence[str] = ()) -> Iterator[PIL.Image.Image]:
+    """Open a picture with Pillow, of the formats that are read here and of `also`: others would start programs.
 
     Raises:
         InputError: Not such a picture, too large, or not decodable, also within the block.
@@ -73,7 +73,7 @@ def open_picture(path: Path) -> Iterator[PIL.Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own size warning; the limit is checked below
             # By a stream: Pillow maps files that it opens by name, and then scrambles TIFFs that are to be turned.
-            with path.open("rb") as stream, PIL.Image.open(stream, formats=_FORMATS) as picture:
+            with path.open("rb") as stream, PIL.Image.open(stream, formats=(*_FORMATS, *also)) as picture:
                 yield picture
     except PIL.Image.DecompressionBombError as error:
         message = (

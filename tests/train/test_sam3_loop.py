@@ -1,4 +1,4 @@
-"""The loop: it learns, a killed run goes on as an unbroken one, and several processes do what one does."""
+"""The loop on SAM 3: it learns, a killed run goes on as an unbroken one, and several processes do what one does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import sam3_tiny as tiny
 import torch
 
 from medsam3.errors import InputError
-from medsam3.train.sam3_config import Trains
+from medsam3.train.config import Sam3Trains
 from medsam3.train.workers import workers_for
 
 HERE = Path(__file__).parent
@@ -32,7 +32,7 @@ def environment(**further: str) -> dict[str, str]:
 
 def lines(folder: Path) -> int:
     path = folder / "curves.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
+    return max(0, path.read_text().count("\n") - 1) if path.exists() else 0  # without the heading
 
 
 def test_a_run_killed_by_signal_9_between_saves_has_the_curve_and_weights_of_an_unbroken_one(
@@ -55,28 +55,12 @@ def test_a_run_killed_by_signal_9_between_saves_has_the_curve_and_weights_of_an_
 
 
 @pytest.mark.parametrize("trains", ["detector", "lora", "all"])
-def test_the_loss_falls_whatever_trains(tmp_path: Path, weights: Path, trains: Trains) -> None:
+def test_the_loss_falls_whatever_trains(tmp_path: Path, weights: Path, trains: Sam3Trains) -> None:
     config = tiny.configured(trains=trains, steps=25, learning_rate=3e-3, is_cached=False, save_every=25)
     trained = killed.train(weights, tmp_path / "pictures", tmp_path / "run", config=config)
     curve = tiny.curve(tmp_path / "run")
     assert sum(curve[-5:]) < 0.5 * sum(curve[:5])
     assert all((".lora." in name) == (trains == "lora") for name in trained)
-
-
-def test_another_configuration_in_the_same_folder_is_refused_by_name(tmp_path: Path, weights: Path) -> None:
-    config = tiny.configured(steps=1, is_cached=False)
-    killed.train(weights, tmp_path / "pictures", tmp_path / "run", config=config)
-    with pytest.raises(InputError, match=r"another configuration \(steps\)"):
-        killed.train(weights, tmp_path / "pictures", tmp_path / "run", config=tiny.configured(steps=2, is_cached=False))
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, weights: Path) -> None:
-    config = tiny.configured(steps=2, is_cached=False)
-    killed.train(weights, tmp_path / "pictures", tmp_path / "run", config=config)
-    checkpoint = tmp_path / "run" / "checkpoint.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(InputError, match="damaged"):
-        killed.train(weights, tmp_path / "pictures", tmp_path / "run", config=config)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_advice(tmp_path: Path, weights: Path) -> None:
