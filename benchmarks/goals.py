@@ -1,7 +1,7 @@
 """Set measured results against the goals of docs/results.md, beside a U-Net and LiteMedSAM on the same cases.
 
 Run: medsam3 eval DATA --modes T,I,TI --out mini
-     medsam3 eval DATA --baseline unet --out unet; medsam3 eval DATA --baseline litemedsam --out litemedsam
+     python benchmarks/comparators.py unet DATA --out unet; python benchmarks/comparators.py litemedsam DATA --out lite
      python benchmarks/goals.py --mini mini/results.json --unet unet/results.json --litemedsam litemedsam/results.json
 
 It replaces what stands between the marks of docs/results.md, and keeps each image's Dice in docs/results/dice.csv: a
@@ -20,9 +20,9 @@ from typing import Literal
 
 import numpy as np
 
-from medsam3.eval.paper import PAPER_ROWS
-from medsam3.eval.records import CaseResult
-from medsam3.eval.saved import read_results
+from medsam3.eval.case_result import CaseResult
+from medsam3.eval.results import read_results
+from medsam3.eval.tables import PAPER_ROWS
 from medsam3.measure.intervals import Estimate, mean_interval, paired_interval
 
 KEPT = Path(__file__).parents[1] / "docs" / "results" / "dice.csv"
@@ -191,8 +191,8 @@ def unet_table(cases: Cases, unet: Cases) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mini", type=Path, nargs="+", metavar="FILE", help="results.json of medsam3 eval")
-    parser.add_argument("--unet", type=Path, nargs="+", metavar="FILE", help="those of --baseline unet")
-    parser.add_argument("--litemedsam", type=Path, nargs="+", metavar="FILE", help="those of --baseline litemedsam")
+    parser.add_argument("--unet", type=Path, nargs="+", metavar="FILE", help="those of comparators.py unet")
+    parser.add_argument("--litemedsam", type=Path, nargs="+", metavar="FILE", help="those of comparators.py litemedsam")
     args = parser.parse_args()
     given: dict[Model, list[Path] | None] = {"mini": args.mini, "unet": args.unet, "litemedsam": args.litemedsam}
     cases = [case for case in read_kept() if not given[case.model]]

@@ -1,9 +1,13 @@
-"""Put measured results into the README: the table between its result marks, from the JSON of `medsam3 eval`.
+"""Read the test split once for shipped weights, keep what was found, and put it into the README.
 
-Run: medsam3 eval DATA --modes T,I --out eval-mini
-     python benchmarks/readme_results.py eval-mini/results.json
+Run: python benchmarks/readme_results.py measure DATA --out runs/mini     # asks all; goes on if it was broken off
+     python benchmarks/readme_results.py take runs/pooled/results.json    # measured already, in parts by --pool
+     python benchmarks/readme_results.py check                            # is the README that of the kept file?
 
-It keeps the JSON without its single cases as docs/results/mini.json; a test holds the README to that file.
+Kept is the JSON of `medsam3 eval` without its single cases, docs/results/MODEL.json, with the date and the hash of the
+weights of every reading, and the report beside it. Weights that have read the test split are refused, so that nothing
+is chosen by it: --again reads it once more, and --to FILE keeps the outcome in another file. Rows of the README come
+from docs/results/mini.json alone.
 """
 
 from __future__ import annotations
@@ -11,11 +15,20 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import medsam3
+from medsam3.cli.main import main as command
+from medsam3.store import replacing, sha256_of
+
 ROOT = Path(__file__).parents[1]
-KEPT = ROOT / "docs" / "results" / "mini.json"
+RESULTS = ROOT / "docs" / "results"
+README = ROOT / "README.md"
+WEIGHTS = Path(medsam3.__file__).parent / "weights"
+SHOWN = "mini"
+"""The model whose rows the README shows."""
 MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 ROWS = (
     ("polyp, colonoscopy", "kvasir_seg", "polyp"),
@@ -65,21 +78,108 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="results.json of medsam3 eval")
-    source = parser.parse_args().results
-    results = json.loads(source.read_text(encoding="utf-8"))
+def readings_of(kept: Path) -> list[dict[str, Any]]:
+    """List when and by which weights the test split was read, as the kept file says; [] if there is none."""
+    if not kept.is_file():
+        return []
+    entry = json.loads(kept.read_text(encoding="utf-8"))
+    about = entry["about"]
+    first = {name: about[name] for name in ("date", "weights_sha256", "commit")}
+    readings: list[dict[str, Any]] = entry.get("readings", [first])
+    return readings
+
+
+def refuse_second_reading(kept: Path, model: str, *, is_again: bool) -> None:
+    """Stop if the shipped weights have read the test split before, unless that is wanted."""
+    digest = sha256_of(WEIGHTS / f"{model}.safetensors")
+    earlier = [one for one in readings_of(kept) if one["weights_sha256"] == digest]
+    if earlier and not is_again:
+        raise SystemExit(
+            f"error: these weights of {model} ({digest[:12]}) read the test split on {earlier[-1]['date']}, kept in "
+            f"{kept}: --again reads it once more, --to FILE keeps it elsewhere"
+        )
+
+
+def check_results(results: dict[str, Any], model: str) -> None:
+    """Stop if results are not those of the shipped weights on the whole test split."""
+    about, config = results["about"], results["config"]
+    wanted: dict[str, tuple[Any, Any]] = {
+        "model": (about["model"], model),
+        "weights": (about["weights_sha256"], sha256_of(WEIGHTS / f"{model}.safetensors")),
+        "split": (config["split"], "test"),
+        "limit": (config["limit"], None),
+        "fold": (config["fold"], None),
+        "data sets": (config["datasets"] if not results["extras"]["pooled"] else [], []),
+    }
+    wrong = [f"{name} is {found}, wanted is {right}" for name, (found, right) in wanted.items() if found != right]
+    if wrong:
+        raise SystemExit(f"error: not the shipped weights on the whole test split: {'; '.join(wrong)}")
+
+
+def keep(source: Path, kept: Path, model: str) -> dict[str, Any]:
+    """Keep results and their report, with this reading after the earlier ones."""
+    results: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
+    check_results(results, model)
     results.pop("cases", None)
-    KEPT.parent.mkdir(parents=True, exist_ok=True)
-    KEPT.write_text(json.dumps(results) + "\n", encoding="utf-8")
-    KEPT.with_suffix(".md").write_text(source.with_name("report.md").read_text(encoding="utf-8"), encoding="utf-8")
-    readme = ROOT / "README.md"
-    text, count = MARKS.subn(lambda found: found[1] + table(results) + found[2], readme.read_text(encoding="utf-8"))
+    about = results["about"]
+    reading = {name: about[name] for name in ("date", "weights_sha256", "commit")}
+    earlier = [one for one in readings_of(kept) if one != reading]
+    results["readings"] = [*earlier, reading]
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(kept, ".json") as temporary:
+        temporary.write_text(json.dumps(results, allow_nan=False) + "\n", encoding="utf-8")
+    report = source.with_name("report.md").read_text(encoding="utf-8")
+    with replacing(kept.with_suffix(".md"), ".md") as temporary:
+        temporary.write_text(report, encoding="utf-8")
+    return results
+
+
+def with_table(readme: str, results: dict[str, Any]) -> str:
+    """Put the table between the README's result marks."""
+    text, count = MARKS.subn(lambda found: found[1] + table(results) + found[2], readme)
     if count != 1:
-        raise SystemExit("README.md has no result marks")
-    readme.write_text(text, encoding="utf-8")
-    print(table(results))
+        raise SystemExit("error: README.md has no result marks")
+    return text
+
+
+def check() -> None:
+    """Stop if the README shows other rows than the kept file, or the file is of other weights than the shipped ones."""
+    results = json.loads((RESULTS / f"{SHOWN}.json").read_text(encoding="utf-8"))
+    check_results(results, SHOWN)
+    readme = README.read_text(encoding="utf-8")
+    if with_table(readme, results) != readme:
+        raise SystemExit(f"error: README.md shows other rows than {RESULTS / f'{SHOWN}.json'}: take them from there")
+
+
+def main(given: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks = parser.add_subparsers(dest="task", required=True)
+    tasks.add_parser("check")
+    measure, take = tasks.add_parser("measure"), tasks.add_parser("take")
+    measure.add_argument("data", type=Path, help="folder with an index.csv")
+    measure.add_argument("--out", type=Path, required=True, help="folder of the run")
+    take.add_argument("results", type=Path, help="results.json of medsam3 eval")
+    for one in (measure, take):
+        one.add_argument("--model", default=SHOWN, help="shipped weights, default: mini")
+        one.add_argument("--again", action="store_true", help="read it once more")
+        one.add_argument("--to", type=Path, metavar="FILE", help="in place of docs/results/MODEL.json")
+    args = parser.parse_args(given)
+    if args.task == "check":
+        check()
+        return
+    kept: Path = args.to or RESULTS / f"{args.model}.json"
+    refuse_second_reading(kept, args.model, is_again=args.again)
+    if args.task == "measure":
+        asked = ["--model", args.model, "--modes", "T,TB,I,TI", "--absent", "3"]
+        code = command(["eval", str(args.data), *asked, "--out", str(args.out), "--resume"])
+        if code != 0:
+            sys.exit(code)
+    results = keep(args.out / "results.json" if args.task == "measure" else args.results, kept, args.model)
+    if kept == RESULTS / f"{SHOWN}.json":
+        shown = with_table(README.read_text(encoding="utf-8"), results)
+        with replacing(README, ".md") as temporary:
+            temporary.write_text(shown, encoding="utf-8")
+        print(table(results))
 
 
 if __name__ == "__main__":

@@ -45,13 +45,12 @@ from medsam3.models.sam3.network import (
 )
 from medsam3.models.sam3.segmenter import Precision, Sam3Options, Sam3Segmenter
 from medsam3.prompts import Prompt
-from medsam3.train.batches import Question
+from medsam3.train.batches import Batch, Question
+from medsam3.train.cache import FeatureCache
+from medsam3.train.config import Sam3FitConfig
 from medsam3.train.losses import PromptTarget
-from medsam3.train.sam3_batches import Sam3Batch
-from medsam3.train.sam3_cache import TrunkCache
-from medsam3.train.sam3_config import Sam3FitConfig
 from medsam3.train.sam3_run import encode_all
-from medsam3.train.sam3_trainee import Sam3Trainee, drop_text_encoder, drop_trunk, halve_trunk, sides_of
+from medsam3.train.trainee_sam3 import Sam3Trainee, drop_text_encoder, drop_trunk, halve_trunk, sides_of
 
 Case = Literal["float32", "bfloat16", "openvino"]
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -224,7 +223,7 @@ def train(precision: Precision, is_tiny: bool) -> dict[str, float]:
     truth = many_objects(20 if is_tiny else 50, sides_of(network).mask)
     side = network.image_size
     pixels = torch.from_numpy(picture(side=side // 16 * 16)).permute(2, 0, 1)[None, :, :side, :side]
-    whole = Sam3Batch(pixels, None, (Question(0, PHRASES[0], None, truth),))
+    whole = Batch(pixels, None, (Question(0, PHRASES[0], None, truth),))
 
     def from_pixels() -> None:
         step(trainee, optimizer, whole)
@@ -232,21 +231,23 @@ def train(precision: Precision, is_tiny: bool) -> dict[str, float]:
     costs = {"from pixels": cpu_seconds(from_pixels)}
     peak = peak_gib()
     with tempfile.TemporaryDirectory() as folder:
-        cache = TrunkCache(Path(folder), "random", (1, 1, 1), 0)
-        path = Path(folder) / "a.npy"
         trunk = network.detector_model.config.vision_config.backbone_config
-        cache.put(path, torch.randn(trunk.hidden_size, side // trunk.patch_size, side // trunk.patch_size))
+        shape = (trunk.hidden_size, side // trunk.patch_size, side // trunk.patch_size)
+        cache = FeatureCache(Path(folder), "random", np.dtype(np.int16), shape, 0)
+        path = Path(folder) / "a.npy"
+        cache.put(path, torch.randn(shape).bfloat16().view(torch.int16).numpy())
         drop_trunk(network)
 
         def from_cache() -> None:
-            step(trainee, optimizer, Sam3Batch(None, cache.get(path)[None], whole.questions))
+            features = torch.from_numpy(cache.get(path)).view(torch.bfloat16)[None]
+            step(trainee, optimizer, Batch(None, features, whole.questions))
 
         costs["from cache"] = cpu_seconds(from_cache)
         mebibytes = path.stat().st_size / 2**20
     return {**costs, "objects": len(truth.boxes_cxcywh), "peak GiB": peak, "cached MiB": mebibytes}
 
 
-def step(trainee: Sam3Trainee, optimizer: torch.optim.Optimizer, batch: Sam3Batch) -> None:
+def step(trainee: Sam3Trainee, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
     """One update."""
     optimizer.zero_grad(set_to_none=True)
     loss, _ = trainee(lambda: batch)

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 import medsam3
 from medsam3.data.index import IndexRow, concept_mask, load_label_map, read_index
 from medsam3.eval.cases import VolumeWay
-from medsam3.eval.volume_cases import LabelMaps, options_for
+from medsam3.eval.run import Truths, options_for
 from medsam3.geometry import box_of_mask
 from medsam3.image import Image
 from medsam3.io import read
@@ -67,7 +67,7 @@ def volumes(rows: Sequence[IndexRow], model: Any, args: argparse.Namespace) -> d
     for image, own in list(by_image.items())[: args.limit]:
         model.images.known.clear()
         stack = read(image)
-        maps, phrases = LabelMaps(stack), [row.concept for row in own]
+        maps, phrases = Truths(stack, own), [row.concept for row in own]
         ways: dict[str, VolumeWay] = {"slice by slice": "slices", "propagated": "follow"}
         if args.vote:
             ways["vote of three planes"] = "vote"
@@ -82,7 +82,7 @@ def volumes(rows: Sequence[IndexRow], model: Any, args: argparse.Namespace) -> d
             ]
         for name, found in answers.items():
             for row, mask in zip(own, found, strict=True):
-                reference = maps.truth(row).mask
+                reference = maps.of(row).mask
                 near = boundary_distances(reference, mask, stack.spacing_mm).nsd(1.0)
                 figures[f"{row.concept}, {name}"].append((dice(reference, mask), near))
         told(image.name, {name: round(pairs[-1][0], 3) for name, pairs in figures.items()})

@@ -175,9 +175,8 @@ def sam3(args: argparse.Namespace) -> dict[str, Any]:
     from medsam3.models.sam3.clip_phrases import PhraseTokenizer  # noqa: PLC0415
     from medsam3.models.sam3.network import at_image_size, full_size  # noqa: PLC0415
     from medsam3.models.sam3.segmenter import Sam3Options, Sam3Segmenter  # noqa: PLC0415
-    from medsam3.segmentation.options import Options  # noqa: PLC0415
+    from medsam3.segmentation.options import Options, TrackingRules  # noqa: PLC0415
     from medsam3.segmentation.run import segment  # noqa: PLC0415
-    from medsam3.segmentation.sweep import TrackingRules  # noqa: PLC0415
 
     network = random_network(at_image_size(full_size(), args.side), torch.bfloat16, torch.device("cpu"))
     model = Sam3Segmenter(network, PhraseTokenizer(LetterTokenizer()), Sam3Options(precision="bfloat16"))

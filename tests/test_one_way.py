@@ -24,15 +24,14 @@ from medsam3.cli.main import main
 from medsam3.data.index import read_index
 from medsam3.data.samples import samples_from_index
 from medsam3.data.volumes import SlicePlan, samples_from_volumes
-from medsam3.eval.answers import Bench
-from medsam3.eval.benchmark import run_benchmark
 from medsam3.eval.cases import EvalConfig, select
-from medsam3.eval.records import Journal
+from medsam3.eval.run import AskedModel, answer_rows
 from medsam3.geometry import world_from_index
 from medsam3.image import Image, Masks
 from medsam3.io.video import write_mp4
 from medsam3.models import registry
 from medsam3.prompts import Box, Prompt
+from medsam3.store import Journal
 from threshold_segmenter import ThresholdSegmenter
 
 Modality = Literal["CT", "MR"]
@@ -162,9 +161,9 @@ def test_evaluation_measures_what_segment_gives_and_training_shows_what_it_shows
     (found,) = medsam3.segment(image, "liver", witness)
     used, witness.shown = witness.shown, []
     config = EvalConfig()
-    bench = Bench(folder, witness, config, masks_folder=tmp_path / "masks")
-    journal = Journal(tmp_path / "cases.jsonl", {}, resume=False)
-    assert run_benchmark(bench, select(read_index(folder), config, with_volumes=True).rows, journal) == []
+    model = AskedModel(folder, witness, config, masks_folder=tmp_path / "masks")
+    journal = Journal(tmp_path / "cases.jsonl", {}, other="refuse")
+    assert answer_rows(model, select(read_index(folder), config, with_volumes=True).rows, journal) == []
     kept = np.asarray(nibabel.load(tmp_path / "masks/set/v__liver.nii.gz").dataobj).transpose(2, 1, 0) > 0
     np.testing.assert_array_equal(kept, found.union())
     samples = samples_from_volumes(folder, SlicePlan(every=1, empty_share=1.0))
@@ -247,8 +246,8 @@ def test_a_picture_is_trained_on_evaluated_and_used_alike(witness: Witness, tmp_
     head = "dataset,image,mask,concept,label_value,split,group,present"
     (folder / "index.csv").write_text(f"{head}\nset,set/a.png,set/m.png,liver,1,test,a,1\n")
     medsam3.segment(folder / "set/a.png", "liver", witness)
-    bench = Bench(folder, witness, EvalConfig())
-    run_benchmark(bench, read_index(folder), Journal(tmp_path / "cases.jsonl", {}, resume=False))
+    model = AskedModel(folder, witness, EvalConfig())
+    answer_rows(model, read_index(folder), Journal(tmp_path / "cases.jsonl", {}, other="refuse"))
     used, evaluated = witness.shown
     (sample,) = samples_from_index(folder)
     np.testing.assert_array_equal(used, evaluated)

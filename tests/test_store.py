@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import math
 import subprocess
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from medsam3.errors import InputError
-from medsam3.store import Journal, replacing, sha256_of, write_json
+from medsam3.store import Journal, csv_text, replacing, sha256_of, without_nan, write_json
 
 HEADING = {"work": "a"}
 
@@ -168,3 +170,15 @@ def test_a_full_disk_is_one_line_and_leaves_whole_records(tmp_path: Path) -> Non
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "cannot be written (File too large)" in printed
     assert lines(path) == [HEADING, {"n": 1}]
+
+
+def test_numbers_that_json_lacks_become_null_at_any_depth() -> None:
+    value = {"a": [float("nan"), 1 / 3], "b": {"c": (float("inf"), 2)}, "d": "NaN"}
+    assert without_nan(value) == {"a": [None, 0.333333], "b": {"c": [None, 2]}, "d": "NaN"}
+
+
+def test_texts_that_a_spreadsheet_would_run_are_quoted_and_numbers_are_not() -> None:
+    cells = ["=1+1", "+x", "-x", "@SUM(A1)", " =1", "\tx", "-0.5", "a=b", -1, None]
+    assert list(csv.reader(io.StringIO(csv_text(["h"] * len(cells), [cells]))))[1] == [
+        *("'=1+1", "'+x", "'-x", "'@SUM(A1)", "' =1", "'\tx", "-0.5", "a=b", "-1", ""),
+    ]

@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from medsam3.image import Masks as Masks
     from medsam3.io import read as read
     from medsam3.io import write as write
+    from medsam3.io.in_memory import as_image as as_image
     from medsam3.models.registry import load as load
     from medsam3.prompts import Box as Box
     from medsam3.prompts import Point as Point
     from medsam3.prompts import Prompt as Prompt
     from medsam3.segmentation.options import Options as Options
     from medsam3.segmentation.run import segment as segment
+    from medsam3.segmentation.run import segment_many as segment_many
+    from medsam3.segmentation.session import Session as Session
 
 __version__ = "0.1.0"
 
@@ -28,12 +31,30 @@ _HOMES = {
     "Box": "medsam3.prompts",
     "Point": "medsam3.prompts",
     "Prompt": "medsam3.prompts",
+    "Session": "medsam3.segmentation.session",
+    "as_image": "medsam3.io.in_memory",
     "load": "medsam3.models.registry",
     "read": "medsam3.io",
     "segment": "medsam3.segmentation.run",
+    "segment_many": "medsam3.segmentation.run",
     "write": "medsam3.io",
 }
-__all__ = ["Box", "Image", "InputError", "Masks", "Options", "Point", "Prompt", "load", "read", "segment", "write"]
+__all__ = [
+    "Box",
+    "Image",
+    "InputError",
+    "Masks",
+    "Options",
+    "Point",
+    "Prompt",
+    "Session",
+    "as_image",
+    "load",
+    "read",
+    "segment",
+    "segment_many",
+    "write",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,8 @@ Both are checked once when they are made and trusted afterwards. They know nothi
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -104,6 +106,11 @@ class Image:
             object.__setattr__(self, "affine", check_affine(self.affine))
         object.__setattr__(self, "metadata", MappingProxyType(dict(self.metadata)))
 
+    @classmethod
+    def without_pixels(cls, shape: tuple[int, int, int]) -> Self:
+        """Make an image of a size whose pixels are not at hand; reading them is an `InputError`."""
+        return cls(LazyFrames((*shape, 1), _refused), "picture" if shape[0] == 1 else "volume")
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(N, H, W)."""
@@ -189,6 +196,16 @@ class Image:
             return False
         return all(np.array_equal(self.pixels(n), other.pixels(n)) for n in range(self.shape[0]))
 
+    def content_hash(self) -> str:
+        """Hash the pixels of all frames, their type and size, and the place: SHA-256 in hex."""
+        digest = hashlib.sha256(repr((tuple(self.frames.shape), self.kind)).encode())
+        if self.affine is not None:
+            digest.update(np.round(self.affine, 4).tobytes())
+        for n in range(self.shape[0]):
+            pixels = np.ascontiguousarray(self.pixels(n))
+            digest.update(pixels.dtype.str.encode() + pixels.tobytes())
+        return digest.hexdigest()
+
     def __hash__(self) -> int:
         return hash((tuple(self.frames.shape), self.kind, self.source))
 
@@ -202,6 +219,10 @@ class Image:
         """All but the pixels and the files."""
         affine = None if self.affine is None else self.affine.tolist()
         return self.kind, affine, self.fps, self.window, self.padding, dict(self.metadata)
+
+
+def _refused(n: int) -> Pixels:
+    raise InputError("the image's pixels are not at hand: read the image again, and give it along")
 
 
 def _check_values(pixels: Pixels, what: str) -> None:
@@ -287,6 +308,7 @@ class Masks:
         presence: Probability in 0..1 that the concept is in the image at all; None where no phrase was asked.
         is_present: The model's calibrated yes or no; None where no phrase was asked.
         found_as: The name by which a drawn object was found again where following lost it; "" where it was not.
+        image: What was segmented, for pictures and for the place in the world; pickles leave its pixels behind.
     """
 
     shape: tuple[int, int, int]
@@ -295,6 +317,7 @@ class Masks:
     presence: float | None = None
     is_present: bool | None = None
     found_as: str = ""
+    image: Image | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for found in self.objects:
@@ -312,6 +335,55 @@ class Masks:
 
     def __len__(self) -> int:
         return len(self.objects)
+
+    def __getstate__(self) -> dict[str, Any]:
+        image = None if self.image is None else self.image
+        if image is not None:
+            image = replace(image, frames=LazyFrames((*self.shape, image.channels), _refused))
+        return {**self.__dict__, "image": image}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def __copy__(self) -> Self:
+        return self  # it never changes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    @property
+    def array(self) -> BoolArray:
+        """(K, N, H, W) bool, the objects one by one; `union` and `label_map` take less memory."""
+        return np.stack([self.dense(k) for k in range(len(self))]) if len(self) else np.zeros((0, *self.shape), bool)
+
+    def overlay(self, n: int | None = None, image: Image | None = None) -> NDArray[np.uint8]:
+        """Draw the masks over their image as the model saw it, (H, W, 3).
+
+        Args:
+            n: The image's frame; None takes the one that holds most of the objects.
+            image: What was segmented, if these masks come out of a pickle.
+
+        Raises:
+            InputError: The image's pixels are not at hand, or there is no such frame.
+        """
+        picture: NDArray[np.uint8] = _notebook().drawn(self, n, image)
+        return picture
+
+    def to_nibabel(self) -> Any:
+        """Hand over a label map (W, H, N) in the image's place, as a nibabel image; object k is k + 1."""
+        return importlib.import_module("medsam3.io.in_memory").to_nibabel(self)
+
+    def to_sitk(self) -> Any:
+        """Hand over a label map in the image's place, as a SimpleITK image; object k is k + 1."""
+        return importlib.import_module("medsam3.io.in_memory").to_sitk(self)
+
+    def _repr_html_(self) -> str:
+        page: str = _notebook().html_of(self)
+        return page
+
+    def _repr_png_(self) -> bytes | None:
+        png: bytes | None = _notebook().png_of(self)
+        return png
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -353,3 +425,8 @@ class Masks:
         for k in reversed(range(len(self.objects))):
             labels[self.dense(k)] = k + 1
         return labels
+
+
+def _notebook() -> Any:
+    """The drawing of masks, which stands above the values and is needed only by those who look at them."""
+    return importlib.import_module("medsam3.view.notebook")

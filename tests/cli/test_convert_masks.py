@@ -62,7 +62,10 @@ def test_names_and_scores_come_through_label_maps(study: Path, tmp_path: Path) -
         (["seg.dcm", "out.nii"], "give the image with --image"),
         (["a.nii.gz", "out.png", "--format", "montage"], "the format shows the image"),
         (["study/0.dcm", "out.nii", "--image", "study"], "neither a segmentation nor an RT structure set"),
-        (["other.nii", "out.nrrd", "--image", "study"], "lies at another place"),
+        (
+            ["other.nii", "out.nrrd", "--image", "study"],
+            "lies on another grid than the image: labels (3, 5, 8) voxels of 1 x 1 x 1 mm",
+        ),
     ],
 )
 def test_what_cannot_be_converted_is_said(
@@ -76,3 +79,20 @@ def test_what_cannot_be_converted_is_said(
     assert main(["convert", *named]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_a_label_map_of_another_grid_is_laid_over_when_asked(study: Path, tmp_path: Path) -> None:
+    image = read(study)
+    fine = np.zeros((3, 5, 16, 1), dtype=np.uint8)
+    fine[1, 2, 6:10] = 1  # in half columns: columns 3 and 4
+    assert image.affine is not None
+    affine = image.affine.copy()
+    affine[:3, 2] /= 2
+    affine[:3, 3] -= affine[:3, 2] / 2  # the same outer edge
+    over = type(image)(fine, kind="volume", affine=affine)
+    write(Masks.from_dense(fine[None, ..., 0] > 0, [1.0]), tmp_path / "fine.nii", over)
+    arguments = ["convert", str(tmp_path / "fine.nii"), str(tmp_path / "out.nrrd"), "--image", str(study)]
+    assert main(arguments) == 2
+    assert main([*arguments, "--resample"]) == 0
+    found = np.argwhere(read(tmp_path / "out.nrrd").array()[..., 0])
+    assert found.tolist() == [[1, 2, 3], [1, 2, 4]]

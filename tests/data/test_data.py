@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
-from medsam3.data.samples import samples_from_coco, samples_from_index
+from medsam3.data.coco import samples_from_coco
+from medsam3.data.samples import samples_from_index
 from medsam3.errors import InputError
 
 SQUARE = [[4, 5, 10, 5, 10, 8, 4, 8]]
@@ -245,3 +247,81 @@ def test_an_index_joins_label_values_and_keeps_true_negatives(tmp_path: Path) ->
     (sample,) = samples_from_index(tmp_path)
     assert [int(target.load().max()) for target in sample.targets] == [2, 1, 0]
     assert [target.is_present for target in sample.targets] == [True, True, False]
+
+
+@pytest.mark.parametrize("value", ["null", "NaN", "Infinity", "1e9", "-1e9", "1e400"])
+def test_a_coordinate_that_is_none_or_far_outside_is_refused_before_it_is_drawn(tmp_path: Path, value: str) -> None:
+    path = write_coco(tmp_path, [annotated(7, 1, [[4, 5, 10, 5, 12345, 8, 4, 8]])], [DISC], [7])
+    path.write_text(path.read_text().replace("12345", value))
+    with pytest.raises(InputError, match=r"coordinate|is not COCO JSON") as raised:
+        samples_from_coco(path, tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_picture_that_claims_another_size_is_refused(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, [annotated(7, 1)], [DISC], [7])
+    path.write_text(path.read_text().replace('"height": 20', '"height": 1000000000'))
+    with pytest.raises(InputError, match=r"7\.png is 20 x 30 .*the COCO file says 1000000000 x 30"):
+        samples_from_coco(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../7.png", "/etc/passwd", r"..\7.png", r"C:\7.png", "a/../../7.png", r"\\host\7.png"]
+)
+def test_a_file_name_outside_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    path = write_coco(tmp_path, [annotated(7, 1)], [DISC], [7])
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = name
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="leaves the folder of the images: write it relative"):
+        samples_from_coco(path, tmp_path)
+
+
+@pytest.mark.parametrize("counts", ["0", "zz", "\u00e9", "P" * 9, "0`"])
+def test_a_damaged_rle_is_refused_before_it_is_decoded(tmp_path: Path, counts: str) -> None:
+    with pytest.raises(InputError, match=r"RLE|counts") as raised:
+        read_coco(tmp_path, [annotated(7, 1, {"size": [20, 30], "counts": counts})], [DISC])
+    assert "\n" not in str(raised.value)
+
+
+def test_run_lengths_are_read_as_pycocotools_reads_them(tmp_path: Path) -> None:
+    codec = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(0)
+    for share in (0.02, 0.5, 0.9):
+        mask = np.asfortranarray(rng.random((20, 30)) < share, np.uint8)
+        runs = {"size": [20, 30], "counts": codec.encode(mask)["counts"].decode()}
+        (sample,) = samples_from_coco(write_coco(tmp_path, [annotated(7, 1, runs)], [DISC], [7]), tmp_path)
+        assert (sample.targets[0].load() == mask).all()
+
+
+def test_pictures_beside_the_file_need_no_folder_and_ids_from_1_are_no_group_of_two_splits(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    for split in ("train", "valid"):
+        (tmp_path / split).mkdir()
+    train, val = tmp_path / "train", tmp_path / "valid"
+    first = samples_from_coco(write_coco(train, [annotated(1, 1)], [DISC], [1]))
+    second = samples_from_coco(write_coco(val, [annotated(1, 1)], [DISC], [1]), split="val")
+    assert [sample.dataset for sample in (*first, *second)] == [tmp_path.name] * 2
+    assert first[0].image.parent == train and second[0].image.parent == val
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one = samples_from_coco(write_coco(train, [annotated(1, 1)], [DISC], [1]), train)
+    path = write_coco(val, [annotated(1, 1)], [DISC], [1])
+    (val / "1.png").rename(val / "other.png")
+    path.write_text(path.read_text().replace("1.png", "other.png"))
+    two = samples_from_coco(path, val, "val")
+    assert one[0].group != two[0].group
+
+
+def test_thousands_of_objects_are_drawn_in_a_second_or_two(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    corners = [(x, y) for x in range(0, 1000, 20) for y in range(0, 1000, 25)]  # 50 x 40 = 2,000
+    PIL.Image.new("L", (1000, 1000)).save(tmp_path / "7.png")
+    path = write_coco(tmp_path, [annotated(7, 1, [rectangle(x, y, x + 10, y + 10)]) for x, y in corners], [DISC], [7])
+    PIL.Image.new("L", (1000, 1000)).save(tmp_path / "7.png")
+    path.write_text(path.read_text().replace('"height": 20, "width": 30', '"height": 1000, "width": 1000'))
+    (sample,) = samples_from_coco(path, tmp_path)
+    started = time.process_time()
+    labels = sample.targets[0].load()
+    assert time.process_time() - started < 3
+    assert labels.max() == 2000 and (labels > 0).sum() == 2000 * 100

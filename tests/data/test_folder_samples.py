@@ -85,11 +85,12 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\.png holds the values 3, which --labels does not name"):
         samples_from_folder(FolderSource(images, masks, labels=(("optic disc", (1, 2)),)))
     put(masks, "a.png", np.ones((9, 6), np.uint8))
-    with pytest.raises(InputError, match=r"a\.png has \(9, 6\) pixels .* its image has \(6, 9\)"):
+    with pytest.raises(InputError, match=r"a\.png: the mask of .*a\.jpg has \(9, 6\) pixels .* its image has \(6, 9\)"):
         samples_from_folder(one)
     (masks / "a.png").unlink()
     with pytest.raises(InputError, match=r"no mask for 1 of 3 images \(a\)"):
         samples_from_folder(one)
+    put(images.with_name("more"), "b.png", np.zeros((6, 9, 3), np.uint8))
     put(images, "b.png", np.zeros((6, 9, 3), np.uint8))
     with pytest.raises(InputError, match=r"b\.jpg and b\.png have one name"):
         samples_from_folder(one)
@@ -97,7 +98,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no pictures"):
         samples_from_folder(FolderSource(tmp_path / "empty", masks, "polyp"))
     with pytest.raises(InputError, match="finds nothing in"):
-        samples_from_folder(FolderSource(masks, masks, "polyp", group_pattern="(patient)"))
+        samples_from_folder(FolderSource(images.with_name("more"), masks, "polyp", group_pattern="(patient)"))
 
 
 def test_a_source_says_what_it_lacks(tmp_path: Path) -> None:
@@ -112,7 +113,121 @@ def test_a_source_says_what_it_lacks(tmp_path: Path) -> None:
         FolderSource(images, masks, "polyp", group_pattern="(")
 
 
-@pytest.mark.parametrize("text", ["", "optic disc", "0=polyp", "x=polyp", "1=", "1=polyp,2=polyp", "-1=polyp"])
+@pytest.mark.parametrize("text", ["", "optic disc", "x=polyp", "1=", "1=polyp,2=polyp", "-1=polyp"])
 def test_labels_of_another_form_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="--labels has"):
         parse_labels(text)
+
+
+BLOCK = np.zeros((6, 9), np.uint8)
+BLOCK[1:3, 2:6] = 1
+
+
+def read_mask(root: Path, values: np.ndarray, name: str = "a.png", mode: str | None = None) -> np.ndarray:
+    """What a mask of one concept is read as."""
+    put(root / "images", "a.png", np.zeros((*BLOCK.shape, 3), np.uint8))
+    (root / "masks").mkdir(exist_ok=True)
+    picture = PIL.Image.fromarray(values)
+    if mode == "P":
+        picture = PIL.Image.fromarray(values, mode="P")
+        picture.putpalette([0, 0, 0, 128, 0, 0])
+    elif mode is not None:
+        picture = picture.convert(mode)
+    picture.save(root / "masks" / name)
+    (sample,) = samples_from_folder(FolderSource(root / "images", root / "masks", "polyp"))
+    return sample.targets[0].load() > 0
+
+
+@pytest.mark.parametrize("mode", [None, "P", "RGB", "RGBA", "LA"])
+@pytest.mark.parametrize("value", [1, 255])
+def test_masks_of_all_usual_kinds_are_read_alike(tmp_path: Path, mode: str | None, value: int) -> None:
+    if mode == "P" and value == 255:
+        pytest.skip("a palette of two colours has no index 255")
+    assert (read_mask(tmp_path, BLOCK * np.uint8(value), mode=mode) == (BLOCK > 0)).all()
+
+
+def test_black_and_white_that_was_saved_as_jpeg_is_cut_in_the_middle_and_other_noise_is_refused(tmp_path: Path) -> None:
+    large = np.roll(np.kron(BLOCK, np.ones((64, 64), np.uint8)), 3, axis=(0, 1))  # across the blocks of JPEG
+    folder = tmp_path / "one"
+    put(folder / "images", "a.png", np.zeros((*large.shape, 3), np.uint8))
+    (folder / "masks").mkdir()
+    PIL.Image.fromarray(large * 255).save(folder / "masks" / "a.jpg", quality=90)
+    assert len(np.unique(np.asarray(PIL.Image.open(folder / "masks" / "a.jpg")))) > 2
+    (sample,) = samples_from_folder(FolderSource(folder / "images", folder / "masks", "polyp"))
+    assert ((sample.targets[0].load() > 0) == (large > 0)).all()
+    noise = np.random.default_rng(0).integers(0, 255, BLOCK.shape).astype(np.uint8)
+    with pytest.raises(InputError, match="--concept allows one besides 0: use --labels"):
+        read_mask(tmp_path / "two", noise)
+    colours = np.zeros((*BLOCK.shape, 3), np.uint8)
+    colours[0, 0] = (255, 0, 0)
+    with pytest.raises(InputError, match="is of mode RGB, a label map has one channel"):
+        read_mask(tmp_path / "three", colours)
+
+
+def test_inverted_masks_are_refused_and_read_right_by_their_value(tmp_path: Path) -> None:
+    images, masks = folders(tmp_path)
+    for name in "abc":
+        put(masks, f"{name}.png", (1 - BLOCK) * np.uint8(255))
+    with pytest.raises(InputError, match=r"3 of 3 masks cover all corners.*--labels '0=polyp'.*--labels '255=polyp'"):
+        samples_from_folder(FolderSource(images, masks, "polyp"))
+    for text, expected in (("0=polyp", BLOCK > 0), ("255=polyp", BLOCK == 0)):
+        sample, *_ = samples_from_folder(FolderSource(images, masks, labels=parse_labels(text)))
+        assert ((sample.targets[0].load() > 0) == expected).all()
+        assert sample.targets[0].is_present
+
+
+def test_masks_beside_their_pictures_are_found_by_their_endings(tmp_path: Path) -> None:
+    other = np.zeros((6, 9), np.uint8)
+    other[4:6, 0:2] = 255
+    root = tmp_path / "BUSI"
+    for name in ("benign/benign (1)", "normal/normal (2)"):
+        put(root, f"{name}.png", np.zeros((6, 9, 3), np.uint8))
+    put(root, "benign/benign (1)_mask.png", BLOCK * np.uint8(255))
+    put(root, "benign/benign (1)_mask_1.png", other)
+    put(root, "normal/normal (2)_mask.png", np.zeros((6, 9), np.uint8))
+    benign, normal = samples_from_folder(FolderSource(root, root, "breast tumor"))
+    assert (benign.name, benign.dataset) == ("BUSI/benign/benign (1).png", "BUSI")
+    assert (benign.targets[0].load() == BLOCK + 2 * (other > 0)).all()  # two masks, two objects
+    assert [sample.targets[0].is_present for sample in (benign, normal)] == [True, False]
+    assert {sample.split for sample in (benign, normal)} == {"train", "val"}
+
+
+def test_endings_of_masks_in_another_folder_are_found_too_and_the_exact_name_comes_first(tmp_path: Path) -> None:
+    images, masks = tmp_path / "isic" / "images", tmp_path / "isic" / "masks"
+    put(images, "ISIC_1.jpg", np.zeros((6, 9, 3), np.uint8))
+    put(masks, "ISIC_1_Segmentation.png", BLOCK * np.uint8(255))
+    (sample,) = samples_from_folder(FolderSource(images, masks, "skin lesion"))
+    assert (sample.targets[0].load() == BLOCK).all()
+    put(masks, "ISIC_1.png", np.zeros((6, 9), np.uint8))
+    (sample,) = samples_from_folder(FolderSource(images, masks, "skin lesion"))
+    assert not sample.targets[0].is_present
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_that_a_camera_turned_keep_their_masks(tmp_path: Path, orientation: int) -> None:
+    shown = np.zeros((24, 36, 3), np.uint8)
+    shown[4:12, 8:24] = 255
+    upright = PIL.Image.fromarray(shown)
+    undo = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
+    undo |= {6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}
+    name = undo.get(orientation)
+    stored = upright if name is None else upright.transpose(PIL.Image.Transpose[name])
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "images").mkdir()
+    stored.save(tmp_path / "images" / "a.png", exif=exif)
+    put(tmp_path / "masks", "a.png", shown[..., 0])
+    (sample,) = samples_from_folder(FolderSource(tmp_path / "images", tmp_path / "masks", "polyp"))
+    assert ((sample.targets[0].load() > 0) == (sample.load_rgb()[..., 0] > 128)).all()
+    if orientation > 4:  # a mask drawn on the picture as it is stored is turned with it
+        put(tmp_path / "masks", "a.png", np.asarray(stored)[..., 0])
+        (sample,) = samples_from_folder(FolderSource(tmp_path / "images", tmp_path / "masks", "polyp"))
+        assert ((sample.targets[0].load() > 0) == (sample.load_rgb()[..., 0] > 128)).all()
+
+
+@pytest.mark.parametrize("concept", ["Gleason 3+4", "HER2+/ER-", "POLYP", "息肉", 'Größe & Form ("x")'])
+def test_own_concepts_may_have_odd_names(tmp_path: Path, concept: str) -> None:
+    images, masks = folders(tmp_path)
+    by_concept = samples_from_folder(FolderSource(images, masks, concept))
+    by_label = samples_from_folder(FolderSource(images, masks, labels=parse_labels(f"255={concept}")))
+    assert {target.concept for sample in (*by_concept, *by_label) for target in sample.targets} == {concept}

@@ -1,19 +1,21 @@
 """Several sources at once: what is taken, what is left out, and how often each is drawn."""
 
-import argparse
+import json
 import os
+import shutil
 from pathlib import Path
 
+import PIL.Image
 import pytest
 from test_folder_samples import folders
 
 from made_data import data_folder, picture
-from medsam3.cli.main import main
-from medsam3.cli.train_data import add_data_arguments, sources_from
-from medsam3.data.folders import FolderSource
+from medsam3.cli.main import main, parse
+from medsam3.cli.train import Train
+from medsam3.data.folders import FolderSource, samples_from_folder
 from medsam3.data.index import COLUMNS, Fold, in_fold, read_index
-from medsam3.data.licences import is_open, licences
-from medsam3.data.sources import Sources, read_samples
+from medsam3.data.samples import contents_digest
+from medsam3.data.sources import CocoSource, Sources, is_open, licences, read_samples
 from medsam3.errors import InputError
 from medsam3.train.batches import dataset_chances
 
@@ -21,9 +23,9 @@ DATA = os.environ.get("MEDSAM3_DATA", "")
 
 
 def parsed(*arguments: str) -> Sources:
-    parser = argparse.ArgumentParser()
-    add_data_arguments(parser)
-    return sources_from(parser.parse_args(arguments))
+    args = parse(["train", "--out", "run", *arguments])
+    assert isinstance(args, Train)
+    return args.sources.sources(args.data)
 
 
 def both(root: Path) -> Sources:
@@ -115,8 +117,7 @@ def test_the_options_after_a_folder_are_that_folder_s(tmp_path: Path) -> None:
         (["--weight", "one=0"], "allowed is SET=W with W above 0"),
         (["--weight", "2"], "allowed is SET=W"),
         (["--fold", "4/3"], "fold is 4/3, allowed are 1/n to n/n"),
-        (["--slices-every", "-1"], "allowed is 0 and above"),
-        (["--coco", "train.json"], "--coco was given without --images"),
+        (["--slices-every", "-1"], "--slices-every. Must be >= 0"),
     ],
 )
 def test_arguments_that_do_not_fit_are_one_line(
@@ -130,3 +131,70 @@ def test_arguments_that_do_not_fit_are_one_line(
 @pytest.mark.skipif(not DATA, reason="MEDSAM3_DATA is not set")
 def test_the_table_of_licences_knows_every_data_set_of_the_pack() -> None:
     assert set(licences()) == {row.dataset for row in read_index(Path(DATA))}
+
+
+def coco(folder: Path, names: tuple[str, ...], file: str = "_annotations.coco.json") -> Path:
+    """A COCO file of pictures beside it, each with one polyp."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        PIL.Image.new("L", (30, 20), 10 * number).save(folder / name)
+    images = [{"id": n, "file_name": name, "height": 20, "width": 30} for n, name in enumerate(names)]
+    square = [[4, 5, 10, 5, 10, 8, 4, 8]]
+    annotations = [{"image_id": n, "category_id": 1, "segmentation": square} for n in range(len(names))]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "polyp"}]}
+    (folder / file).write_text(json.dumps(content))
+    return folder / file
+
+
+def test_an_export_of_roboflow_is_read_with_its_splits_in_one_go(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    coco(tmp_path / "export" / "train", ("a.png", "b.png"))
+    coco(tmp_path / "export" / "valid", ("a.png",))
+    samples = read_samples(Sources(indexes=(tmp_path / "export",)))
+    assert [(sample.name, sample.split) for sample in samples] == [
+        ("train/a.png", "train"),
+        ("b.png", "train"),
+        ("valid/a.png", "val"),
+    ]
+    assert {sample.dataset for sample in samples} == {"export"}
+    with pytest.raises(InputError, match="--fold splits an index"):
+        read_samples(Sources(indexes=(tmp_path / "export",), fold=Fold(1, 3)))
+
+
+def test_without_val_images_a_fifth_of_the_groups_is_made_val_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("pycocotools")
+    path = coco(tmp_path, tuple(f"{n}.png" for n in range(10)), "train.json")
+    first, again = (read_samples(Sources(coco=(CocoSource(path),))) for _ in range(2))
+    assert [sample.split for sample in first].count("val") == 2
+    assert [sample.split for sample in first] == [sample.split for sample in again]
+    assert "no source has val images: 2 of the 10 train images are val now, 2 of 10 groups" in caplog.text
+    with pytest.raises(InputError, match="no image has the split val"):
+        read_samples(Sources(coco=(CocoSource(coco(tmp_path / "one", ("a.png",), "train.json")),)))
+
+
+def test_a_split_that_is_not_wanted_may_be_empty(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    path = coco(tmp_path, ("a.png", "b.png"), "test.json")
+    samples = read_samples(Sources(coco=(CocoSource(path, split="test"),)), ("test",))
+    assert {sample.split for sample in samples} == {"test"}
+
+
+def test_a_folder_of_neither_kind_is_one_line_that_says_what_else_there_is(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no index\.csv.*--coco.*--folder IMAGES MASKS"):
+        read_samples(Sources(indexes=(tmp_path,)))
+
+
+def test_the_digest_of_samples_follows_contents_and_not_names(tmp_path: Path) -> None:
+    images, masks = folders(tmp_path)
+    first = contents_digest(samples_from_folder(FolderSource(images, masks, "polyp")))
+    moved = tmp_path / "elsewhere" / "eyes"
+    shutil.copytree(images.parent, moved)
+    assert contents_digest(samples_from_folder(FolderSource(moved / "images", moved / "masks", "polyp"))) == first
+    assert contents_digest(samples_from_folder(FolderSource(images, masks, "optic disc"))) != first
+    PIL.Image.new("RGB", (9, 6), 77).save(images / "a.jpg")
+    changed = contents_digest(samples_from_folder(FolderSource(images, masks, "polyp")))
+    assert changed != first
+    PIL.Image.new("L", (9, 6), 0).save(masks / "a.png")
+    assert contents_digest(samples_from_folder(FolderSource(images, masks, "polyp"))) not in (first, changed)

@@ -12,7 +12,6 @@ from medsam3.data.samples import is_sided
 from medsam3.data.volumes import SlicePlan, chosen_slices, samples_from_volumes
 from medsam3.errors import InputError
 from medsam3.io import read
-from medsam3.train.sam3_cache import TrunkCache
 from medsam3.view.view import view_of
 
 SHAPE = (7, 9, 12)  # (i, j, k) of the file
@@ -82,8 +81,8 @@ def test_a_sagittal_slice_is_never_mirrored(tmp_path: Path) -> None:
 
 def test_slices_of_one_volume_have_features_of_their_own_in_the_cache(tmp_path: Path) -> None:
     first, second, *_ = samples_from_volumes(data_folder(tmp_path))
-    cache = TrunkCache(tmp_path, "encoder", (1, 1, 1), 0)
-    assert cache.path(first, 0) != cache.path(second, 0)
+    assert first.picture_digest() != second.picture_digest()
+    assert first.targets[0].digest() != second.targets[0].digest()
 
 
 def test_a_mask_of_another_size_or_place_is_refused(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from baselines import fit
+from baselines.run import donor_of, train_and_val
+from baselines.squares import SquareBatch, Squares, is_sided, load_squares, square_batch, training_batch
 from colour_data import DataFolder, block, polyp_folder
 
 from medsam3.data.index import IndexRow, read_index
 from medsam3.errors import InputError
-from medsam3.eval.baselines.run import donor_of, train_and_val
-from medsam3.eval.baselines.squares import Squares, is_sided, load_squares, square_batch, training_batch
 from medsam3.prompts import Box, Prompt
 
 
@@ -26,11 +27,11 @@ def data(tmp_path: Path) -> DataFolder:
 
 
 def striped(concepts: tuple[str, ...], count: int = 4) -> Squares:
-    """Grey squares in which the left upper part is bright, and is the first concept."""
-    pixels = np.full((count, 256, 256, 3), 60, dtype=np.uint8)
-    targets = np.zeros((count, len(concepts), 256, 256), dtype=np.bool_)
-    pixels[:, 40:120, 30:150] = 220
-    targets[:, 0, 40:120, 30:150] = True
+    """Small grey squares in which the left upper part is bright, and is the first concept."""
+    pixels = np.full((count, 64, 64, 3), 60, dtype=np.uint8)
+    targets = np.zeros((count, len(concepts), 64, 64), dtype=np.bool_)
+    pixels[:, 10:30, 8:38] = 220
+    targets[:, 0, 10:30, 8:38] = True
     return Squares(concepts, pixels, targets, np.ones((count, len(concepts)), dtype=np.bool_))
 
 
@@ -49,7 +50,7 @@ def test_a_variant_moves_picture_and_target_together_and_follows_from_seed_and_s
     bright = batch.images.mean(dim=1) > 0.45  # 220 against 60, tones changed by at most a quarter each
     target = batch.targets[:, 0] > 0
     overlap = 2 * (bright & target).sum() / (bright.sum() + target.sum())
-    assert overlap > 0.97
+    assert overlap > 0.95
     again = training_batch(squares, 4, seed=3, step=7)
     torch.testing.assert_close(again.images, batch.images, rtol=0, atol=0)
     other = training_batch(squares, 4, seed=3, step=8)
@@ -62,27 +63,31 @@ def test_sided_data_sets_are_not_mirrored() -> None:
         training_batch(striped((name,), 32), 32, seed=0, step=0).targets[:, 0].nonzero()[:, 2].float().mean()
         for name in ("left lung", "lung")
     ]
-    # the part's centre is at column 89.5; half of the mirrored ones lie at 165.5
-    assert centres[0] < 100 and centres[1] > 110
+    # the part's centre is at column 22.5; half of the mirrored ones lie at 40.5
+    assert centres[0] < 25 and centres[1] > 27.5
 
 
 @pytest.mark.slow
 def test_the_network_learns_and_keeps_the_best_validated_weights(tmp_path: Path) -> None:
-    fit = pytest.importorskip("medsam3.eval.baselines.fit")
     pytest.importorskip("monai", reason="needs the extra `baseline`")
     squares = striped(("polyp",), 2)
-    config = fit.UnetConfig(batch=2, least_steps=24, most_steps=24, validate_every=8)
+    config = fit.UnetConfig(batch=2, least_steps=16, most_steps=16, validate_every=8)
     seen: list[tuple[int, int]] = []
     state = fit.fit_unet(
         squares, squares, config, tmp_path / "c.pt", lambda done, count, dice: seen.append((done, count))
     )
-    assert seen[-1] == (24, 24)
+    assert seen[-1] == (16, 16)
     assert state.best_dice == pytest.approx(fit.validation_dice(state.network, squares)) and state.best_dice > 0.5
 
 
-def test_a_broken_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    fit = pytest.importorskip("medsam3.eval.baselines.fit")
-    pytest.importorskip("monai", reason="needs the extra `baseline`")
+def entropy(logits: torch.Tensor, batch: SquareBatch) -> torch.Tensor:
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.targets)
+
+
+def test_a_broken_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a network of one layer: MONAI takes ten seconds to import, and what is resumed is the same for any network."""
+    monkeypatch.setattr(fit, "unet", lambda concepts: torch.nn.Conv2d(3, concepts, 3, padding=1))
+    monkeypatch.setattr(fit, "loss_of", entropy)
     squares = striped(("polyp",), 1)
     config = fit.UnetConfig(minutes=1e9, batch=1, least_steps=3, most_steps=3, validate_every=1)
     whole = fit.fit_unet(squares, squares, config, tmp_path / "whole.pt")
@@ -104,8 +109,8 @@ def test_a_broken_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         fit.fit_unet(squares, squares, config, tmp_path / "killed.pt")
 
 
+@pytest.mark.slow
 def test_only_annotated_pairs_count_in_loss_and_validation() -> None:
-    fit = pytest.importorskip("medsam3.eval.baselines.fit")
     pytest.importorskip("monai", reason="needs the extra `baseline`")
     squares = striped(("polyp", "liver"), 2)
     known = squares.known.copy()
@@ -119,9 +124,10 @@ def test_only_annotated_pairs_count_in_loss_and_validation() -> None:
     assert fit.loss_of(wrong, square_batch(squares, np.arange(2))) > 1
 
 
+@pytest.mark.slow
 def test_a_unet_answers_to_its_concepts_by_name_and_to_nothing_else() -> None:
     pytest.importorskip("monai", reason="needs the extra `baseline`")
-    from medsam3.eval.baselines.unet import UnetSegmenter, unet  # noqa: PLC0415
+    from baselines.unet import UnetSegmenter, unet  # noqa: PLC0415
 
     class Bright(torch.nn.Module):
         """Logits that follow the brightness, for the first of two concepts."""
@@ -169,7 +175,7 @@ def test_training_groups_validate_where_none_is_set_aside() -> None:
 
 @pytest.mark.weights
 def test_litemedsam_takes_boxes_and_nothing_else() -> None:
-    from medsam3.eval.baselines.litemedsam import load_litemedsam  # noqa: PLC0415
+    from baselines.litemedsam import load_litemedsam  # noqa: PLC0415
 
     segmenter = load_litemedsam()
     rgb = np.full((60, 90, 3), 40, dtype=np.uint8)

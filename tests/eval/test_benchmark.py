@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -12,11 +10,13 @@ from colour_data import ColourSegmenter, DataFolder, block, polyp_folder
 
 from medsam3.data.index import read_index
 from medsam3.errors import InputError
-from medsam3.eval.answers import Bench, Failure, mask_file, measure
-from medsam3.eval.benchmark import run_benchmark
+from medsam3.eval.case_pictures import mask_file
+from medsam3.eval.case_result import CaseResult, measure
 from medsam3.eval.cases import EvalConfig, Truth, connected_parts, select
-from medsam3.eval.records import CaseResult, Journal
+from medsam3.eval.results import Unanswered
+from medsam3.eval.run import AskedModel, answer_rows, cases_of
 from medsam3.image import Masks
+from medsam3.store import Journal
 
 
 @pytest.fixture
@@ -35,14 +35,12 @@ def run(
     config: EvalConfig,
     *,
     journal: Path | None = None,
-    resume: bool = False,
-) -> tuple[list[CaseResult], list[Failure]]:
+) -> tuple[list[CaseResult], list[Unanswered]]:
     rows = select(read_index(data.path), config).rows
-    bench = Bench(data.path, segmenter, config, data.path.parent / "masks")
-    header: Mapping[str, Any] = {"run": 1}
-    with Journal(journal or data.path.parent / "cases.jsonl", header, resume=resume) as kept:
-        failures = run_benchmark(bench, rows, kept)
-        return kept.cases, failures
+    model = AskedModel(data.path, segmenter, config, data.path.parent / "masks")
+    with Journal(journal or data.path.parent / "cases.jsonl", {"run": 1}, other="refuse") as kept:
+        failures = answer_rows(model, rows, kept)
+        return list(cases_of(kept)), failures
 
 
 def by_name(cases: list[CaseResult]) -> dict[tuple[str, str, str], CaseResult]:
@@ -72,9 +70,14 @@ def test_absent_concepts_have_a_presence_and_no_overlap(data: DataFolder, segmen
 
 
 def test_each_picture_is_encoded_once_for_all_its_questions(data: DataFolder, segmenter: ColourSegmenter) -> None:
-    cases, _ = run(data, segmenter, EvalConfig(modes=("T", "TB", "I", "TI"), jitters_percent=(0, 10)))
+    cases, _ = run(data, segmenter, EvalConfig(modes=("T", "I", "TI"), jitters_percent=(0, 10)))
     assert len(segmenter.encoded) == 4
-    assert len(cases) == 3 * 6 + 2
+    assert len(cases) == 3 * 5 + 2
+
+
+def test_boxes_that_a_phrase_gave_take_one_more_encoding(data: DataFolder, segmenter: ColourSegmenter) -> None:
+    run(data, segmenter, EvalConfig(modes=("T", "TB")))
+    assert len(segmenter.encoded) == 4 + 2  # in c and d the phrase finds nothing
 
 
 def test_oracle_boxes_come_from_the_truth_and_are_given_without_or_with_the_phrase(
@@ -111,13 +114,13 @@ def test_a_killed_run_goes_on_with_what_is_missing(
     killed = tmp_path / "killed.jsonl"
     killed.write_text("".join(lines[:3]) + lines[3][:20])  # header, two cases, and one half written
     again = ColourSegmenter()
-    cases, _ = run(data, again, EvalConfig(), journal=killed, resume=True)
+    cases, _ = run(data, again, EvalConfig(), journal=killed)
     assert len(again.encoded) == 3  # a's two cases were kept
     assert [case.key for case in cases] == [case.key for case in whole]
     assert [case.dice for case in cases] == [case.dice for case in whole]
     assert len(killed.read_text().splitlines()) == len(lines)
     finished = ColourSegmenter()
-    run(data, finished, EvalConfig(), journal=killed, resume=True)
+    run(data, finished, EvalConfig(), journal=killed)
     assert finished.encoded == []
 
 
@@ -156,29 +159,20 @@ def test_distances_are_in_mm_where_a_spacing_is_known() -> None:
     assert numbers["says_present"] is True
 
 
-def test_a_journal_of_another_run_or_without_leave_is_not_touched(data: DataFolder, segmenter: ColourSegmenter) -> None:
+def test_cases_of_another_version_are_refused(data: DataFolder, segmenter: ColourSegmenter) -> None:
     run(data, segmenter, EvalConfig())
     path = data.path.parent / "cases.jsonl"
-    before = path.read_bytes()
-    with pytest.raises(InputError, match="go on with it by --resume"):
-        run(data, segmenter, EvalConfig())
-    with pytest.raises(InputError, match="other settings, weights or data"):
-        Journal(path, {"run": 2}, resume=True)
-    assert path.read_bytes() == before
-    path.write_bytes(before.replace(b'"dataset"', b'"datset"'))
+    path.write_bytes(path.read_bytes().replace(b'"dataset"', b'"datset"'))
     with pytest.raises(InputError, match="other fields"):
-        Journal(path, {"run": 1}, resume=True)
-    path.write_bytes(before.replace(b'{"dataset"', b'"dataset"'))
-    with pytest.raises(InputError, match="is damaged"):
-        Journal(path, {"run": 1}, resume=True)
+        run(data, segmenter, EvalConfig())
 
 
 def test_progress_counts_pictures(data: DataFolder, segmenter: ColourSegmenter, tmp_path: Path) -> None:
     seen: list[tuple[int, int, str]] = []
     config = EvalConfig()
-    bench = Bench(data.path, segmenter, config)
-    with Journal(tmp_path / "c.jsonl", {}, resume=False) as journal:
-        run_benchmark(bench, select(read_index(data.path), config).rows, journal, lambda *at: seen.append(at))
+    model = AskedModel(data.path, segmenter, config)
+    with Journal(tmp_path / "c.jsonl", {}, other="refuse") as journal:
+        answer_rows(model, select(read_index(data.path), config).rows, journal, lambda *at: seen.append(at))
     assert seen == [(0, 4, "gut"), (1, 4, "gut"), (2, 4, "gut"), (3, 4, "gut"), (4, 4, "")]
 
 

@@ -4,13 +4,21 @@ from dataclasses import replace
 
 from test_summary import ABSENT, MISSED, PRESENT
 
-from medsam3.eval.beside import beside_rows
-from medsam3.eval.saved import SavedResults
+from medsam3.eval.case_result import CaseResult
+from medsam3.eval.cases import EvalConfig
+from medsam3.eval.compare import beside_rows
+from medsam3.eval.provenance import Provenance
+from medsam3.eval.results import Results
+
+
+def unet(*cases: CaseResult) -> Results:
+    about = Provenance("unet", None, "", None, "", "", {})
+    return Results(about, EvalConfig(), 0, (), cases)
 
 
 def test_text_is_set_against_everything_and_an_oracle_against_oracles_alone() -> None:
     boxes = [replace(PRESENT, mode="I", phrase="", dice=0.9), replace(MISSED, mode="I", phrase="", dice=0.7)]
-    other = SavedResults("r.json", "unet", "", (replace(PRESENT, dice=0.6), replace(MISSED, dice=0.6), *boxes))
+    other = unet(replace(PRESENT, dice=0.6), replace(MISSED, dice=0.6), *boxes)
     rows = beside_rows([PRESENT, MISSED, ABSENT, *boxes], [other])
     pairs = {(row.mode, row.other_mode) for row in rows}
     assert pairs == {("T", "T"), ("T", "I"), ("I", "I")}
@@ -22,7 +30,7 @@ def test_text_is_set_against_everything_and_an_oracle_against_oracles_alone() ->
 
 
 def test_only_shared_positives_without_jitter_by_name_count() -> None:
-    other = SavedResults("r.json", "unet", "", (replace(PRESENT, dice=0.5), ABSENT))
+    other = unet(replace(PRESENT, dice=0.5), ABSENT)
     mine = [
         PRESENT,
         MISSED,

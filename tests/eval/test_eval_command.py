@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import re
@@ -11,13 +10,13 @@ from pathlib import Path
 import pytest
 from colour_data import ColourSegmenter, DataFolder, polyp_folder
 
-from medsam3.cli.eval import add_arguments, run
+from medsam3.cli.main import run
 from medsam3.data.index import read_index
 from medsam3.errors import InputError
 from medsam3.eval.compare import compare
 from medsam3.eval.plots import box_plots_svg, calibration_svg
 from medsam3.eval.provenance import data_hash, weights_hash
-from medsam3.eval.saved import SavedResults, read_results
+from medsam3.eval.results import read_results
 from medsam3.eval.tables import interval, markdown, number, signed
 from medsam3.measure.intervals import Estimate
 from medsam3.measure.presence import calibration
@@ -31,9 +30,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataFolder:
 
 
 def command(*arguments: str | Path) -> int:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run(parser.parse_args([str(argument) for argument in arguments]))
+    return run(["eval", *map(str, arguments)])
 
 
 def test_a_run_prints_its_tables_and_writes_its_files(
@@ -117,8 +114,77 @@ def test_a_finished_run_is_resumed_to_the_same_numbers_and_not_overwritten(data:
     command(*arguments, "--resume")
     again = json.loads((tmp_path / "out" / "results.json").read_text())
     assert again["summary"] == first["summary"] and again["cases"] == first["cases"]
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match="other work"):
         command(*arguments, "--resume", "--modes", "I")
+
+
+def coco_file(data: DataFolder) -> Path:
+    """The four pictures in COCO JSON: a polyp of 4 x 8 pixels as a polygon in a, b and c, nothing in d."""
+    corners = [5.5, 3.5, 13.5, 3.5, 13.5, 7.5, 5.5, 7.5]  # rows 4 to 7, columns 6 to 13, by pixel centres
+    images = [{"id": n, "file_name": f"{name}.png", "height": 20, "width": 30} for n, name in enumerate("abcd")]
+    ring = [value + 0.5 for value in corners]  # COCO counts from the corner of the first pixel
+    boxes = [{"id": n, "image_id": n, "category_id": 1, "segmentation": [ring], "area": 32} for n in range(3)]
+    path = data.path / "annotations.json"
+    path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "polyp"}]}))
+    return path
+
+
+def test_coco_is_measured_like_the_index_of_the_same_pictures(data: DataFolder, tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools", reason="needs the extra `coco`")
+    images = data.path / "gut/images"
+    arguments = ("--model", "colour", "--modes", "T,I", "--json", "--out")
+    assert command("--coco", coco_file(data), "--images", images, *arguments, tmp_path / "coco") == 0
+    found = json.loads((tmp_path / "coco" / "results.json").read_text())
+    dices = {(case["image"], case["mode"]): case["dice"] for case in found["cases"]}
+    assert [dices[f"{name}.png", "T"] for name in "abcd"] == [1, 0.5, 0, None]
+    assert [dices[f"{name}.png", "I"] for name in "abc"] == [1, 1, 1]
+    assert (tmp_path / "coco" / "report.html").read_text().count("<img") == 3
+
+
+@pytest.mark.parametrize("absent", [0, 1])
+def test_plain_folders_are_measured_whole_or_by_the_split_of_training(
+    data: DataFolder, tmp_path: Path, absent: int
+) -> None:
+    folder = ("--folder", data.path / "gut/images", data.path / "gut/masks", "--concept", "polyp", "--model", "colour")
+    assert command(*folder, "--split", "all", "--absent", str(absent), "--out", tmp_path / "all", "--json") == 0
+    found = json.loads((tmp_path / "all" / "results.json").read_text())
+    dices = {case["image"]: case["dice"] for case in found["cases"] if case["concept"] == "polyp"}
+    assert dices == {"a.png": 1, "b.png": 0.5, "c.png": 0, "d.png": None}
+    assert sum(case["is_foreign"] for case in found["cases"]) == 4 * absent
+    command(*folder, "--split", "train", "--out", tmp_path / "train", "--json")
+    part = json.loads((tmp_path / "train" / "results.json").read_text())
+    assert 0 < len({case["image"] for case in part["cases"]}) < 4
+
+
+def test_changed_masks_are_other_data(data: DataFolder, tmp_path: Path) -> None:
+    folder = (
+        *("--folder", data.path / "gut/images", data.path / "gut/masks", "--concept", "polyp", "--model", "colour"),
+        *("--split", "all", "--out", tmp_path / "out", "--json"),
+    )
+    command(*folder)
+    (data.path / "gut/masks/a.png").write_bytes((data.path / "gut/masks/d.png").read_bytes())
+    with pytest.raises(InputError, match="other work"):
+        command(*folder, "--resume")
+
+
+def test_names_that_are_formulas_or_escapes_are_shown_and_not_obeyed(
+    data: DataFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    formula, red = '=HYPERLINK("http://x")', "\x1b[31mgut"
+    for kind in ("images", "masks"):
+        (data.path / "gut" / kind / f"{formula.replace('/', '_')}.png").write_bytes(
+            (data.path / "gut" / kind / "a.png").read_bytes()
+        )
+    name = formula.replace("/", "_").replace('"', '""')
+    line = f'"gut/images/{name}.png","gut/masks/{name}.png",polyp,1,test,p9,1'
+    data.lines += [f"=1+1,{line}", f"{red},{line}"]
+    data.write()
+    command(data.path, "--model", "colour", "--out", tmp_path / "out")
+    assert "\x1b" not in capsys.readouterr().out + (tmp_path / "out" / "report.md").read_text()
+    with (tmp_path / "out" / "cases.csv").open(newline="") as stream:
+        assert "'=1+1" in {case["dataset"] for case in csv.DictReader(stream)}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "HYPERLINK(&#34;" in page and '("http' not in page
 
 
 def test_failures_are_told_and_give_exit_code_2(
@@ -162,12 +228,13 @@ def test_two_runs_are_compared_case_by_case(
 def test_comparison_leaves_out_and_counts_what_only_one_run_has(data: DataFolder, tmp_path: Path) -> None:
     command(data.path, "--model", "colour", "--out", tmp_path / "a", "--json")
     whole = read_results(tmp_path / "a" / "results.json")
-    part = replace(whole, cases=tuple(case for case in whole.cases if "/a.png" not in case.image), data_sha256="other")
+    about = replace(whole.about, data_sha256="other")
+    part = replace(whole, cases=tuple(case for case in whole.cases if "/a.png" not in case.image), about=about)
     found = compare(whole, part)
     assert (found.unpaired, found.is_same_data) == (1, False)
     assert found.rows[0].difference.value == 0 and not found.rows[0].holds
     with pytest.raises(InputError, match="have no case in common"):
-        compare(whole, SavedResults("none", "colour", "", ()))
+        compare(whole, replace(whole, cases=()))
 
 
 @pytest.mark.parametrize(
@@ -182,14 +249,14 @@ def test_comparison_leaves_out_and_counts_what_only_one_run_has(data: DataFolder
         (("DATA", "--fold", "6/5"), "fold is 6/5, allowed are 1/n to n/n"),
         (("DATA", "--fold", "x"), "fold is 'x', allowed are 1/n to n/n"),
         (("DATA", "--absent", "-1"), "absent is -1"),
-        (("DATA", "--baseline", "unet", "--modes", "TI"), "unet answers mode T alone"),
-        (("DATA", "--baseline", "litemedsam", "--synonyms"), "litemedsam answers mode I alone"),
-        (("DATA", "--baseline", "unet", "--baseline-minutes", "0"), "baseline minutes are 0"),
-        (("DATA", "--baseline", "unet", "--weights", "w.safetensors"), "unet takes no --weights"),
-        (("DATA", "--baseline", "unet", "--flips"), "unet takes no --weights and no --flips"),
         (("DATA", "--model", "colour", "--flips"), "model colour does not ask mirrored pictures"),
         (("DATA", "--compare", "a", "b"), "--compare takes two results.json and no data folder"),
         (("nowhere",), "holds no index.csv"),
+        (("DATA", "--coco", "a.json"), "data was given in more than one way"),
+        (("DATA", "--images", "pictures"), "give --coco too"),
+        (("DATA", "--concept", "polyp"), "give --folder too"),
+        (("--folder", "DATA", "DATA"), "needs either --concept PHRASE or --labels"),
+        (("--coco", "a.json", "--agent", "offline"), "--agent takes a DATA_DIR"),
         (("--compare", "a", "b"), "a cannot be read"),
     ],
 )

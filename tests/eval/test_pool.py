@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from dataclasses import replace
@@ -11,11 +10,11 @@ from pathlib import Path
 import pytest
 from colour_data import ColourSegmenter, DataFolder, block, polyp_folder
 
-from medsam3.cli.eval import add_arguments, run
+from medsam3.cli.main import run
 from medsam3.data.index import Fold
 from medsam3.errors import InputError
 from medsam3.eval.pool import pool
-from medsam3.eval.saved import SavedRun, read_run
+from medsam3.eval.results import PooledRun, Results, read_results
 from medsam3.models import registry
 
 
@@ -29,9 +28,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataFolder:
 
 
 def command(*arguments: str | Path) -> int:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run(parser.parse_args([str(argument) for argument in arguments]))
+    return run(["eval", *map(str, arguments)])
 
 
 def measured(data: DataFolder, out: Path, *arguments: str) -> Path:
@@ -76,7 +73,7 @@ def test_folds_pool_to_the_whole_data_with_intervals_over_all_groups(data: DataF
 
 def test_folds_may_differ_in_weights_and_what_lacks_is_said(data: DataFolder, tmp_path: Path) -> None:
     first, second = (
-        with_weights(read_run(measured(data, tmp_path / str(n), "--fold", f"{n}/3")), f"w{n}") for n in (1, 2)
+        with_weights(read_results(measured(data, tmp_path / str(n), "--fold", f"{n}/3")), f"w{n}") for n in (1, 2)
     )
     found = pool([first, second], command="c")
     assert found.about.weights_sha256 is None
@@ -86,12 +83,12 @@ def test_folds_may_differ_in_weights_and_what_lacks_is_said(data: DataFolder, tm
     assert any("all folds were answered by the same weights" in note for note in same.extras.notes)
 
 
-def with_weights(run: SavedRun, weights: str) -> SavedRun:
+def with_weights(run: Results, weights: str) -> Results:
     return replace(run, about=replace(run.about, weights_sha256=weights))
 
 
 def test_what_does_not_belong_together_is_refused_in_one_line(data: DataFolder, tmp_path: Path) -> None:
-    gut, bowel = (read_run(measured(data, tmp_path / name, "--datasets", name)) for name in ("gut", "bowel"))
+    gut, bowel = (read_results(measured(data, tmp_path / name, "--datasets", name)) for name in ("gut", "bowel"))
     wider = replace(bowel, config=replace(bowel.config, tolerance=3.0))
     folds = [replace(bowel, config=replace(bowel.config, fold=fold)) for fold in (Fold(1, 2), Fold(2, 2), Fold(1, 3))]
     for runs, message in (
@@ -103,7 +100,10 @@ def test_what_does_not_belong_together_is_refused_in_one_line(data: DataFolder, 
         ([gut, folds[0]], "are no fold and one of 2 folds"),
         ([folds[0], folds[2]], "are one of 2 folds and one of 3 folds"),
         ([gut, replace(bowel, about=replace(bowel.about, model="mini"))], "is of model colour and"),
-        ([gut, replace(bowel, is_pooled=True)], "is itself pooled"),
+        (
+            [gut, replace(bowel, extras=replace(bowel.extras, pooled=(PooledRun("r", None, (), 0, bowel.about),)))],
+            "is itself pooled",
+        ),
         ([folds[0], replace(folds[1], cases=renamed(folds[1]))], "group bowel/q1 is in fold 1/2"),
     ):
         with pytest.raises(InputError, match=re.escape(message)) as raised:
@@ -111,7 +111,7 @@ def test_what_does_not_belong_together_is_refused_in_one_line(data: DataFolder, 
         assert "\n" not in str(raised.value)
 
 
-def renamed(run: SavedRun) -> tuple:  # type: ignore[type-arg]
+def renamed(run: Results) -> tuple:  # type: ignore[type-arg]
     return tuple(replace(case, image=f"other/{case.image}") for case in run.cases)
 
 
@@ -134,4 +134,4 @@ def test_a_file_that_is_no_run_is_refused(data: DataFolder, tmp_path: Path) -> N
     ):
         path.write_text(json.dumps({**entry, **change}))
         with pytest.raises(InputError, match=re.escape(message)):
-            read_run(path)
+            read_results(path)

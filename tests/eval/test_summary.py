@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from medsam3.eval.records import CaseResult
+from medsam3.eval.case_result import CaseResult
 from medsam3.eval.summary import Scope, summarise
 
 PRESENT = CaseResult(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from dataclasses import dataclass, field
@@ -13,16 +12,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medsam3.cli.eval import add_arguments, run
+from medsam3.cli.main import run
 from medsam3.data.index import read_index
-from medsam3.eval.answers import Bench, Failure
-from medsam3.eval.benchmark import run_benchmark
+from medsam3.eval.case_result import CaseResult
 from medsam3.eval.cases import VOLUME_WAYS, EvalConfig, VolumeWay, select
-from medsam3.eval.records import CaseResult, Journal
+from medsam3.eval.results import Unanswered
+from medsam3.eval.run import AskedModel, answer_rows, cases_of
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks
 from medsam3.models import registry
 from medsam3.prompts import Prompt
+from medsam3.store import Journal
 
 SHAPE = (7, 24, 32)  # N, H, W
 STEP_MM = (4.0, 1.5, 1.5)
@@ -95,14 +95,14 @@ class BrightSegmenter:
 
 
 def answered(
-    folder: Path, segmenter: BrightSegmenter, config: EvalConfig, *, resume: bool = False
-) -> tuple[dict[str, CaseResult], list[Failure]]:
+    folder: Path, segmenter: BrightSegmenter, config: EvalConfig
+) -> tuple[dict[str, CaseResult], list[Unanswered]]:
     out = folder.parent / "out"
-    bench = Bench(folder, segmenter, config, out / "masks", out / "volumes", "weights")
+    model = AskedModel(folder, segmenter, config, out / "masks", out / "volumes", "weights")
     rows = select(read_index(folder), config, with_volumes=True).rows
-    with Journal(out / "cases.jsonl", {}, resume=resume) as journal:
-        failures = run_benchmark(bench, rows, journal)
-        return {case.concept: case for case in journal.cases}, failures
+    with Journal(out / "cases.jsonl", {}, other="refuse") as journal:
+        failures = answer_rows(model, rows, journal)
+        return {case.concept: case for case in cases_of(journal)}, failures
 
 
 @pytest.mark.parametrize("way", VOLUME_WAYS)
@@ -136,11 +136,11 @@ def test_a_killed_volume_goes_on_where_it_was(tmp_path: Path) -> None:
         answered(folder, BrightSegmenter(stop_at=5), config)
     assert list((tmp_path / "out/volumes").iterdir()) != []
     second = BrightSegmenter()
-    cases, _ = answered(folder, second, config, resume=True)
+    cases, _ = answered(folder, second, config)
     assert second.encoded == 7 - 4 and cases["liver"].dice == pytest.approx(0.75)
     assert list((tmp_path / "out/volumes").iterdir()) == []
     third = BrightSegmenter()
-    answered(folder, third, config, resume=True)
+    answered(folder, third, config)
     assert third.encoded == 0
 
 
@@ -174,9 +174,7 @@ def test_what_does_not_fit_is_a_failure_in_one_line_and_the_rest_goes_on(tmp_pat
 
 
 def command(*arguments: str | Path) -> int:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run(parser.parse_args([str(argument) for argument in arguments]))
+    return run(["eval", *map(str, arguments)])
 
 
 def test_the_report_has_volumes_in_mm_with_a_middle_slice_and_none_left_out(

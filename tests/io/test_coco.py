@@ -2,12 +2,18 @@ import contextlib
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pycocotools.mask
+import pytest
+from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
+from medsam3.errors import InputError
 from medsam3.image import Image, Masks
 from medsam3.io import write
+from medsam3.io.read_masks import read_masks
 
 
 def test_pycocotools_gets_every_mask_box_and_score_back(tmp_path: Path) -> None:
@@ -54,3 +60,80 @@ def test_masks_from_boxes_are_of_the_category_object(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "a.json").read_text())
     assert document["categories"][0]["name"] == "object"
     assert document["annotations"][0]["bbox"] == [0, 0, 5, 4]
+
+
+def rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    coded = pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(coded["size"]), "counts": coded["counts"].decode()}
+
+
+def coco_file(path: Path, segmentation: Any, *names: str, of: int = 0, **more: Any) -> Path:
+    """One annotation, of image `of` among those named."""
+    images = [{"id": 7 + k, "file_name": name, "height": 7, "width": 11} for k, name in enumerate(names)]
+    entry = {"id": 1, "image_id": 7 + of, "category_id": 3, "segmentation": segmentation, **more}
+    categories = [{"id": 3, "name": "cell"}]
+    path.write_text(json.dumps({"images": images, "categories": categories, "annotations": [entry]}))
+    return path
+
+
+PICTURE = Image(np.zeros((1, 7, 11, 1), dtype=np.uint8), source=(Path("data/own.png"),))
+HELD = np.zeros((7, 11), dtype=bool)
+HELD[2:5, 3:9] = True
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        rle(HELD),
+        [[3, 2, 9, 2, 9, 5, 3, 5]],
+        [[3, 2, 6, 2, 6, 5, 3, 5], [6, 2, 9, 2, 9, 5, 6, 5]],
+        # Columns run first: 3 columns of 7 and 2 rows, then 3 rows set and 4 not of each of 6 columns, then the rest.
+        {"size": [7, 11], "counts": [23, 3, 4, 3, 4, 3, 4, 3, 4, 3, 4, 3, 16]},
+    ],
+)
+def test_masks_of_others_are_read_in_every_form(segmentation: Any, tmp_path: Path) -> None:
+    for names, of in ((("own.png",), 0), (("other.png", "images/own.png"), 1), (("other.png", "images\\own.png"), 1)):
+        (found,), _ = read_masks(coco_file(tmp_path / "a.json", segmentation, *names, of=of), PICTURE)
+        assert found.concept == "cell"
+        np.testing.assert_array_equal(found.union()[0], HELD)
+
+
+def test_of_a_data_sets_file_only_the_images_own_annotations_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = coco_file(tmp_path / "a.json", rle(HELD), "other.png", "own.png", of=0)
+    (found,), _ = read_masks(path, PICTURE)
+    assert len(found) == 0
+    assert caplog.messages == [f"{path}: its 1 annotations are all of other images"]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "name", "message"),
+    [
+        (rle(HELD), "other.png", "the masks are of other.png, and not of own.png"),
+        ([[3, 2, None, 2, 9, 5]], "own.png", "annotation 1 has a damaged mask"),
+        ([[3, 2, 1e9, 2, 9, 5]], "own.png", "annotation 1 has a damaged mask"),
+        ({"size": [7, 11], "counts": [70]}, "own.png", "annotation 1 has a damaged mask"),
+        ({"size": [7, 11], "counts": [-3, 80]}, "own.png", "annotation 1 has a damaged mask"),
+        ({"size": [70_000, 70_000], "counts": "1"}, "own.png", "annotation 1 is no mask over 7 x 11 pixels"),
+    ],
+)
+def test_masks_of_another_picture_or_damaged_are_refused(
+    segmentation: Any, name: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        read_masks(coco_file(tmp_path / "a.json", segmentation, name), PICTURE)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"images": [], "categories": 3, "annotations": []}'])
+def test_what_is_not_coco_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(InputError, match="the file is not"):
+        read_masks(tmp_path / "a.json", PICTURE)
+
+
+def test_boxes_without_masks_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = coco_file(tmp_path / "a.json", [], "own.png", bbox=[3, 2, 6, 3])
+    (found,), _ = read_masks(path, PICTURE)
+    assert (len(found), found.concept) == (0, "cell")
+    assert caplog.messages == [f"{path}: 1 annotations without a mask are left out"]

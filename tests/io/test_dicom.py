@@ -7,11 +7,23 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from made_dicom import CR, SECONDARY_CAPTURE, US_CINE, dataset, enhanced, placed, ramp, save, world
+from made_dicom import (
+    COLUMN_DIRECTION,
+    CR,
+    ROW_DIRECTION,
+    SECONDARY_CAPTURE,
+    US_CINE,
+    dataset,
+    enhanced,
+    placed,
+    ramp,
+    save,
+    world,
+)
 from medsam3.errors import InputError
 from medsam3.geometry import world_from_index
 from medsam3.image import Image, Window
-from medsam3.io import read
+from medsam3.io import files, read
 from medsam3.view.view import view_of
 
 GREY = np.array([[0, 10, 4095], [100, 200, 300]], dtype=np.uint16)
@@ -267,3 +279,91 @@ def test_no_patient_data_reach_metadata_warnings_or_log(
     image = read(path)
     said = str(dict(image.metadata)) + caplog.text + "".join(str(warning.message) for warning in recwarn)
     assert not any(secret in said for secret in ("Made", "secret-id", "197O"))
+
+
+def test_a_slope_of_zero_stands_for_none(tmp_path: Path) -> None:
+    assert grey(tmp_path, RescaleSlope=0, RescaleIntercept=-1024).array().max() == 4095 - 1024
+
+
+@pytest.mark.parametrize("distance", [2.5, -2.5])
+def test_a_reconstruction_of_nuclear_medicine_lies_where_its_detector_says(distance: float, tmp_path: Path) -> None:
+    made = dataset(ramp().astype(np.uint16), sop_class="1.2.840.10008.5.1.4.1.1.20", Modality="NM")
+    first = Dataset()
+    first.ImagePositionPatient = [f"{value:.10g}" for value in world(0, 0, 0)]
+    first.ImageOrientationPatient = [f"{value:.10g}" for value in (*ROW_DIRECTION, *COLUMN_DIRECTION)]
+    made.DetectorInformationSequence = Sequence([first])
+    made.SliceVector, made.PixelSpacing, made.SpacingBetweenSlices = [1, 2, 3, 4], [0.75, 0.5], distance
+    image = read(save(made, tmp_path / "nm.dcm"))
+    assert image.affine is not None and image.kind == "volume"
+    # A negative distance leads against the normal: slice 3 then lies where slice -3 would.
+    expected = world(3 if distance > 0 else -3, 4, 5)
+    np.testing.assert_allclose(world_from_index(image.affine, (3, 4, 5)), expected, atol=1e-6)
+    one = read(tmp_path / "nm.dcm", frame=3)
+    assert one.affine is not None
+    np.testing.assert_allclose(world_from_index(one.affine, (0, 4, 5)), expected, atol=1e-6)
+
+
+def test_a_pixel_size_in_the_shared_measures_alone_is_read(tmp_path: Path) -> None:
+    made = dataset(GREY, sop_class="1.2.840.10008.5.1.4.1.1.77.1.5.4", Modality="OPT")
+    measures, shared = Dataset(), Dataset()
+    measures.PixelSpacing = [0.004, 0.012]
+    shared.PixelMeasuresSequence = Sequence([measures])
+    made.SharedFunctionalGroupsSequence = Sequence([shared])
+    assert read(save(made, tmp_path / "opt.dcm")).pixel_size_mm == (0.004, 0.012)
+
+
+def slide(pixels: np.ndarray[Any, Any], **attributes: Any) -> Any:
+    """A whole slide of 5 x 7 pixels in tiles of 2 x 3, from its rows' first to its last."""
+    made = dataset(pixels, sop_class="1.2.840.10008.5.1.4.1.1.77.1.6", SamplesPerPixel=3, Modality="SM")
+    made.TotalPixelMatrixRows, made.TotalPixelMatrixColumns = 5, 7
+    for name, value in attributes.items():
+        setattr(made, name, value)
+    return made
+
+
+def tiled(whole: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Tiles (9, 2, 3, 3) of (5, 7, 3); those at the edges are filled up with zeros."""
+    padded = np.pad(whole, ((0, 1), (0, 2), (0, 0)))
+    return np.stack([padded[row : row + 2, column : column + 3] for row in (0, 2, 4) for column in (0, 3, 6)])
+
+
+def test_the_tiles_of_a_slide_are_one_picture(tmp_path: Path) -> None:
+    whole = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    image = read(save(slide(tiled(whole), DimensionOrganizationType="TILED_FULL"), tmp_path / "full.dcm"))
+    assert (image.kind, image.shape, image.metadata["tiles"]) == ("picture", (1, 5, 7), "9")
+    np.testing.assert_array_equal(image.array()[0], whole)
+    # The same in another order, each tile with its place.
+    order = np.random.default_rng(3).permutation(9)
+    frames = []
+    for k in order.tolist():
+        place, frame = Dataset(), Dataset()
+        place.RowPositionInTotalImagePixelMatrix, place.ColumnPositionInTotalImagePixelMatrix = (
+            2 * (k // 3) + 1,
+            3 * (k % 3) + 1,
+        )
+        frame.PlanePositionSlideSequence = Sequence([place])
+        frames.append(frame)
+    sparse = slide(tiled(whole)[order], PerFrameFunctionalGroupsSequence=Sequence(frames))
+    np.testing.assert_array_equal(read(save(sparse, tmp_path / "sparse.dcm")).array()[0], whole)
+
+
+def test_slides_that_are_too_large_or_of_several_planes_are_refused(tmp_path: Path) -> None:
+    tiles = tiled(np.zeros((5, 7, 3), dtype=np.uint8))
+    huge = save(slide(tiles, TotalPixelMatrixRows=50_000, TotalPixelMatrixColumns=60_000), tmp_path / "huge.dcm")
+    with pytest.raises(
+        InputError, match=r"60000 x 50000 pixels, allowed are .*; of a slide, give a file of a smaller level"
+    ):
+        read(huge)
+    with pytest.raises(InputError, match="18 tiles for 9 places"):
+        read(save(slide(np.concatenate([tiles, tiles])), tmp_path / "planes.dcm"))
+    assert read(tmp_path / "planes.dcm", frame=4).shape == (1, 2, 3)
+
+
+def test_a_deflated_file_is_counted_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = dataset(np.zeros((100, 100), dtype=np.uint16))
+    made.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+    path = save(made, tmp_path / "deflated.dcm")
+    assert read(path).shape == (1, 100, 100)
+    monkeypatch.setattr(files, "MAX_UNPACKED_BYTES", 15_000)
+    with pytest.raises(InputError, match=r"unpacks to 20,\d{3} bytes, allowed are 15,000"):
+        read(path)

@@ -1,4 +1,6 @@
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import highdicom
 import numpy as np
@@ -6,11 +8,24 @@ import pydicom
 import pytest
 import SimpleITK
 
-from made_dicom import CR, dataset, enhanced, placed, ramp, save, series, shipped_files, world
+from made_dicom import (
+    COLUMN_DIRECTION,
+    CR,
+    NORMAL,
+    ORIGIN_MM,
+    dataset,
+    enhanced,
+    placed,
+    ramp,
+    save,
+    series,
+    shipped_files,
+    world,
+)
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks
 from medsam3.io import read, write
-from medsam3.io.dicom_seg import code_of
+from medsam3.io.dicom_seg import code_of, read_seg
 
 VOXELS = {(1, 2, 3), (1, 2, 4), (2, 4, 0), (3, 0, 5)}  # (n, row, col) of the first object
 
@@ -155,3 +170,55 @@ def test_sources_that_cannot_be_referred_to_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds 1 of the DICOM file's 4 frames"):
         write(Masks(one.shape), tmp_path / "seg.dcm", one)
     assert not (tmp_path / "seg.dcm").exists()
+
+
+def of_another_maker(path: Path, change: Callable[[Any], None]) -> Path:
+    """A segmentation that this package wrote, as if another had, with a change."""
+    made = pydicom.dcmread(path)
+    made.Manufacturer = made.ManufacturerModelName = "other"
+    made.SegmentSequence[0].SegmentLabel = "tumour left"
+    change(made)
+    made.save_as(path)
+    return path
+
+
+def without_dimensions(made: Any) -> None:
+    del made.DimensionIndexSequence
+    for frame in made.PerFrameFunctionalGroupsSequence:
+        del frame.FrameContentSequence
+
+
+def with_another_thickness(made: Any) -> None:
+    made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness = 0.3
+
+
+def without_positions(made: Any) -> None:
+    for frame in made.PerFrameFunctionalGroupsSequence:
+        del frame.PlanePositionSequence
+
+
+@pytest.mark.parametrize("change", [without_dimensions, with_another_thickness, without_positions])
+def test_each_frame_of_other_makers_lies_where_it_says(change: Callable[[Any], None], tmp_path: Path) -> None:
+    image = read(series(tmp_path / "ct"))
+    dense = np.zeros((1, *image.shape), dtype=np.bool_)
+    dense[0, 1:3, 2:4, 1:5] = True
+    write(Masks.from_dense(dense, [0.9], concept="liver"), tmp_path / "seg.dcm", image)
+    (found,) = read_seg(of_another_maker(tmp_path / "seg.dcm", change), image)
+    assert found.concept == "tumour left"
+    np.testing.assert_array_equal(found.union(), dense[0])
+
+
+def test_a_segmentation_over_a_tilted_gantry_is_read_back(tmp_path: Path) -> None:
+    folder = series(tmp_path / "ct")
+    for path in folder.iterdir():  # each slice lies 0.6 mm further down its own columns
+        made = pydicom.dcmread(path)
+        n = round(float((np.array(made.ImagePositionPatient, dtype=float) - ORIGIN_MM) @ NORMAL) / 2.5)
+        shifted = np.array(made.ImagePositionPatient, dtype=float) + 0.6 * n * COLUMN_DIRECTION
+        made.ImagePositionPatient = [f"{value:.10g}" for value in shifted]
+        made.save_as(path)
+    image = read(folder)
+    dense = np.zeros((1, *image.shape), dtype=np.bool_)
+    dense[0, 0:3, 2:4, 1:5] = True
+    write(Masks.from_dense(dense, [0.9], concept="liver"), tmp_path / "seg.dcm", image)
+    (found,) = read_seg(tmp_path / "seg.dcm", image)
+    np.testing.assert_array_equal(found.union(), dense[0])

@@ -62,3 +62,10 @@ def test_csv_and_json_hold_the_same_rows(tmp_path: Path) -> None:
     from_json = json.loads((tmp_path / "m.json").read_text())
     assert [row["volume_ml"] for row in from_csv] == [str(row["volume_ml"]) for row in from_json]
     assert from_csv[1]["volume_ml"] == "0.0675"
+
+
+def test_a_name_that_a_spreadsheet_would_compute_is_quoted(tmp_path: Path) -> None:
+    found = Masks((8, 10, 12), concept="=2+3")
+    write_measures_csv([found], volume(), tmp_path / "a.csv")
+    with (tmp_path / "a.csv").open(newline="") as stream:
+        assert next(csv.DictReader(stream))["concept"] == "'=2+3"

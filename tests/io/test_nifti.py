@@ -91,6 +91,89 @@ def test_without_codes_only_the_spacing_counts(tmp_path: Path) -> None:
     assert read(path).spacing_mm == (2.5, 0.75, 0.5)
 
 
+def test_a_mask_lies_over_its_image_for_itk_and_nibabel_whatever_the_codes(tmp_path: Path) -> None:
+    for codes in ((0, 0), (1, 0), (0, 1), (1, 2)):
+        path = saved(VOXELS, tmp_path / "a.nii", RAS, pixdim=[1, 0.5, 0.75, 2.5, 1, 1, 1, 1])
+        raw = bytearray(path.read_bytes())
+        raw[252:256] = np.array(codes, dtype="<i2").tobytes()  # qform_code, sform_code
+        raw[256:280] = np.array([0, 0, 0.6, 3, -4, 5], dtype="<f4").tobytes()  # another turn and place than the sform's
+        path.write_bytes(raw)
+        image = read(path)
+        write(objects_in(image), tmp_path / "mask.nii.gz", image)
+        of_itk = [SimpleITK.ReadImage(str(tmp_path / name)) for name in ("a.nii", "mask.nii.gz")]
+        assert [one.GetOrigin() for one in of_itk[:1]] == [one.GetOrigin() for one in of_itk[1:]], codes
+        assert of_itk[0].GetDirection() == of_itk[1].GetDirection() and of_itk[0].GetSpacing() == of_itk[1].GetSpacing()
+        of_nibabel = [nibabel.load(tmp_path / name).affine for name in ("a.nii", "mask.nii.gz")]
+        np.testing.assert_array_equal(of_nibabel[0], of_nibabel[1])
+
+
+def test_a_sform_of_zeros_gives_way_to_the_qform_and_a_disagreement_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = nibabel.Nifti1Image(VOXELS, RAS)
+    file.set_qform(RAS, code=1)
+    nibabel.save(file, tmp_path / "a.nii")
+    right = read(tmp_path / "a.nii").affine
+    raw = bytearray((tmp_path / "a.nii").read_bytes())
+    raw[280:328] = bytes(48)  # srow_x, srow_y, srow_z
+    (tmp_path / "a.nii").write_bytes(raw)
+    found = read(tmp_path / "a.nii").affine
+    assert right is not None and found is not None
+    np.testing.assert_allclose(found, right, atol=1e-4)
+    assert caplog.messages == []
+    raw[280:328] = np.array([[0.5, 0, 0, -10], [0, 0.6, -1.5, 27], [0, 0.45, 2.0, -30]], dtype="<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(raw)
+    read(tmp_path / "a.nii")
+    assert caplog.messages == ["the NIfTI header's sform and qform differ by 7 mm: the sform is used"]
+
+
+def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
+    plain = saved(VOXELS, tmp_path / "plain.nii").read_bytes()
+    packed = gzip.compress(plain)
+    cases = {
+        "not_packed.nii.gz": plain,
+        "packed.nii": packed,
+        "no_ending": packed,
+        "T1.nii (1).gz": packed,
+        "members.nii.gz": gzip.compress(plain[:400]) + gzip.compress(plain[400:]),
+    }
+    zero = bytearray(plain)
+    zero[108:112] = bytes(4)  # vox_offset
+    cases["offset_0.nii"] = bytes(zero)
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        np.testing.assert_array_equal(read(tmp_path / name).array()[..., 0], VOXELS.transpose(2, 1, 0), err_msg=name)
+
+
+def test_a_pair_of_header_and_voxels_is_read(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Pair(VOXELS, RAS), tmp_path / "a.hdr")
+    image = read(tmp_path / "a.hdr")
+    np.testing.assert_array_equal(image.array()[..., 0], VOXELS.transpose(2, 1, 0))
+    single = read(saved(VOXELS, tmp_path / "b.nii")).affine
+    assert image.affine is not None and single is not None
+    np.testing.assert_allclose(image.affine, single)
+    (tmp_path / "a.img").unlink()
+    with pytest.raises(InputError, match=r"a\.img, are not beside it"):
+        read(tmp_path / "a.hdr")
+
+
+@pytest.mark.parametrize("at", [60, 100, -3])
+def test_a_flipped_bit_of_packed_voxels_is_found(at: int, tmp_path: Path) -> None:
+    voxels = np.random.default_rng(5).integers(0, 99, (6, 5, 4)).astype(np.int16)
+    content = bytearray(saved(voxels, tmp_path / "a.nii.gz").read_bytes())
+    content[at] ^= 4
+    (tmp_path / "a.nii.gz").write_bytes(content)
+    with pytest.raises(InputError):
+        read(tmp_path / "a.nii.gz")
+
+
+def test_what_unpacks_to_far_more_than_the_header_tells_of_is_refused(tmp_path: Path) -> None:
+    plain = saved(VOXELS, tmp_path / "a.nii").read_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(plain + bytes(20_000_000)))
+    with pytest.raises(InputError, match="unpacks to more than the 592 bytes"):
+        read(tmp_path / "a.nii.gz")
+
+
 def test_micrometres_become_millimetres(tmp_path: Path) -> None:
     file = nibabel.Nifti1Image(VOXELS, RAS)
     file.header.set_xyzt_units("micron")

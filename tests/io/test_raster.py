@@ -12,6 +12,8 @@ import pytest
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io import read, write
+from medsam3.io.raster import open_picture
+from medsam3.io.read_masks import read_masks
 
 RED, GREY_16 = (255, 0, 0), np.array([[0, 256, 65535], [1, 2, 40000]], dtype=np.uint16)
 
@@ -205,3 +207,36 @@ def test_an_overlay_has_the_images_size_and_shows_the_fullest_frame(tmp_path: Pa
     shown = read(tmp_path / "a_overlay.png").array()[0]
     assert shown.shape == (80, 100, 3)
     assert (shown[40, 40] != 50).all() and (shown[72, 72] == 50).all()  # frame 2 has the larger part
+
+
+def test_only_the_formats_that_are_read_here_are_opened_whatever_the_name(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    with pytest.raises(InputError, match="the picture cannot be decoded"), open_picture(tmp_path / "a.jpg"):
+        pass
+    with pytest.raises(InputError, match="the content is not what the name says"):
+        read(tmp_path / "a.jpg")
+
+
+def test_a_tiff_of_samples_that_are_not_read_is_told_as_such(tmp_path: Path) -> None:
+    values = np.arange(6 * 5, dtype="<f8").reshape(6, 5)
+    tags = [(256, 4, 1, 5), (257, 4, 1, 6), (258, 3, 1, 64), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
+    tags += [(277, 3, 1, 1), (278, 4, 1, 6), (279, 4, 1, values.nbytes), (339, 3, 1, 3)]
+    body = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    header = struct.pack("<2sHI", b"II", 42, 8 + values.nbytes)
+    (tmp_path / "a.tif").write_bytes(header + values.tobytes() + struct.pack("<H", len(tags)) + body + bytes(4))
+    with pytest.raises(InputError, match="the TIFF holds 1 64-bit real samples a pixel, which is not read here: save"):
+        read(tmp_path / "a.tif")
+
+
+def test_a_palettes_numbers_are_labels_and_a_jpeg_holds_none(tmp_path: Path) -> None:
+    labels = np.zeros((6, 5), dtype=np.uint8)
+    labels[1:3, 2:4] = 2
+    picture = PIL.Image.fromarray(labels)
+    picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    picture.save(tmp_path / "a.png")
+    (found,), _ = read_masks(tmp_path / "a.png")
+    assert found.concept == "label 2"
+    np.testing.assert_array_equal(found.union()[0], labels > 0)
+    PIL.Image.fromarray(labels * 100).save(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match="a JPEG cannot hold labels"):
+        read_masks(tmp_path / "a.jpg")

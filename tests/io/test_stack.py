@@ -157,12 +157,17 @@ def test_nrrd_and_metaimage_that_are_cut_short_are_refused(name: str, tmp_path: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"NRRD0004\ntype: block\nsizes: 2 2\nencoding: raw\n\n", "the NRRD type is 'block'"),
-        (b"NRRD0004\ntype: short\nsizes: 2 2\nencoding: bzip2\n\n", "the NRRD encoding is 'bzip2'"),
-        (b"NRRD0004\nsizes: 2 2\nencoding: raw\n\n", "no 'type'"),
-        (b"ObjectType = Image\nDimSize = 2 2 2\nElementType = MET_FOO\nElementDataFile = LOCAL\n", "MET_FOO"),
+        (b"NRRD0004\ntype: block\nsizes: 2 2\nencoding: raw\n\n", "NRRD header cannot be read"),
+        (b"NRRD0004\ntype: short\ndimension: 2\nsizes: 2 2\nencoding: bzip2\nendian: little\n\n", "NRRD voxels cannot"),
+        (b"NRRD0004\nsizes: 2 2\nencoding: raw\n\n", "NRRD header cannot be read"),
+        (b"NDims = 3\nDimSize = 2 2 2\nElementType = MET_FOO\nElementDataFile = LOCAL\n", "MetaImage header cannot"),
         (b"ObjectType = Image\nDimSize = 2 2 2\n", "does not end with ElementDataFile"),
         (b"NDims = 3\nDimSize = 2 2\nElementType = MET_SHORT\nElementDataFile = gone.raw\n", "gone.raw"),
+        (
+            b"NRRD0004\ntype: uchar\ndimension: 2\nsizes: 9 9\nencoding: raw\ndata file: /etc/passwd\n",
+            "outside its own",
+        ),
+        (b"NDims = 2\nDimSize = 9 9\nElementType = MET_CHAR\nElementDataFile = ../secret\n", "outside its own"),
     ],
 )
 def test_headers_that_are_not_read_are_refused(text: bytes, message: str, tmp_path: Path) -> None:

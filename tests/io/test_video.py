@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,70 @@ def test_a_video_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there are no frames to write"):
         write_mp4([], tmp_path / "none.mp4", fps=None)
     assert list(tmp_path.iterdir()) == []
+
+
+def moving(count: int) -> list[NDArray[np.uint8]]:
+    """A bright square whose left edge lies at column 8 + k of frame k."""
+    frames = np.full((count, HEIGHT, WIDTH, 3), 30, dtype=np.uint8)
+    for k in range(count):
+        frames[k, 8:24, 8 + k : 24 + k] = 220
+    return list(frames)
+
+
+def left_edges(path: Path, order: Iterable[int] | None = None) -> list[int]:
+    stack = read(path)
+    return [int(np.argmax(stack.pixels(n)[16, :, 0] > 120)) for n in order or range(stack.shape[0])]
+
+
+def test_frames_of_avi_come_as_they_are_shown_each_once(tmp_path: Path) -> None:
+    import av  # noqa: PLC0415
+
+    with av.open(str(tmp_path / "clip.avi"), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for rgb in moving(10):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        out.mux(stream.encode())
+    assert left_edges(tmp_path / "clip.avi") == list(range(8, 18))
+    assert left_edges(tmp_path / "clip.avi", (9, 2, 5, 0)) == [17, 10, 13, 8]
+
+
+def test_a_turned_video_is_upright(tmp_path: Path) -> None:
+    write_mp4(moving(5), tmp_path / "flat.mp4", fps=25)
+    content = bytearray((tmp_path / "flat.mp4").read_bytes())
+    at = content.index(b"tkhd") + 4 + 40  # the display matrix of a track header of version 0
+    quarter = np.array([0, -65536, 0, 65536, 0, 0], dtype=">i4")  # counter-clockwise
+    content[at : at + 24] = quarter.tobytes()
+    (tmp_path / "turned.mp4").write_bytes(content)
+    turned, flat = read(tmp_path / "turned.mp4"), read(tmp_path / "flat.mp4")
+    assert turned.shape == (5, WIDTH, HEIGHT)
+    np.testing.assert_array_equal(turned.pixels(2), np.rot90(flat.pixels(2)))
+
+
+def test_a_trimmed_video_begins_where_its_edit_list_says(tmp_path: Path) -> None:
+    import av  # noqa: PLC0415
+
+    write_mp4(moving(30), tmp_path / "whole.mp4", fps=25)
+    content = bytearray((tmp_path / "whole.mp4").read_bytes())
+    at = content.index(b"elst") + 4 + 8  # past version and count: duration, then the media's time, in 512 ticks a frame
+    media_time = int.from_bytes(content[at + 4 : at + 8], "big") + 10 * 512
+    content[at + 4 : at + 8] = media_time.to_bytes(4, "big")
+    (tmp_path / "trimmed.mp4").write_bytes(content)
+    with av.open(str(tmp_path / "trimmed.mp4")) as container:
+        decoded = sum(1 for _ in container.decode(video=0))
+    assert left_edges(tmp_path / "trimmed.mp4") == list(range(18, 38)) and decoded == 20
+
+
+def test_avi_with_dropped_frames_is_whole(tmp_path: Path) -> None:
+    as_avi(tmp_path / "clip.avi")
+    content = bytearray((tmp_path / "clip.avi").read_bytes())
+    at = content.index(b"strh") + 4 + 4 + 32  # the stream's length in frames, which counts those that were dropped
+    content[at : at + 4] = (50).to_bytes(4, "little")
+    (tmp_path / "clip.avi").write_bytes(content)
+    assert read(tmp_path / "clip.avi").shape[0] == 40
+
+
+def test_a_still_in_a_videos_container_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "photo.mp4").write_bytes(b"\0\0\0\x18ftypheic" + bytes(400))
+    with pytest.raises(InputError, match="a HEIC picture, which is not read here: save it as PNG"):
+        read(tmp_path / "photo.mp4")

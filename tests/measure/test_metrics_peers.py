@@ -9,7 +9,7 @@ import pytest
 
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks
-from medsam3.measure.instances import match_objects
+from medsam3.measure.objects import match_objects
 from medsam3.measure.outline import boundary_distances
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from medsam3.errors import InputError
-from medsam3.segmentation.fusion import FusionRules, fuse, without_specks
+from medsam3.segmentation.fusion import fuse, without_specks
+from medsam3.segmentation.options import FusionRules
 from medsam3.segmentation.packed import PackedMask, overlap
 from medsam3.segmentation.sweep import Found, Step
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from medsam3.errors import InputError
+from medsam3.segmentation.options import TrackingRules
 from medsam3.segmentation.packed import PackedMask
-from medsam3.segmentation.sweep import Found, PastMask, Sweep, TrackingRules, sweep
+from medsam3.segmentation.sweep import Found, PastMask, Sweep, sweep
 
 SIDE = 20
 

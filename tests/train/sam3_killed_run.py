@@ -9,12 +9,12 @@ from pathlib import Path
 import sam3_tiny as tiny
 import torch
 
-from medsam3.data.samples import foreign_concepts
-from medsam3.train.sam3_batches import Sam3BatchMaker
-from medsam3.train.sam3_config import Sam3FitConfig
-from medsam3.train.sam3_fit import fit_sam3
-from medsam3.train.sam3_trainee import Sam3Trainee, sides_of
-from medsam3.train.workers import OneProcess, Workers
+from medsam3.train.batches import BatchMaker
+from medsam3.train.config import Sam3FitConfig
+from medsam3.train.loop import Hooks, RunFolder, fit
+from medsam3.train.pictures import StretchedViews
+from medsam3.train.trainee_sam3 import Sam3Trainee, sides_of
+from medsam3.train.workers import OneProcess, Workers, gather
 
 CONFIG = tiny.configured(steps=7, save_every=3, is_cached=False, accumulate=2)
 
@@ -33,9 +33,14 @@ def train(
     torch.manual_seed(config.seed)
     network = tiny.network()
     trainee = Sam3Trainee(network, config, tokenizer=tiny.tokenizer(weights))
-    maker = Sam3BatchMaker(samples, foreign_concepts(samples), config, sides_of(network))
+    sides = sides_of(network)
+    views = StretchedViews(sides.image, 2 * sides.mask, config.views, config.seed)
+    maker = BatchMaker(samples, views, config.sampling, seed=config.seed, least_share=config.least_object_share)
     chosen = workers or OneProcess(torch.device("cpu"))
-    return fit_sam3(out, trainee, maker, chosen, on_step=lambda progress: time.sleep(pause_s))
+    hooks = Hooks(on_step=lambda progress: time.sleep(pause_s))
+    with RunFolder(out, config, "bright squares", is_writer=chosen.rank == 0) as folder:
+        run = fit(folder, trainee, maker, chosen, hooks=hooks)
+    return trainee.trained_tensors(gather(run.model, run.optimizer)[0])
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ from medsam3.data.samples import Instances, Sample, Target
 from medsam3.models.sam3.checkpoints import read_checkpoint, write_folder
 from medsam3.models.sam3.clip_phrases import PhraseTokenizer, load_tokenizer, vocabulary_of_bpe
 from medsam3.models.sam3.network import Architecture, Sam3Network, architecture_from_json, blank_network, fill_network
-from medsam3.train.batches import SamplingConfig
-from medsam3.train.sam3_config import Sam3FitConfig
+from medsam3.train.config import Sam3FitConfig, SamplingConfig
 
 SAMPLING = SamplingConfig(images=2, prompts=2, max_objects=8)
 CONFIG = Sam3FitConfig(
@@ -132,4 +131,4 @@ def configured(**changes: object) -> Sam3FitConfig:
 
 def curve(folder: Path) -> Sequence[float]:
     """The total loss of each update of a run."""
-    return [json.loads(line)["total"] for line in (folder / "curves.jsonl").read_text().splitlines()]
+    return [json.loads(line)["total"] for line in (folder / "curves.jsonl").read_text().splitlines()[1:]]

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from medsam3.train import sam3_fit
-from medsam3.train.sam3_fit import Sam3Run
+from medsam3.train import loop
+from medsam3.train.loop import Run
 from medsam3.train.workers import AcceleratedProcesses
 
 LAYERS = ("Sam3ViTLayer", "Sam3DetrEncoderLayer", "Sam3DetrDecoderLayer")
@@ -55,14 +55,14 @@ def main() -> None:
     weights, pictures, out = map(Path, places)
     workers = ShardedProcesses() if layout == "sharded" else AcceleratedProcesses()
     config = replace(killed.CONFIG, accumulate=1)
-    update = sam3_fit.update
+    update = loop.update
 
-    def stopping(run: Sam3Run, *others: Any) -> dict[str, float]:
+    def stopping(run: Run, *others: Any) -> dict[str, float]:
         if part == "first" and run.step == 4:
             raise StoppedError
         return update(run, *others)
 
-    with patch.object(sam3_fit, "update", stopping):
+    with patch.object(loop, "update", stopping):
         try:
             killed.train(weights, pictures, out, config=config, workers=workers)
         except StoppedError:

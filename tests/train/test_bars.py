@@ -3,7 +3,7 @@
 import pytest
 
 from medsam3.train.bars import Bars
-from medsam3.train.fit import Progress
+from medsam3.train.loop import Progress
 
 
 def test_a_log_file_gets_the_first_and_the_last_line_of_a_phase(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from medsam3.cli.train_data import steps_shown
 from medsam3.errors import InputError
 from medsam3.train.bars import Bars
 from medsam3.train.board import Board, write_board
-from medsam3.train.fit import Progress
+from medsam3.train.loop import Progress
 
 REASON = "needs tensorboard: pip install 'medsam3[tensorboard]'"
 
@@ -29,7 +29,8 @@ def curves(out: Path) -> dict[str, list[tuple[int, float]]]:
 
 def write_curves(out: Path, totals: list[float]) -> None:
     lines = [json.dumps({"step": step, "total": total, "presence": total / 2}) for step, total in enumerate(totals)]
-    (out / "curves.jsonl").write_text("\n".join(lines) + "\n")
+    heading = json.dumps({"config": {"seed": 0}, "data": "a digest"})
+    (out / "curves.jsonl").write_text("\n".join([heading, *lines]) + "\n")
 
 
 def test_curves_of_a_finished_run_are_those_of_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

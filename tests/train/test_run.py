@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import medsam3
 from made_data import SIZE, data_folder, picture
 from medsam3.cli.main import main
 from medsam3.errors import InputError
 from medsam3.models.mini.card import MiniThresholds
-from medsam3.models.mini.detector import MiniDetector, MiniDetectorConfig
-from medsam3.models.mini.segmenter import MiniSegmenter
+from medsam3.models.mini.segmenter import SHIPPED_WEIGHTS, MiniSegmenter
 from medsam3.train.calibrate import Calibration
-from medsam3.train.run import averaged, write_weights
+from medsam3.train.config import FitConfig
+from medsam3.train.loop import RunFolder
+from medsam3.train.run import starting_weights, write_weights
 
 
 def coco_file(folder: Path, numbers: tuple[int, ...], name: str) -> Path:
@@ -119,15 +121,6 @@ def test_joined_weights_are_one_file_that_segments(tmp_path: Path) -> None:
     assert main(["train", str(data), "--out", str(anew), "--join", weights[0], *shared]) == 0
     before, after = (json.loads((run / "mini.json").read_text()) for run in (runs[0], anew))
     assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
-    mean = tmp_path / "mean"
-    both = [weights[0], str(anew / "mini.safetensors")]
-    assert main(["train", str(data), "--out", str(mean), "--join", *both, "--average", *shared]) == 0
-    assert [made["training"]["steps"] for made in json.loads((mean / "mini.json").read_text())["averaged"]] == [1, 1]
-    of_mean = tmp_path / "of_mean"
-    made_of = [str(mean / "mini.safetensors"), weights[1]]
-    assert main(["train", str(data), "--out", str(of_mean), "--join", *made_of, *shared]) == 0
-    first, _ = json.loads((of_mean / "mini.json").read_text())["joined"]
-    assert [made["training"]["steps"] for made in first["averaged"]] == [1, 1]
     [again] = medsam3.segment(data / "2.png", "polyp", medsam3.load("mini", weights=anew / "mini.safetensors"))
     assert again.shape == (1, *SIZE)
 
@@ -144,21 +137,48 @@ def test_a_card_says_why_presence_was_not_calibrated_and_holds_no_nan(tmp_path: 
     assert val["presence_auroc"] == 0.9877 and "presence_kept" not in val
 
 
-def test_the_mean_of_detectors_is_one_of_their_form() -> None:
-    config = MiniDetectorConfig(width=16, heads=2, feed_forward=16, encoder_layers=1, decoder_layers=1, queries=2)
-    detectors = [MiniDetector(config) for _ in range(2)]
-    mean = averaged(detectors)
-    parts = zip(mean.parameters(), *(detector.parameters() for detector in detectors), strict=True)
-    assert all(torch.allclose(value, (first + second) / 2) for value, first, second in parts)
-    with pytest.raises(InputError, match="unlike detectors"):
-        averaged([detectors[0], MiniDetector(replace(config, queries=3))])
+def test_a_run_on_other_data_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = data_folder(tmp_path / "data"), tmp_path / "run"
+    RunFolder(out, FitConfig(), "the digest of other data").__exit__(None, None, None)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert main(["train", str(data), "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "holds a run on other data: choose another --out" in line
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.weights
+def test_a_finished_run_given_pictures_of_the_same_names_keeps_its_card(tmp_path: Path) -> None:
+    data, out = data_folder(tmp_path / "data"), tmp_path / "run"
+    command = ["train", str(data), "--out", str(out), "--steps", "1", "--images-per-step", "1"]
+    assert main(command) == 0
+    card = (out / "mini.json").read_bytes()
+    picture(data, 1)[0].write_bytes((data / "2.png").read_bytes())
+    assert main(command) == 2
+    assert (out / "mini.json").read_bytes() == card
+    picture(data, 1)
+    assert main([*command[:-4], "--steps", "2", *command[-2:]]) == 0  # the first data again, and more steps
+    assert json.loads((out / "mini.json").read_text())["training"]["steps"] == 2
+
+
+def test_shipped_weights_are_named_and_a_file_of_that_name_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert starting_weights(Path("mini")) == SHIPPED_WEIGHTS
+    assert starting_weights(Path("mini-open")).name == "mini-open.safetensors"
+    save_file({"a": torch.zeros(1)}, tmp_path / "mini")
+    assert starting_weights(Path("mini")) == Path("mini")
+    with pytest.raises(InputError, match="are not a file"):
+        starting_weights(tmp_path / "runs" / "mini")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--average"], "--average was given without several weights"),
-        (["--steps", "0"], "--steps is 0, it must be positive"),
+        (["--steps", "0"], "--steps. Must be >= 1"),
         (["--images-per-step", "3"], "there are only 2 train images"),
         (["--datasets", "two"], "there is no data set two"),
         (["--views-of", "one=x"], "allowed is SET=N"),

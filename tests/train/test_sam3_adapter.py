@@ -14,8 +14,8 @@ from medsam3.models.detector import ExemplarBoxes, PromptTokens, detect
 from medsam3.models.sam3.checkpoints import read_adapter, read_checkpoint
 from medsam3.models.sam3.lora import LoraSource, merge
 from medsam3.models.sam3.network import Sam3Network, blank_network, fill_network, full_size
-from medsam3.train.sam3_adapter import add_adapter, v1_modules
-from medsam3.train.sam3_config import LoraConfig, Sam3FitConfig
+from medsam3.train.config import LoraConfig, Sam3FitConfig
+from medsam3.train.trainee_sam3 import add_adapter, v1_modules
 
 PARITY = os.environ.get("MEDSAM3_PARITY", "")
 CONFIG = LoraConfig(rank=3, alpha=6.0, dropout=0.0)

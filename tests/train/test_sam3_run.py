@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from dataclasses import replace
@@ -15,15 +14,14 @@ import sam3_tiny as tiny
 import torch
 
 import medsam3
-from medsam3.cli import train as command
+from medsam3.cli.main import run as command
 from medsam3.data.samples import samples_from_index
 from medsam3.errors import InputError
 from medsam3.measure.outline import dice
 from medsam3.models.sam3.checkpoints import read_checkpoint
 from medsam3.models.sam3.segmenter import Sam3Segmenter
 from medsam3.prompts import Prompt
-from medsam3.train.batches import SamplingConfig
-from medsam3.train.sam3_config import Sam3FitConfig
+from medsam3.train.config import Sam3FitConfig, SamplingConfig
 from medsam3.train.sam3_run import Sam3Settings, read_start, train_sam3
 from medsam3.train.workers import OneProcess
 
@@ -53,11 +51,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(place: Path, out: Path, *options: str) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
     data = ["--coco", str(place / "train.json"), "--coco-val", str(place / "val.json")]
     data += ["--images", str(place / "pictures"), "--base", "sam3", "--weights", str(place / "weights")]
-    return command.run(parser.parse_args([*data, "--out", str(out), "--device", "cpu", *options]))
+    return command(["train", *data, "--out", str(out), "--device", "cpu", *options])
 
 
 def quick(place: Path, out: Path, *options: str) -> int:
@@ -75,8 +71,9 @@ def test_a_dry_run_tells_what_is_frozen_and_what_it_will_take(
     assert all(rows[part][0] == rows[part][1] for part in parts)
     trained = sum(int(rows[part][1].replace(",", "")) for part in parts)
     assert rows["all"][1] == f"{trained:,}"
-    for start in ("estimated memory", "estimated time", "features to cache"):
+    for start in ("features to cache: 3 views", "measured: ", "run folder: "):
         assert any(line.startswith(start) for line in told)
+    assert any("s a view to encode (1 pass)" in line and "3 views that are not cached" in line for line in told)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"data.html", "data.json"}
 
 
@@ -133,7 +130,7 @@ def test_the_same_command_again_reads_the_cache_and_makes_the_same_weights(place
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--steps", "0"), "--steps is 0, allowed is above 0"),
+        (("--steps", "0"), "--steps. Must be >= 1"),
         (("--rank", "4"), "belong to the adapter"),
         (("--init", "mini.safetensors"), "belongs to the small model"),
         (("--image-size", "100"), "multiples of 56"),
@@ -147,14 +144,12 @@ def test_an_option_that_cannot_be_is_refused(place: Path, tmp_path: Path, option
 
 
 def test_weights_are_asked_for_by_name(place: Path, tmp_path: Path) -> None:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
     coco = ["--coco", str(place / "train.json"), "--coco-val", str(place / "val.json")]
     data = [*coco, "--images", str(place / "pictures"), "--out", str(tmp_path)]
     with pytest.raises(InputError, match="without --weights"):
-        command.run(parser.parse_args([*data, "--base", "sam3"]))
+        command(["train", *data, "--base", "sam3"])
     with pytest.raises(InputError, match="add --base sam3"):
-        command.run(parser.parse_args([*data, "--alpha", "16"]))
+        command(["train", *data, "--alpha", "16"])
 
 
 @pytest.mark.slow

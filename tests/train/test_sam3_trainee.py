@@ -12,12 +12,11 @@ from torch import Tensor
 
 from medsam3.models.detector import decode_masks
 from medsam3.models.sam3.network import Sam3Network
-from medsam3.train.batches import Exemplar, Question
+from medsam3.train.batches import Batch, Exemplar, Question
+from medsam3.train.config import Sam3FitConfig, Sam3Trains
+from medsam3.train.estimate import PartSize
 from medsam3.train.losses import PromptTarget
-from medsam3.train.parts import PartSize
-from medsam3.train.sam3_batches import Sam3Batch
-from medsam3.train.sam3_config import Sam3FitConfig, Trains
-from medsam3.train.sam3_trainee import (
+from medsam3.train.trainee_sam3 import (
     Sam3Trainee,
     drop_text_encoder,
     drop_trunk,
@@ -49,7 +48,7 @@ def squares(count: int) -> PromptTarget:
     return PromptTarget(boxes, masks, whole, is_present=count > 0)
 
 
-def batch(*counts: int, images: int = 2) -> Sam3Batch:
+def batch(*counts: int, images: int = 2) -> Batch:
     """Questions on random images by turns, with so many objects each; the second one has an exemplar."""
     pixels = torch.randint(0, 256, (images, 3, 112, 112), generator=torch.Generator().manual_seed(4)).to(torch.uint8)
     phrases = ("polyp", "a much longer phrase", "needle")
@@ -62,15 +61,15 @@ def batch(*counts: int, images: int = 2) -> Sam3Batch:
         )
         for number, count in enumerate(counts)
     ]
-    return Sam3Batch(pixels, None, tuple(questions))
+    return Batch(pixels, None, tuple(questions))
 
 
-def alone(whole: Sam3Batch, number: int) -> Sam3Batch:
+def alone(whole: Batch, number: int) -> Batch:
     """One question of a batch with its image."""
     question = whole.questions[number]
     assert whole.pixels is not None
     only = Question(0, question.phrase, question.exemplar, question.truth)
-    return Sam3Batch(whole.pixels[[question.image]], None, (only,))
+    return Batch(whole.pixels[[question.image]], None, (only,))
 
 
 def trained_names(model: Sam3Trainee) -> set[str]:
@@ -128,7 +127,7 @@ def test_frozen_encoders_get_no_gradient_and_the_detector_does(folder: Path) -> 
 
 
 @pytest.mark.parametrize("trains", ["detector", "all"])
-def test_a_batch_costs_the_mean_of_its_prompts_one_by_one(folder: Path, trains: Trains) -> None:
+def test_a_batch_costs_the_mean_of_its_prompts_one_by_one(folder: Path, trains: Sam3Trains) -> None:
     model = trainee(folder, trains=trains).eval()
     whole = batch(1, 3, 2)  # padded texts, padded exemplars, padded matches
     together = model(lambda: whole)[1]
@@ -163,13 +162,13 @@ def test_only_masks_of_matched_queries_are_made(folder: Path, monkeypatch: pytes
         made.append(masks.instances.shape)
         return masks
 
-    monkeypatch.setattr("medsam3.train.sam3_trainee.decode_masks", recorded)
+    monkeypatch.setattr("medsam3.train.trainee_sam3.decode_masks", recorded)
     trainee(folder)(lambda: batch(3, 0, 1))
     assert made == [torch.Size([2, 3, 32, 32])]  # two present prompts, at most three objects, and not ten queries
 
 
 @pytest.mark.parametrize("trains", ["detector", "lora", "all"])
-def test_recomputing_layers_changes_no_gradient(folder: Path, trains: Trains) -> None:
+def test_recomputing_layers_changes_no_gradient(folder: Path, trains: Sam3Trains) -> None:
     gradients: list[dict[str, Tensor]] = []
     for is_checkpointed in (False, True):
         model = trainee(folder, trains=trains, is_checkpointed=is_checkpointed)
@@ -191,7 +190,7 @@ def test_a_step_from_cached_features_is_the_step_from_pixels(folder: Path) -> No
     drop_text_encoder(network)
     cached = Sam3Trainee(network, tiny.configured(), phrases=known).eval()
     from_pixels = trainee(folder).eval()(lambda: whole)[1]
-    from_cache = cached(lambda: Sam3Batch(None, trunk, whole.questions))[1]
+    from_cache = cached(lambda: Batch(None, trunk, whole.questions))[1]
     for name, value in from_pixels.items():
         assert from_cache[name].item() == pytest.approx(value.item(), rel=1e-3), name
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medsam3.train.stain import nuclear_density, restain
+from medsam3.train.augment import nuclear_density, restain
 
 SHAPE = (40, 64)
 

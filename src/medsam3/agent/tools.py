@@ -28,7 +28,9 @@ from medsam3.agent.values import Mark, Observation, ToolError, Verdict
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks, ObjectMask
 from medsam3.measure.outline import iou
-from medsam3.prompts import Prompt, check_phrase
+from medsam3.models.refiner import Hints
+from medsam3.models.refiner import refine as refined
+from medsam3.prompts import Box, Prompt, check_phrase
 from medsam3.view.crops import Crop, closer_window, quarters
 from medsam3.view.grey import WINDOWS, window_named
 
@@ -169,19 +171,21 @@ def segment_box(session: ToolSession, given: BoxArguments) -> Observation:
 
 
 def refine(session: ToolSession, given: RefineArguments) -> Observation:
-    """Make a mask anew, from points on and off it, or from a box."""
+    """Correct a mask by points on and off it, or draw it anew by a box."""
     mark, place = session.mark(given.mask), session.place(given.picture)
     if (given.points is None) == (given.box is None):
         raise ToolError("give either points or a box to refine a mask, not both and not none")
     if given.box is not None:
         prompt = Prompt(text=mark.phrase or None, boxes=(session.box(given.box, place),))
         return _prompted(session, prompt, "refine", place.frame)
+    n, queried = place.frame, session.queried
     points = tuple(place.point(x, y, is_positive=bool(kind)) for x, y, kind in given.points or ())
-    if not any(point.is_positive for point in points):  # off-clicks alone: the object itself says where it is
-        rows, columns = np.nonzero(plane_of(mark, session.queried.shape[1:]))
-        inside = len(rows) // 2
-        points = (replace(points[0], x=float(columns[inside]), y=float(rows[inside]), is_positive=True), *points)
-    return _prompted(session, Prompt(points=points), "refine", place.frame)
+    asked = Prompt(boxes=(Box(*mark.mask.box),), points=points)
+    asked.check_inside(*queried.shape[1:])
+    so_far = mark.mask.plane(n, queried.shape[1:])
+    hints = Hints(so_far if so_far.any() else None, points, text=mark.phrase or None)
+    found = refined(queried.segmenter, queried.features(n), hints)
+    return _marked(session, replace(found, presence=mark.presence, is_present=mark.is_present), "refine", n, asked)
 
 
 def examine(session: ToolSession, given: MaskArguments) -> Observation:
@@ -291,7 +295,10 @@ def _found(
 
 def _prompted(session: ToolSession, prompt: Prompt, origin: str, n: int) -> Observation:
     prompt.check_inside(*session.queried.shape[1:])
-    found = session.queried.decode(n, prompt)
+    return _marked(session, session.queried.decode(n, prompt), origin, n, prompt)
+
+
+def _marked(session: ToolSession, found: Masks, origin: str, n: int, prompt: Prompt) -> Observation:
     about = {"phrase": found.concept, "presence": found.presence, "is_present": found.is_present}
     marks = session.new_marks([_moved(part, n) for part in found.objects], origin, **about)
     boxes = [[round(edge, 2) for edge in box.xyxy] for box in prompt.boxes]

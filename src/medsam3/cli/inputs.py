@@ -1,19 +1,26 @@
-"""From what stands on the command line (files, folders, patterns) to the images to read. Opens no pixels."""
+"""From what stands on the command line (files, folders, patterns, series, frames) to the images that are read."""
 
 from __future__ import annotations
 
 import glob
+import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, printable
 
+if TYPE_CHECKING:
+    from medsam3.image import Image
+
+_log = logging.getLogger(__name__)
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".nii.gz", ".nii"),
     *(".nrrd", ".nhdr", ".mha", ".mhd", ".mp4", ".mov", ".avi", ".mkv", ".gif"),
 )
-_DICOM_MAGIC_START = 128  # bytes of preamble, DICOM PS3.10 7.1
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,8 @@ class Input:
         if not self.path.exists():
             raise InputError(f"{self.path} does not exist: correct the path")
         try:
-            # A chosen series may lie below its folder.
-            files = [self.path] if self.path.is_file() else _files_in(self.path, "*" if self.series is None else "**/*")
+            # A series may lie below its folder.
+            files = [self.path] if self.path.is_file() else _files_in(self.path, "**/*")
             states = [file.stat() for file in files]
         except OSError as error:
             raise InputError(f"{self.path} cannot be read ({error.strerror}): give what you may read") from error
@@ -91,6 +98,23 @@ def find_inputs(arguments: Sequence[str], *, leave_out: Path | None = None, seri
             for item in _series_at(path, series) if series else _inputs_at(path, skipped):
                 found.setdefault(item.source, item)
     return list(found.values())
+
+
+def find_stacks(arguments: Sequence[str], *, leave_out: Path, series: Sequence[str]) -> list[Input]:
+    """Find the images as `find_inputs` does, but take a folder of pictures as one video.
+
+    Raises:
+        InputError: As `find_inputs`.
+    """
+    from medsam3.io.dicom_series import holds_images  # noqa: PLC0415
+    from medsam3.io.raster import frame_files  # noqa: PLC0415
+
+    found: list[Input] = []
+    for argument in arguments:
+        path = Path(argument)
+        is_video = not series and path.is_dir() and len(frame_files(path)) > 1 and not holds_images(path)
+        found.extend([Input(path)] if is_video else find_inputs([argument], leave_out=leave_out, series=series))
+    return list({item.source: item for item in found}.values())
 
 
 def _expand(argument: str) -> list[Path]:
@@ -128,30 +152,46 @@ def _series_at(path: Path, series: Sequence[str]) -> list[Input]:
 
 def _walk(folder: Path, skipped: Path | None) -> Iterator[Input]:
     from medsam3.io import is_series  # noqa: PLC0415  the command line starts without numpy
+    from medsam3.io.dicom_series import is_dicom_image  # noqa: PLC0415
+    from medsam3.io.files import is_dicom  # noqa: PLC0415
 
-    images = [file for file in _files_in(folder) if is_image_name(file) or _is_dicom(file)]
-    slices = {file for file in images if _is_dicom(file)}
+    ours = _results_in(folder)
+    files = [file for file in _files_in(folder) if file.name not in ours]
+    slices = [file for file in files if is_dicom(file)]
     holds_series = len(slices) > 1 and is_series(folder)
     if holds_series:
         yield Input(folder)
-    yield from (Input(file) for file in images if not (holds_series and file in slices))
+    others = [] if holds_series else [file for file in slices if not is_dicom_image(file)]
+    if others or ours:
+        names = ", ".join(printable(file.name) for file in others[:3])
+        parts = [f"{len(others)} DICOM files without an image ({names})"] if others else []
+        parts += [f"{len(ours)} results of an earlier run"] if ours else []
+        _log.warning("%s: passed over: %s", printable(str(folder)), ", ".join(parts))
+    passed_over = {*others, *(slices if holds_series else [])}
+    images = [file for file in files if file in slices or is_image_name(file)]
+    yield from (Input(file) for file in images if file not in passed_over)
     for below in _visible(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
         if below.resolve() != skipped:
             yield from _walk(below, skipped)
 
 
+def _results_in(folder: Path) -> set[str]:
+    """Names of files in a folder that a run wrote there, by its list of results."""
+    from medsam3.cli.outputs import LIST_NAME  # noqa: PLC0415
+    from medsam3.store import read_lines  # noqa: PLC0415
+
+    place = folder / LIST_NAME
+    if not place.is_file():
+        return set()
+    with place.open("rb") as stream:
+        records, _ = read_lines(stream)
+    claimed = [name for record in records for name in record.get("claims") or [] if isinstance(name, str)]
+    return {name for name in claimed if (folder / name).is_file()}
+
+
 def is_image_name(path: Path) -> bool:
     """The name ends as that of an image does."""
     return path.name.lower().endswith(SUFFIXES)
-
-
-def _is_dicom(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            stream.seek(_DICOM_MAGIC_START)
-            return stream.read(4) == b"DICM"
-    except OSError:
-        return False
 
 
 def _files_in(folder: Path, pattern: str = "*") -> list[Path]:
@@ -160,3 +200,79 @@ def _files_in(folder: Path, pattern: str = "*") -> list[Path]:
 
 def _visible(paths: Iterable[Path]) -> list[Path]:
     return sorted(path for path in paths if not path.name.startswith("."))
+
+
+@dataclass(frozen=True)
+class FrameRange:
+    """Frames or slices from `first` to `last`, both included, counted from 0."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An image that was read, and which of its frames are meant; None for all."""
+
+    image: Image
+    frames: tuple[int, ...] | None
+
+
+def frame_ranges(texts: Sequence[str] | None) -> tuple[FrameRange, ...]:
+    """What `--frame` was given, empty for all frames.
+
+    Raises:
+        InputError: Not of the form N or A-B, or B below A.
+    """
+    return tuple(_frame_range(text) for text in texts or ())
+
+
+def read_chosen(item: Input, ranges: Sequence[FrameRange]) -> Chosen:
+    """Read an input and say which of its frames are meant.
+
+    A file whose frames make no one stack (time points of a 4-D NIfTI, pages or frames of different sizes) is read at
+    the one frame that is asked for; its slices are then all meant.
+
+    Raises:
+        InputError: As `medsam3.read`, and a frame that does not exist.
+    """
+    from medsam3.io import read  # noqa: PLC0415  no reader is needed for what is done
+
+    try:
+        image = read(item.path, series=item.series)
+    except InputError:
+        single = ranges[0].first if len(ranges) == 1 and ranges[0].first == ranges[0].last else None
+        if single is None or item.path.is_dir():
+            raise
+        return Chosen(read(item.path, frame=single), None)
+    return Chosen(image, _frames_within(ranges, image.shape[0]))
+
+
+def part(chosen: Chosen) -> Image:
+    """The chosen frames alone; their position is kept where they follow each other."""
+    from medsam3.image import LazyFrames  # noqa: PLC0415
+
+    if chosen.frames is None:
+        return chosen.image
+    image, frames = chosen.image, chosen.frames
+    if len(frames) == 1:
+        return image.frame(frames[0])
+    is_run = frames == tuple(range(frames[0], frames[-1] + 1))
+    source = tuple(image.source[n] for n in frames) if len(image.source) == image.shape[0] else image.source
+    affine = image.frame(frames[0]).affine if is_run else None
+    shape = (len(frames), *image.shape[1:], image.channels)
+    return replace(image, frames=LazyFrames(shape, lambda n: image.pixels(frames[n])), affine=affine, source=source)
+
+
+def _frame_range(text: str) -> FrameRange:
+    match = _RANGE.fullmatch(text.strip())
+    if match is None or (match[2] is not None and int(match[2]) < int(match[1])):
+        raise InputError(f"--frame is {text!r}, allowed is N or A-B with A not above B, counted from 0")
+    return FrameRange(int(match[1]), int(match[2] or match[1]))
+
+
+def _frames_within(ranges: Sequence[FrameRange], count: int) -> tuple[int, ...] | None:
+    for one in ranges:
+        if one.last >= count:
+            raise InputError(f"frame {one.last} was asked for, allowed is 0 to {count - 1}")
+    return tuple(sorted({n for one in ranges for n in range(one.first, one.last + 1)})) or None

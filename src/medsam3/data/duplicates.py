@@ -20,6 +20,7 @@ from scipy import fft, ndimage
 
 from medsam3.data.index import IndexRow
 from medsam3.errors import InputError
+from medsam3.io.raster import open_picture
 
 SIDE = 64
 HASH_SIDE = 32
@@ -92,9 +93,9 @@ def thumbnails(
     found = []
     for done, (path, row) in enumerate(sorted(pictures.items()), start=1):
         try:
-            with PIL.Image.open(path) as opened:
+            with open_picture(path) as opened:
                 grey = np.asarray(opened.convert("L").resize((SIDE, SIDE), PIL.Image.Resampling.BOX), np.float64)
-        except OSError as error:
+        except (OSError, InputError) as error:
             if is_lenient:
                 continue
             raise InputError(f"{path.name} cannot be read as a picture ({error}): replace the file") from error

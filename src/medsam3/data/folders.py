@@ -1,7 +1,9 @@
-"""Training samples from two plain folders, pictures and their masks, matched by their names without the ending.
+"""Training samples from plain folders of pictures and masks, matched by their names without the ending.
 
-A mask is of one concept, 0 where it is not, or a label map whose values are named. Where the pictures lie in folders
-named train, val and test, these are the splits; otherwise groups are ordered by a hash and cut at 70 % and 80 %.
+A mask is named as its picture, or with an ending such as `_mask` or `_segmentation`, beside it or in another folder;
+several masks of a picture are its objects. A mask is of one concept, 0 where it is not, or a label map whose values are
+named. If the pictures lie in folders named train, val and test, these are the splits; otherwise groups are ordered by a
+hash and cut at 70 % and 80 %.
 """
 
 from __future__ import annotations
@@ -13,17 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 
-from medsam3.data.index import Split, concept_mask, load_label_map
-from medsam3.data.samples import Instances, Sample, Target, connected_objects
+from medsam3.data.index import LabelMap, Split, concept_mask, fitted, load_label_map
+from medsam3.data.samples import Instances, Sample, Target, connected_objects, set_name
 from medsam3.errors import InputError
 from medsam3.io.files import RASTER_SUFFIXES
 
-_SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_SPLITS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _TRAIN_SHARE, _VAL_SHARE = 0.7, 0.1
-_PLAIN_NAMES = ("images", "image", "imgs", "img")
 _MOST_NAMED = 3
+_MASK_ENDING = re.compile(
+    r"[ _.-](mask|seg|segmentation|label|gt|groundtruth|annotation)s?([ _-]?\d+)?$", re.IGNORECASE
+)
+_SOFT_LEVELS, _SOFT_SHARE = 40, 0.97
+"""A mask with more values is black and white all the same if this share of it lies so near to 0 and 255."""
+_LEAST_JUDGED, _INVERTED_SHARE = 3, 0.8
+"""Masks are taken for inverted if so many, and this share of them, cover all corners."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +38,8 @@ class FolderSource:
     """Two folders and what the masks mean.
 
     Attributes:
-        images, masks: The folders; folders in them are looked into.
-        concept: What is not 0 in the masks; "" where `labels` says it.
+        images, masks: The folders, which may be the same one; folders in them are looked into.
+        concept: What is not 0 in the masks; "" if `labels` says it.
         labels: Concepts of a label map, each with the values that make it up.
         group_pattern: A regular expression with one group that finds in a name what must stay in one split, such as
             `(patient\\d+)`; "" makes every picture its own group.
@@ -59,13 +66,12 @@ class FolderSource:
 
     @property
     def dataset(self) -> str:
-        """The name of the set: that of the folder of images, or of the one above where that is just `images`."""
-        name = self.images.resolve().name
-        return self.images.resolve().parent.name if name.lower() in _PLAIN_NAMES else name
+        """The name of the set; see `set_name`."""
+        return set_name(self.images)
 
 
 def parse_labels(text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """`1=optic disc,2=optic cup`, values of one concept joined by `|`, as concepts with their values.
+    """Read `1=optic disc,2=optic cup`, values of one concept joined by `|`; `0=PHRASE` is for inverted masks.
 
     Raises:
         InputError: Another form, or a concept named twice.
@@ -74,31 +80,31 @@ def parse_labels(text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
     for part in text.split(","):
         values, _, concept = (piece.strip() for piece in part.partition("="))
         numbers = values.split("|")
-        if not concept or not all(n.isascii() and n.isdigit() and int(n) > 0 for n in numbers) or concept in named:
+        if not concept or not all(n.isascii() and n.isdigit() for n in numbers) or concept in named:
             raise InputError(f"--labels has {part!r}, allowed are 1=PHRASE,2=PHRASE or 1|2=PHRASE, each phrase once")
         named[concept] = tuple(int(n) for n in numbers)
     return tuple(named.items())
 
 
 def samples_from_folder(source: FolderSource) -> tuple[Sample, ...]:
-    """All pictures of the folder, by name; each mask is read once, to see what is present.
+    """Read all pictures of the folder, by name; each mask is read once, to see what is present.
 
     Raises:
         InputError: No pictures, a picture without a mask or with another size, two files of one name, a mask that
-            cannot be read, or values that nothing names.
+            cannot be read, values that nothing names, or masks that seem to be inverted.
     """
-    images, masks = _by_stem(source.images), _by_stem(source.masks)
+    images, masks = _paired(source)
     if not images:
         raise InputError(f"{source.images} holds no pictures ({', '.join(RASTER_SUFFIXES)})")
-    lacking = [stem for stem in images if stem not in masks]
+    lacking = [stem for stem in images if not masks[stem]]
     if lacking:
-        named = ", ".join(lacking[:_MOST_NAMED]) + (", ..." if len(lacking) > _MOST_NAMED else "")
         raise InputError(
-            f"{source.masks} has no mask for {len(lacking)} of {len(images)} images ({named}): names must match"
+            f"{source.masks} has no mask for {len(lacking)} of {len(images)} images ({_listed(lacking)}): a mask is "
+            "named as its picture, or with an ending such as _mask"
         )
     groups = {stem: _group(stem, source.group_pattern) for stem in images}
     splits = _given_splits(images) or hashed_splits(groups, source.dataset)
-    return tuple(
+    samples = tuple(
         Sample(
             name=f"{source.dataset}/{path.relative_to(source.images).as_posix()}",
             image=path,
@@ -109,10 +115,53 @@ def samples_from_folder(source: FolderSource) -> tuple[Sample, ...]:
         )
         for stem, path in images.items()
     )
+    if source.concept:
+        _check_inverted(samples, source)
+    return samples
+
+
+def _paired(source: FolderSource) -> tuple[dict[str, Path], dict[str, tuple[Path, ...]]]:
+    """Find the pictures by name, and each one's masks: that of its own name, or else those with an ending."""
+    files, masks = _by_stem(source.images), _by_stem(source.masks)
+    is_one_folder = source.images.resolve() == source.masks.resolve()
+    ended: dict[str, list[Path]] = {}
+    for stem, path in masks.items():
+        if _MASK_ENDING.search(stem):
+            ended.setdefault(_MASK_ENDING.sub("", stem), []).append(path)
+    of_picture = {path for stem, own in ended.items() if stem in files for path in own}
+    images = {stem: path for stem, path in files.items() if path not in of_picture}
+    if is_one_folder:
+        return images, {stem: tuple(ended.get(stem, ())) for stem in images}
+    return images, {stem: (masks[stem],) if stem in masks else tuple(ended.get(stem, ())) for stem in images}
+
+
+def _check_inverted(samples: Sequence[Sample], source: FolderSource) -> None:
+    """Refuse masks that cover the corners of nearly every picture, as the background does.
+
+    Raises:
+        InputError: They do.
+    """
+    covering = shown = 0
+    for sample in samples:
+        labels = sample.targets[0].load() > 0
+        shown += bool(labels.any())
+        covering += bool(labels[[0, 0, -1, -1], [0, -1, 0, -1]].all())
+    if shown >= _LEAST_JUDGED and covering >= _INVERTED_SHARE * shown:
+        values = sorted({int(value) for value in np.unique(load_label_map(_first_mask(samples[0]))) if value})
+        named = "|".join(map(str, values[:_MOST_NAMED])) or "255"
+        raise InputError(
+            f"{source.masks}: {covering} of {shown} masks cover all corners of their picture, so they seem to be "
+            f"inverted: if they are, give --labels '0={source.concept}' in place of --concept; if they are not, "
+            f"--labels '{named}={source.concept}'"
+        )
+
+
+def _first_mask(sample: Sample) -> Path:
+    return next(part for part in sample.targets[0].source if isinstance(part, Path))
 
 
 def hashed_splits(groups: Mapping[str, str], dataset: str) -> dict[str, Split]:
-    """A split for each name: groups ordered by a hash of `dataset/group` and cut at 70 % and 80 % of the names.
+    """Choose a split for each name: groups ordered by a hash of `dataset/group` and cut at 70 % and 80 % of the names.
 
     With two groups or more, train and val have at least one each.
     """
@@ -144,8 +193,8 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 
 def _given_splits(stems: Mapping[str, Path]) -> dict[str, Split]:
-    """The splits that folders named train, val and test give; {} where any picture lies elsewhere."""
-    given = {stem: split for stem in stems for split in _SPLITS if stem.split("/")[0] == split}
+    """Read the splits that folders named train, val and test give; {} if any picture lies elsewhere."""
+    given = {stem: _SPLITS[stem.split("/")[0].lower()] for stem in stems if stem.split("/")[0].lower() in _SPLITS}
     return given if len(given) == len(stems) else {}
 
 
@@ -158,32 +207,57 @@ def _group(stem: str, pattern: str) -> str:
     return found.group(1)
 
 
-def _targets(image: Path, mask: Path, source: FolderSource) -> tuple[Target, ...]:
+def _targets(image: Path, masks: tuple[Path, ...], source: FolderSource) -> tuple[Target, ...]:
+    read = [_read_mask(mask, image, source) for mask in masks]
+    values = sorted({int(value) for labels in read for value in np.unique(labels)})
+    wanted = source.labels or ((source.concept, tuple(value for value in values if value)),)
+    unknown = sorted({value for value in values if value} - {value for _, own in wanted for value in own})
+    if unknown and 0 not in {value for _, own in wanted for value in own}:
+        raise InputError(f"{masks[0]} holds the values {_listed(unknown)}, which --labels does not name: name them all")
+    return tuple(
+        Target(concept, bool(set(own) & set(values)), _loader(image, masks, own, source), (*masks, f"{own}"))
+        for concept, own in wanted
+    )
+
+
+def _read_mask(mask: Path, image: Path, source: FolderSource) -> LabelMap:
+    """Read a mask as the picture is shown: its own values, or 0 and another one for a single concept.
+
+    Raises:
+        InputError: It has another size, or more values than one concept has.
+    """
     labels = load_label_map(mask)
-    try:
-        with PIL.Image.open(image) as opened:
-            size = (opened.height, opened.width)
-    except OSError as error:
-        raise InputError(f"{image} cannot be read as a picture ({error}): replace the file") from error
-    if size != labels.shape:
-        raise InputError(
-            f"{mask} has {labels.shape} pixels (rows, columns), its image has {size}: they must be the same"
-        )
-    values = [int(value) for value in np.unique(labels) if value > 0]
-    wanted = source.labels
-    if not wanted:
+    if source.concept:
+        values = np.unique(labels[labels > 0])
         if len(values) > 1:
-            raise InputError(f"{mask} holds the values {_listed(values)}, --concept allows one besides 0: use --labels")
-        wanted = ((source.concept, tuple(values)),)
-    unknown = sorted(set(values) - {value for _, own in wanted for value in own})
-    if unknown:
-        raise InputError(f"{mask} holds the values {_listed(unknown)}, which --labels does not name: name them all")
-    return tuple(Target(concept, bool(set(own) & set(values)), _loader(mask, own)) for concept, own in wanted)
+            is_near = (labels <= _SOFT_LEVELS) | ((labels >= 255 - _SOFT_LEVELS) & (labels <= 255))
+            if is_near.mean() < _SOFT_SHARE or values.max() <= _SOFT_LEVELS:
+                raise InputError(
+                    f"{mask} holds the values {_listed(values.tolist())}, --concept allows one besides 0: use --labels"
+                )
+            labels = np.where(labels > 127, 255, 0).astype(np.uint8)  # lossy or smoothed, but black and white
+    try:
+        return fitted(labels, image)
+    except InputError as error:
+        raise InputError(f"{mask}: {error}") from error
 
 
-def _listed(values: Sequence[int]) -> str:
+def _listed(values: Sequence[object]) -> str:
     return ", ".join(str(value) for value in values[:_MOST_NAMED]) + (", ..." if len(values) > _MOST_NAMED else "")
 
 
-def _loader(mask: Path, values: tuple[int, ...]) -> Callable[[], Instances]:
-    return lambda: connected_objects(concept_mask(load_label_map(mask), values))
+def _loader(
+    image: Path, masks: tuple[Path, ...], values: tuple[int, ...], source: FolderSource
+) -> Callable[[], Instances]:
+    """Give connected parts of a single mask; of several masks, each one is an object."""
+
+    def load() -> Instances:
+        shown = [concept_mask(_read_mask(mask, image, source), values) for mask in masks]
+        if len(shown) == 1:
+            return connected_objects(shown[0])
+        instances = np.zeros(shown[0].shape, np.int32)
+        for number, mask in enumerate(shown, start=1):
+            instances[mask] = number
+        return instances
+
+    return load

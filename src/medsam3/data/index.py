@@ -12,10 +12,10 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import Any, Literal, TypeGuard, TypeVar, cast
 
 import numpy as np
 import PIL.Image
@@ -23,15 +23,25 @@ from numpy.typing import NDArray
 
 from medsam3.errors import InputError
 from medsam3.geometry import BoolArray
+from medsam3.io.raster import open_picture
 
 Split = Literal["train", "val", "test"]
 LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
+Labels = TypeVar("Labels", bound=NDArray[Any])
 
 MOST_FOLDS = 20
 FOLD_VAL_SHARE = 8
 """Of the groups outside the test fold, one image in so many validates."""
 COLUMNS = ("dataset", "image", "mask", "concept", "label_value", "split", "group", "present")
 _VOLUME_SUFFIXES = (".nii", ".nii.gz")
+_TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    5: lambda labels: labels.T,
+    6: lambda labels: np.rot90(labels, -1),
+    7: lambda labels: np.rot90(labels, 2).T,
+    8: lambda labels: np.rot90(labels, 1),
+}
+"""From a picture as it is stored to the one that is shown, by EXIF orientations that exchange the sides."""
+_ORIENTATION_TAG = 0x0112
 _LABEL_MODES = {"1": np.uint8, "L": np.uint8, "P": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I": np.uint16}
 
 
@@ -49,6 +59,7 @@ class IndexRow:
         group: What must not be shared between splits (patient, sequence, volume), unique within its data set.
         is_present: The concept has at least one pixel in this image; False marks a true negative.
         instances: A map of instance numbers (0 background), `<dataset>/instances/<stem>.png`; None where none exists.
+        loader: Gives the numbers of the concept's objects (H, W), 0 elsewhere, if `mask` is no label map, as in COCO.
     """
 
     dataset: str
@@ -60,6 +71,7 @@ class IndexRow:
     group: str
     is_present: bool
     instances: Path | None = None
+    loader: Callable[[], NDArray[np.integer]] | None = None
 
     @property
     def is_volume(self) -> bool:
@@ -167,28 +179,65 @@ def _hash_of_group(group: tuple[str, str]) -> bytes:
 
 
 def load_label_map(path: Path) -> LabelMap:
-    """The label map (H, W) of a picture, uint8, or uint16 where the file has 16 bits; a palette's indices are kept.
+    """Read the label map (H, W) of a picture, uint8, or uint16 if the file has 16 bits; a palette's indices are kept.
 
     Raises:
-        InputError: Missing, a volume, not a readable image, or one with colour channels.
+        InputError: Missing, a volume, not a readable image, or one with colours.
     """
     if is_volume_file(path.name):
         raise InputError(f"{path.name} is a volume, a label map of a picture is wanted: read it with medsam3.read")
     try:
-        with PIL.Image.open(path) as opened:
-            if opened.mode not in _LABEL_MODES:
-                raise InputError(f"{path.name} is of mode {opened.mode}, a label map has one channel of 8 or 16 bits")
-            values = np.asarray(opened)
-            dtype = _LABEL_MODES[opened.mode]
+        with open_picture(path, also=["GIF"]) as opened:
+            mode, values = opened.mode, np.asarray(opened)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: correct the path in index.csv") from error
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path.name} is not a readable image ({error}): save the mask as PNG") from error
+    if mode in ("RGB", "RGBA", "LA") and _is_grey(values, mode):
+        mode, values = "L", values[..., 0]
+    if mode not in _LABEL_MODES:
+        raise InputError(f"{path.name} is of mode {mode}, a label map has one channel of 8 or 16 bits, no colours")
     if values.min(initial=0) < 0 or values.max(initial=0) > np.iinfo(np.uint16).max:
         raise InputError(f"{path.name} holds values outside 0..65535: save the mask as a 16-bit PNG")
-    return values.astype(dtype)
+    return values.astype(_LABEL_MODES[mode])
+
+
+def _is_grey(values: NDArray[np.uint8], mode: str) -> bool:
+    """Tell whether all colours (H, W, C) are alike, and nothing is transparent."""
+    count = 1 if mode == "LA" else 3
+    is_opaque = values.shape[-1] == count or bool((values[..., count:] == 255).all())
+    return is_opaque and bool((values[..., :count] == values[..., :1]).all())
+
+
+def shown_size(picture: Path) -> tuple[tuple[int, int], int]:
+    """Read the size (H, W) of a picture as it is shown, and its EXIF orientation.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        with open_picture(picture) as opened:
+            orientation = int(opened.getexif().get(_ORIENTATION_TAG, 1))
+            height, width = opened.height, opened.width
+    except (OSError, ValueError, SyntaxError, TypeError, PIL.Image.DecompressionBombError) as error:
+        raise InputError(f"{picture} cannot be read as a picture ({error}): replace the file") from error
+    return ((width, height) if orientation in _TURNS else (height, width)), orientation
+
+
+def fitted(labels: Labels, picture: Path) -> Labels:
+    """Turn labels (H, W) as EXIF turns the picture, if they were drawn on it as it is stored; else give them as is.
+
+    Raises:
+        InputError: They fit the picture neither way.
+    """
+    size, orientation = shown_size(picture)
+    if labels.shape == size:
+        return labels
+    if orientation in _TURNS and labels.shape == size[::-1]:
+        return cast(Labels, np.ascontiguousarray(_TURNS[orientation](labels)))
+    raise InputError(
+        f"the mask of {picture} has {labels.shape} pixels (rows, columns), its image has {size}: they must be the same"
+    )
 
 
 def concept_mask(labels: LabelMap, label_values: tuple[int, ...]) -> BoolArray:

@@ -13,11 +13,12 @@ from itertools import combinations
 
 import numpy as np
 import PIL.Image
+from numpy.typing import NDArray
 
 from medsam3 import concepts
 from medsam3.data.duplicates import SIDE as THUMBNAIL_SIDE
 from medsam3.data.duplicates import Thumbnail, near_duplicates, thumbnail
-from medsam3.data.samples import Sample
+from medsam3.data.samples import Sample, Target, contents_digest
 from medsam3.errors import InputError
 from medsam3.models.mini.letterbox import SIDE, letterbox_labels
 
@@ -70,7 +71,7 @@ class DataReport:
     """What was found.
 
     Attributes:
-        digest: Of names, splits, concepts, and the files' sizes and times.
+        digest: Of names, groups, and the contents of the samples.
         sets, concepts: The counts.
         mismatched: Samples with a mask of another size than the image.
         belied: `SAMPLE: CONCEPT` where the data says present and the mask is empty, or the other way round.
@@ -131,14 +132,11 @@ def report_on(samples: Sequence[Sample], *, on_image: Callable[[], None] = lambd
     )
 
 
-def digest_of(samples: Iterable[Sample]) -> str:
-    """Changes with what a report reads, without reading it."""
-    digest = hashlib.sha256()
+def digest_of(samples: Sequence[Sample]) -> str:
+    """Compute a digest that changes with what a report says: names, groups, and the contents of the samples."""
+    digest = hashlib.sha256(contents_digest(samples).encode())
     for sample in samples:
-        targets = ",".join(f"{target.concept}={int(target.is_present)}" for target in sample.targets)
-        file = sample.image.stat() if sample.image.exists() else None
-        stamp = (file.st_size, file.st_mtime_ns) if file else ()
-        digest.update(f"{sample.name};{sample.split};{sample.group};{targets};{stamp}\n".encode())
+        digest.update(f"{sample.name};{sample.group};{sample.dataset}\n".encode())
     return digest.hexdigest()
 
 
@@ -166,7 +164,7 @@ def _names(samples: Iterable[Sample]) -> list[str]:
 def _look(sample: Sample) -> _Seen:
     try:
         rgb = sample.load_rgb()
-        masks = [target.load() > 0 for target in sample.targets]
+        masks = [_mask_of(target) for target in sample.targets]
     except (OSError, PIL.Image.DecompressionBombError) as error:
         raise InputError(f"{sample.name} cannot be read ({error}): replace the file, or leave it out") from error
     size = (rgb.shape[0], rgb.shape[1])
@@ -177,10 +175,19 @@ def _look(sample: Sample) -> _Seen:
         pixels=hashlib.sha256(repr(size).encode() + rgb.tobytes()).digest(),
         thumbnail=thumbnail(sample.name, sample.dataset, sample.split, np.asarray(small, np.float64)),
         areas=tuple(
-            int((letterbox_labels(mask.astype(np.int32)) > 0).sum()) if mask.shape == size else None for mask in masks
+            None if mask is None or mask.shape != size else int((letterbox_labels(mask.astype(np.int32)) > 0).sum())
+            for mask in masks
         ),
-        is_filled=tuple(bool(mask.any()) for mask in masks),
+        is_filled=tuple(mask is not None and bool(mask.any()) for mask in masks),
     )
+
+
+def _mask_of(target: Target) -> NDArray[np.bool_] | None:
+    """Read a target's mask; None if it does not fit its image."""
+    try:
+        return target.load() > 0
+    except InputError:
+        return None
 
 
 def _sets(seen: Sequence[_Seen]) -> list[SetFacts]:

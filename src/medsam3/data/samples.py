@@ -1,43 +1,60 @@
 """Training samples: an image with the concepts that are annotated in it, present or absent.
 
-Two sources, one value: a folder with `index.csv`, and COCO JSON (categories as phrases), the form that SAM 3 and
-MedSAM-3 train on. It also says which concepts may serve as negatives of an image. It knows no features and no model.
+All sources of data give this one value. It also says which concepts may serve as negatives of an image, and what a set
+of samples holds, by contents. It knows no features and no model.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import Counter, defaultdict
+import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, FiniteFloat, PositiveInt, ValidationError
 from scipy import ndimage
 
 from medsam3 import concepts
-from medsam3.data.index import IndexRow, Split, concept_mask, load_label_map, read_index
-from medsam3.errors import InputError, require
+from medsam3.data.index import IndexRow, Split, concept_mask, fitted, load_label_map, read_index
+from medsam3.errors import InputError
 from medsam3.io import read
+from medsam3.store import sha256_of
 from medsam3.view.view import view_of
-
-log = logging.getLogger(__name__)
 
 RGB = NDArray[np.uint8]
 Instances = NDArray[np.int32]
+_PLAIN_NAMES = ("images", "image", "imgs", "img", "train", "valid", "val", "validation", "test")
 
 
 @dataclass(frozen=True)
 class Target:
-    """One concept of one image. `load` gives instance numbers (H, W) int32, 0 where the concept is not."""
+    """One concept of one image.
+
+    Attributes:
+        concept: Its phrase.
+        is_present: The image shows it.
+        load: Gives instance numbers (H, W) int32, 0 where the concept is not.
+        source: The files and texts that decide what `load` gives; () if only `load` can tell.
+    """
 
     concept: str
     is_present: bool
     load: Callable[[], Instances]
+    source: tuple[Path | str, ...] = ()
+
+    def digest(self) -> str:
+        """Compute a SHA-256 of the concept and of all that its mask depends on; file names do not count."""
+        digest = hashlib.sha256(f"{self.concept}={int(self.is_present)}\n".encode())
+        if not self.source:
+            labels = self.load()
+            digest.update(f"{labels.shape}".encode() + labels.tobytes())
+        for part in self.source:
+            digest.update(f"{contents_of(part) if isinstance(part, Path) else part}\n".encode())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,51 @@ class Sample:
             return self.loader()
         return view_of(read(self.image)).rgb(0)
 
+    def picture_digest(self) -> str:
+        """Compute a SHA-256 of what `load_rgb` depends on: the file's bytes, and which slice of it is shown."""
+        part = "" if self.loader is None else self.name.rpartition("#")[2]
+        return hashlib.sha256(f"{contents_of(self.image)}#{part}".encode()).hexdigest()
+
+
+def contents_of(path: Path) -> str:
+    """Compute the SHA-256 of a file; while its size and time stay, it is read once.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    try:
+        stat = path.stat()
+        return _contents(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): put the file back, or leave it out") from error
+
+
+@cache
+def _contents(path: Path, size: int, mtime_ns: int) -> str:
+    del size, mtime_ns
+    return sha256_of(path)
+
+
+def contents_digest(samples: Iterable[Sample]) -> str:
+    """Compute a SHA-256 of all that training reads: pictures, masks, concepts, splits, and how often sets are drawn.
+
+    Names do not count, so the data may be moved; the order does, as batches are drawn by it.
+    """
+    digest, sets = hashlib.sha256(), dict[str, int]()
+    for sample in samples:
+        number = sets.setdefault(sample.dataset, len(sets))
+        own = (sample.picture_digest(), *(target.digest() for target in sample.targets))
+        digest.update(f"{number};{sample.split};{sample.weight};{own}\n".encode())
+    return digest.hexdigest()
+
+
+def set_name(folder: Path) -> str:
+    """Name the data set of a folder: by its own name, or by the folder above if that is just `images` or `train`."""
+    place = folder.resolve()
+    while place.name.lower() in _PLAIN_NAMES and place.parent != place:
+        place = place.parent
+    return place.name
+
 
 def connected_objects(mask: NDArray[np.bool_]) -> Instances:
     """Number the 8-connected parts of (H, W), from 1."""
@@ -90,289 +152,24 @@ def samples_from_index(folder: Path) -> tuple[Sample, ...]:
 
 def _sample(rows: Sequence[IndexRow], folder: Path) -> Sample:
     first = rows[0]
-    targets = tuple(Target(row.concept, row.is_present, _index_loader(row)) for row in rows)
+    targets = tuple(Target(row.concept, row.is_present, _index_loader(row), _source(row)) for row in rows)
     name = first.image.relative_to(folder).as_posix()
     return Sample(name, first.image, first.dataset, first.group, first.split, targets)
+
+
+def _source(row: IndexRow) -> tuple[Path | str, ...]:
+    numbers = () if row.instances is None else (row.instances,)
+    return (row.mask, f"{row.label_values}", *numbers)
 
 
 def _index_loader(row: IndexRow) -> Callable[[], Instances]:
     def load() -> Instances:
         mask = concept_mask(load_label_map(row.mask), row.label_values)
         if row.instances is None:
-            return connected_objects(mask)
-        return np.where(mask, load_label_map(row.instances).astype(np.int32), 0)
+            return fitted(connected_objects(mask), row.image)
+        return fitted(np.where(mask, load_label_map(row.instances).astype(np.int32), 0), row.image)
 
     return load
-
-
-def _id(value: object) -> str:
-    """Write an id as text, so that 7, 7.0 and "7" are one."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError("an id is a whole number or a text")
-    return str(value).strip()
-
-
-def _nested(segmentation: object) -> object:
-    """Read a polygon that was written without the list around it."""
-    is_flat = isinstance(segmentation, list) and segmentation and isinstance(segmentation[0], int | float)
-    return [segmentation] if is_flat else segmentation
-
-
-_Id = Annotated[str, BeforeValidator(_id)]
-_Ring = list[FiniteFloat]
-
-
-class _Rle(BaseModel):
-    size: tuple[int, int]
-    counts: str | list[int]
-
-
-class _CocoCategory(BaseModel):
-    id: _Id
-    name: str
-    supercategory: str | None = None
-
-    @property
-    def phrase(self) -> str:
-        return " ".join(self.name.replace("_", " ").split())
-
-
-class _CocoPicture(BaseModel):
-    id: _Id
-    file_name: str
-    height: PositiveInt
-    width: PositiveInt
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.height, self.width
-
-
-class _CocoAnnotation(BaseModel):
-    image_id: _Id
-    category_id: _Id
-    segmentation: Annotated[list[_Ring] | _Rle | None, BeforeValidator(_nested)] = None
-
-    @property
-    def outline(self) -> _Rle | list[_Ring] | None:
-        """What can be drawn: RLE, or the rings of three corners and more; None for a box alone."""
-        if isinstance(self.segmentation, _Rle):
-            return self.segmentation
-        return [ring for ring in self.segmentation or () if len(ring) >= 6 and len(ring) % 2 == 0] or None
-
-
-class _Coco(BaseModel):
-    images: list[_CocoPicture]
-    annotations: list[_CocoAnnotation]
-    categories: list[_CocoCategory]
-
-
-def samples_from_coco(annotations: Path, images: Path, split: Split = "train") -> tuple[Sample, ...]:
-    """Read all images of a COCO JSON; each category that the file annotates is a concept.
-
-    A concept is absent from an image if nothing says otherwise: no annotation of it, in any of its spellings and
-    synonyms, and none of a category that has it as `supercategory`. If an image's annotation of a concept is a box
-    alone, the image says nothing of that concept. One warning counts what was left out.
-
-    Args:
-        annotations: COCO JSON with polygons (a ring inside another is a hole) or RLE. Ids may be numbers or texts.
-        images: Folder that `file_name` is relative to.
-        split: Where these samples belong; COCO keeps one split a file.
-
-    Raises:
-        InputError: Not COCO JSON, an image that is not there, ids that stand for two things or for nothing, or no
-            outline at all.
-    """
-    require("pycocotools.mask", extra="coco")
-    content = _read_coco(annotations)
-    notes = _check_coco(content, annotations)
-    known = {picture.id for picture in content.images}
-    by_image: dict[str, list[_CocoAnnotation]] = defaultdict(list)
-    for annotation in content.annotations:
-        by_image[annotation.image_id].append(annotation)
-    may_lack = len(by_image.keys() - known) > 0  # then an image without annotations may have lost them
-    named = _coco_concepts(content)
-    samples = []
-    for picture in content.images:
-        own = by_image[picture.id]
-        targets = () if may_lack and not own else _coco_targets(picture, own, named)
-        if targets:
-            path = _coco_path(images, picture.file_name)
-            samples.append(Sample(picture.file_name, path, images.name, picture.id, split, targets))
-    if not any(target.is_present for sample in samples for target in sample.targets):
-        raise InputError(
-            f"{annotations} has no outline, only boxes or nothing: training needs polygons or RLE; draw them, or make "
-            "them from the boxes with medsam3 segment --box"
-        )
-    if len(samples) < len(content.images):
-        notes.append(f"{len(content.images) - len(samples)} images are left out, as they say nothing of any concept")
-    if notes:
-        log.warning("%s: %s", annotations, "; ".join(notes))
-    return tuple(samples)
-
-
-def _read_coco(path: Path) -> _Coco:
-    try:
-        return _Coco.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        what = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            what = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
-        raise InputError(f"{path} is not COCO JSON with images, annotations and categories: {what}") from error
-
-
-def _check_coco(content: _Coco, path: Path) -> list[str]:
-    """Say what is left out.
-
-    Raises:
-        InputError: An id is given twice, a category is not there, no annotation is of an image that is there, or an RLE
-            does not fit its image.
-    """
-    pictures = {picture.id: picture for picture in content.images}
-    names = {category.id: category.phrase for category in content.categories}
-    for kind, ids, all_of in (("images", pictures, content.images), ("categories", names, content.categories)):
-        if len(ids) < len(all_of):
-            raise InputError(f"{path} has two {kind} of one id: give each an id of its own")
-    unknown = Counter(one.category_id for one in content.annotations if one.category_id not in names)
-    if unknown:
-        raise InputError(
-            f"{path} has {unknown.total()} annotations of category ids that its categories lack ({_few(unknown)}), "
-            f"allowed are {_few(names)}: add the categories, or remove the annotations"
-        )
-    orphans = [one.image_id for one in content.annotations if one.image_id not in pictures]
-    if orphans and len(orphans) == len(content.annotations):
-        raise InputError(
-            f"{path} has no annotation of an image that it lists: image_id is {_few(orphans)}, "
-            f"the images are {_few(pictures)}: make the ids fit"
-        )
-    for one in content.annotations:
-        if one.image_id in pictures and isinstance(one.segmentation, _Rle):
-            _check_rle(one.segmentation, pictures[one.image_id], path)
-    never = [names[key] for key in names.keys() - {one.category_id for one in content.annotations}]
-    boxes = sum(one.outline is None for one in content.annotations)
-    kinds = (
-        (len(never), f"categories that nobody annotated are no concepts here ({_few(sorted(never))})"),
-        (len(orphans), f"annotations are of images that are not listed (image_id {_few(orphans)})"),
-        (boxes, "annotations have a box alone: their image says nothing of their concept; draw an outline"),
-    )
-    return [f"{count} {text}" for count, text in kinds if count]
-
-
-def _check_rle(rle: _Rle, picture: _CocoPicture, path: Path) -> None:
-    pixels = rle.size[0] * rle.size[1] if isinstance(rle.counts, str) else sum(rle.counts)
-    if rle.size != picture.size or pixels != picture.height * picture.width:
-        raise InputError(
-            f"{path} has an RLE of {rle.size[0]} x {rle.size[1]} with {pixels} pixels in {picture.file_name}, "
-            f"which is {picture.height} x {picture.width} (rows x columns): make it anew"
-        )
-
-
-def _few(ids: Iterable[str]) -> str:
-    shown = list(dict.fromkeys(ids))
-    return ", ".join(shown[:5]) + (", ..." if len(shown) > 5 else "")
-
-
-def _meant(phrase: str) -> str:
-    """Give what spellings and synonyms of one concept share."""
-    spelt = concepts.normalised(phrase.replace("_", " "))
-    known = concepts.find(spelt)
-    return spelt if known is None else known.name
-
-
-@dataclass(frozen=True)
-class _CocoConcept:
-    """A concept of a COCO file: its phrase, its categories, and those that it is the `supercategory` of."""
-
-    phrase: str
-    ids: frozenset[str]
-    parts: frozenset[str]
-
-
-def _coco_concepts(content: _Coco) -> list[_CocoConcept]:
-    """Find the concepts that the file annotates, each under the name of its first category."""
-    annotated = {one.category_id for one in content.annotations}
-    by_meaning: dict[str, list[_CocoCategory]] = defaultdict(list)
-    for category in content.categories:
-        if category.id in annotated:
-            by_meaning[_meant(category.phrase)].append(category)
-    return [
-        _CocoConcept(
-            own[0].phrase,
-            frozenset(category.id for category in own),
-            frozenset(
-                one.id for one in content.categories if one.supercategory and _meant(one.supercategory) == meaning
-            ),
-        )
-        for meaning, own in by_meaning.items()
-    ]
-
-
-def _coco_targets(
-    picture: _CocoPicture, annotations: Sequence[_CocoAnnotation], named: Sequence[_CocoConcept]
-) -> tuple[Target, ...]:
-    targets = []
-    shown = {annotation.category_id for annotation in annotations}
-    for concept in named:
-        own = [annotation.outline for annotation in annotations if annotation.category_id in concept.ids]
-        outlines = [outline for outline in own if outline is not None]
-        if len(outlines) == len(own) and (own or not shown & concept.parts):
-            targets.append(Target(concept.phrase, bool(own), _coco_loader(outlines, picture.size)))
-    return tuple(targets)
-
-
-def _coco_path(images: Path, name: str) -> Path:
-    """Find an image, also by a path that was written on Windows."""
-    for path in (images / name, images / name.replace("\\", "/")):
-        if path.is_file():
-            return path
-    raise InputError(f"{images / name} does not exist: name the folder that file_name is relative to")
-
-
-def _coco_loader(outlines: Sequence[_Rle | list[_Ring]], size: tuple[int, int]) -> Callable[[], Instances]:
-    def load() -> Instances:
-        instances = np.zeros(size, dtype=np.int32)
-        for number, outline in enumerate(outlines, start=1):
-            if isinstance(outline, _Rle):
-                instances[_decoded(outline.model_dump(), size)] = number
-            else:
-                _draw(outline, number, instances)
-        return instances
-
-    return load
-
-
-def _decoded(shape: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Decode RLE or rings: (H, W), or (H, W, n) of several rings."""
-    from pycocotools import mask as coco_mask  # noqa: PLC0415 - an optional package, checked by the caller
-
-    if isinstance(shape, list) or isinstance(shape["counts"], list):
-        shape = coco_mask.frPyObjects(shape, *size)
-    decoded: NDArray[np.bool_] = coco_mask.decode(shape).astype(np.bool_)
-    return decoded
-
-
-def _draw(rings: Sequence[_Ring], number: int, instances: Instances) -> None:
-    """Write a number into (H, W) where rings are filled; only their own window is decoded, as there may be thousands.
-
-    A ring that lies wholly inside a larger one is a hole in it, one inside the hole an island, and so on.
-    """
-    corners = [np.reshape(ring, (-1, 2)) for ring in rings]
-    every = np.concatenate(corners)
-    limit = np.array(instances.shape[::-1])
-    x0, y0 = start = np.clip(np.floor(every.min(axis=0)).astype(int) - 1, 0, limit)
-    x1, y1 = np.clip(np.ceil(every.max(axis=0)).astype(int) + 1, start, limit)
-    if x1 == x0 or y1 == y0:
-        return  # outside the image
-    parts = _decoded([(ring - start).ravel().tolist() for ring in corners], (int(y1 - y0), int(x1 - x0)))
-    areas = parts.sum(axis=(0, 1))
-    filled = np.zeros(parts.shape[:2], dtype=np.bool_)
-    for k in np.argsort(-areas, kind="stable"):
-        around = [j for j in np.flatnonzero(areas > areas[k]) if not (parts[..., k] & ~parts[..., j]).any()]
-        filled[parts[..., k]] = len(around) % 2 == 0
-    instances[y0:y1, x0:x1][filled] = number
 
 
 def foreign_concepts(samples: Sequence[Sample], weights: Sequence[float] | None = None) -> dict[str, dict[str, float]]:

@@ -90,7 +90,7 @@ def _slices(rows: Sequence[IndexRow], folder: Path, plan: SlicePlan, plane: Plan
         planes = {path: label_values(own, n) for path, own in labels.items()}
         masks = [np.isin(planes[row.mask], row.label_values) for row in rows]
         shown[n] = any(bool(mask.any()) for mask in masks)
-        kept[n] = [_target(row.concept, view.mask_to_view(mask)) for row, mask in zip(rows, masks, strict=True)]
+        kept[n] = [_target(row, f"{plane}#{n}", view.mask_to_view(mask)) for row, mask in zip(rows, masks, strict=True)]
     name = first.image.relative_to(folder).as_posix() + ("#" if plane == "auto" else f"#{plane}-")
     return [
         Sample(
@@ -107,13 +107,13 @@ def _slices(rows: Sequence[IndexRow], folder: Path, plan: SlicePlan, plane: Plan
     ]
 
 
-def _target(concept: str, mask: BoolArray) -> Target:
+def _target(row: IndexRow, place: str, mask: BoolArray) -> Target:
     packed = PackedMask.of(mask)
 
     def load() -> Instances:
         return connected_objects(packed.dense())
 
-    return Target(concept, bool(mask.any()), load)
+    return Target(row.concept, bool(mask.any()), load, (row.mask, f"{row.label_values}", place))
 
 
 def _rgb(image: Path, plane: PlaneChoice, n: int) -> RGB:

@@ -5,7 +5,6 @@ Both answers come from the same features, so that a difference is the agent's. C
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,18 +19,17 @@ from medsam3.agent.offline import OfflinePolicy
 from medsam3.agent.values import Budget, Policy
 from medsam3.data.index import IndexRow, read_index
 from medsam3.errors import InputError
-from medsam3.eval.answers import Progress
 from medsam3.eval.cases import EvalConfig, Truth, load_truth, select
 from medsam3.eval.oracle import OraclePolicy
 from medsam3.eval.provenance import provenance
-from medsam3.eval.results import without_nan
+from medsam3.eval.run import Progress
 from medsam3.eval.tables import Table
 from medsam3.geometry import BoolArray
 from medsam3.io import read
 from medsam3.measure.intervals import Estimate, paired_interval
 from medsam3.measure.outline import dice
 from medsam3.models.registry import load
-from medsam3.store import Journal, write_json
+from medsam3.store import Journal, without_nan, write_json
 
 ALL = "all"
 
@@ -69,7 +67,7 @@ class AgentCase:
     usd: float | None
 
 
-def evaluate_agent(args: argparse.Namespace, config: EvalConfig, progress: Progress) -> tuple[list[Table], int]:
+def evaluate_agent(args: Any, config: EvalConfig, progress: Progress) -> tuple[list[Table], int]:
     """Measure what is not yet in the journal, and write `agent.json`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What is asked in an evaluation: which rows of a data folder, their truth, and the prompts drawn from it.
+"""The questions of an evaluation: which rows of the data are asked, their truth, and the prompts drawn from it.
 
 A box drawn from the truth is an *oracle*: it tells the model where the object is, and that it is there. Knows no model.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from scipy import ndimage
 
 from medsam3.concepts import surely_absent
 from medsam3.data.index import Fold, IndexRow, LabelMap, Split, concept_mask, load_label_map
+from medsam3.data.samples import Sample
 from medsam3.errors import InputError
 from medsam3.eval.phrasings import PhraseKind, panel
 from medsam3.geometry import BoolArray, box_of_mask
@@ -43,7 +45,7 @@ class EvalConfig:
     """What to measure.
 
     Attributes:
-        split: Rows of this split.
+        split: Rows of this split; `all` takes every split.
         datasets: Names; () takes all.
         modes: Which prompts.
         with_synonyms: Ask text for the panel of phrasings of a concept too, where it is present.
@@ -60,7 +62,7 @@ class EvalConfig:
         InputError: No mode, a jitter, limit or tolerance out of range.
     """
 
-    split: Split = "test"
+    split: Split | Literal["all"] = "test"
     datasets: tuple[str, ...] = ()
     modes: tuple[EvalMode, ...] = ("T",)
     with_synonyms: bool = False
@@ -87,7 +89,7 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
-class Question:
+class EvalQuestion:
     """One prompt about one row: mode, phrase ("" in mode I), what kind of phrasing it is, jitter of oracle boxes."""
 
     mode: EvalMode
@@ -96,6 +98,11 @@ class Question:
     kind: PhraseKind = ""
     jitter_percent: float = 0.0
     is_foreign: bool = False
+
+    @property
+    def key(self) -> tuple[EvalMode, str, float]:
+        """The part of a case's key that the question gives."""
+        return self.mode, self.phrase, self.jitter_percent
 
 
 @dataclass(frozen=True)
@@ -115,14 +122,14 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Selection:
+class ChosenRows:
     """Rows to evaluate, and how many of volumes were left out."""
 
     rows: tuple[IndexRow, ...]
     skipped_volumes: int
 
 
-def select(rows: Iterable[IndexRow], config: EvalConfig, *, with_volumes: bool = False) -> Selection:
+def select(rows: Iterable[IndexRow], config: EvalConfig, *, with_volumes: bool = False) -> ChosenRows:
     """The rows of the configured split and data sets, images of one data set together.
 
     Volumes are left out where they are not wanted, or not asked by text.
@@ -138,7 +145,7 @@ def select(rows: Iterable[IndexRow], config: EvalConfig, *, with_volumes: bool =
     chosen = [
         row
         for row in everything
-        if row.split == config.split and (not config.datasets or row.dataset in config.datasets)
+        if config.split in ("all", row.split) and (not config.datasets or row.dataset in config.datasets)
     ]
     takes_volumes = with_volumes and any(mode in VOLUME_MODES for mode in config.modes)
     kept = sorted(
@@ -147,34 +154,35 @@ def select(rows: Iterable[IndexRow], config: EvalConfig, *, with_volumes: bool =
     )
     if not kept:
         kind = "image" if takes_volumes else "picture"
-        raise InputError(f"no {kind} of {', '.join(config.datasets) or 'any data set'} is in split {config.split}")
+        where = ", ".join(config.datasets) or "any data set"
+        raise InputError(f"no {kind} of {where} is in split {config.split}: choose another --split, or all")
     skipped = len(chosen) - len(kept)
     if config.limit is not None:
         kept = _limited(kept, config.limit)
-    return Selection(tuple(kept), skipped)
+    return ChosenRows(tuple(kept), skipped)
 
 
-def questions(row: IndexRow, config: EvalConfig) -> list[Question]:
+def questions(row: IndexRow, config: EvalConfig) -> list[EvalQuestion]:
     """What is asked about a row: on absent concepts text alone, as no box can be drawn around what is not there."""
     modes = [mode for mode in config.modes if mode in VOLUME_MODES or not row.is_volume]
-    asked: list[Question] = [Question(mode, row.concept) for mode in modes if mode not in ORACLE_MODES]
+    asked: list[EvalQuestion] = [EvalQuestion(mode, row.concept) for mode in modes if mode not in ORACLE_MODES]
     if not row.is_present:
         return [question for question in asked if question.mode == "T"]
     asked += [
-        Question(mode, "" if mode == "I" else row.concept, jitter_percent=jitter)
+        EvalQuestion(mode, "" if mode == "I" else row.concept, jitter_percent=jitter)
         for mode in modes
         if mode in ORACLE_MODES
         for jitter in config.jitters_percent
     ]
     if config.with_synonyms:
         asked += [
-            Question("T", phrase.text, "unseen synonym" if phrase.is_held_out else "synonym", phrase.kind)
+            EvalQuestion("T", phrase.text, "unseen synonym" if phrase.is_held_out else "synonym", phrase.kind)
             for phrase in panel(row.concept)
         ]
     return asked
 
 
-def foreign_questions(rows: Sequence[IndexRow], config: EvalConfig) -> list[tuple[IndexRow, Question]]:
+def foreign_questions(rows: Sequence[IndexRow], config: EvalConfig) -> list[tuple[IndexRow, EvalQuestion]]:
     """Concepts of other image families, asked about one image of which these are all rows, each with a row of its own.
 
     Such a row has no label values: the concept's mask is empty.
@@ -183,10 +191,12 @@ def foreign_questions(rows: Sequence[IndexRow], config: EvalConfig) -> list[tupl
         return []
     absent = [concept.name for concept in surely_absent(row.concept for row in rows)]
     names = drawn_absent(rows[0], absent, config.absent, seed=config.seed)
+    loader = rows[0].loader
+    nothing = None if loader is None else lambda: np.zeros_like(loader())
     return [
         (
-            replace(rows[0], concept=name, label_values=(), is_present=False, instances=None),
-            Question("T", name, is_foreign=True),
+            replace(rows[0], concept=name, label_values=(), is_present=False, instances=None, loader=nothing),
+            EvalQuestion("T", name, is_foreign=True),
         )
         for name in names
     ]
@@ -204,12 +214,43 @@ def shown_mode(modes: Sequence[EvalMode]) -> EvalMode:
     return "T" if "T" in modes else modes[0]
 
 
+def rows_of_samples(samples: Iterable[Sample], source: Path, *, are_instances: bool) -> tuple[IndexRow, ...]:
+    """Give the rows of samples that have no index, one for each picture and concept.
+
+    Args:
+        samples: Of COCO JSON or of plain folders.
+        source: The file or folder that annotates them, for messages.
+        are_instances: Their objects are annotated one by one.
+    """
+    return tuple(
+        IndexRow(
+            dataset=sample.dataset,
+            image=sample.image,
+            mask=source,
+            concept=target.concept,
+            label_values=(),
+            split=sample.split,
+            group=sample.group,
+            is_present=target.is_present,
+            instances=source if are_instances else None,
+            loader=target.load,
+        )
+        for sample in samples
+        for target in sample.targets
+    )
+
+
 def load_truth(row: IndexRow) -> Truth:
     """Read the mask of a picture's row and number its objects.
 
     Raises:
         InputError: Unreadable maps, or what `truth_of` says.
     """
+    if row.loader is not None:
+        objects = row.loader()
+        mask = objects > 0
+        _check_presence(row, mask)
+        return Truth(mask, objects, are_instances=row.instances is not None)
     return truth_of(row, load_label_map(row.mask), None if row.instances is None else load_label_map(row.instances))
 
 
@@ -220,14 +261,18 @@ def truth_of(row: IndexRow, labels: LabelMap, instances: LabelMap | None) -> Tru
         InputError: Maps of different sizes, or a `present` in the index that the mask belies.
     """
     mask = concept_mask(labels, row.label_values)
-    if bool(mask.any()) != row.is_present:
-        said = "present" if row.is_present else "absent"
-        raise InputError(f"{row.mask.name}: the index says {row.concept} is {said}, the mask says otherwise")
+    _check_presence(row, mask)
     if instances is None:
         return Truth(mask, connected_parts(mask), are_instances=False)
     if instances.shape != mask.shape:
         raise InputError(f"{row.mask.name}: instances are {instances.shape}, the mask is {mask.shape}")
     return Truth(mask, np.where(mask, instances.astype(np.int32), 0), are_instances=True)
+
+
+def _check_presence(row: IndexRow, mask: BoolArray) -> None:
+    if bool(mask.any()) != row.is_present:
+        said = "present" if row.is_present else "absent"
+        raise InputError(f"{row.mask.name}: the index says {row.concept} is {said}, the mask says otherwise")
 
 
 def connected_parts(mask: BoolArray) -> NDArray[np.int32]:

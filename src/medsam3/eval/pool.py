@@ -15,19 +15,17 @@ from pathlib import Path
 
 from medsam3.data.duplicates import NearDuplicate
 from medsam3.errors import InputError
-from medsam3.eval.beside import beside_rows
+from medsam3.eval.case_result import CaseKey
+from medsam3.eval.compare import beside_rows
 from medsam3.eval.provenance import Provenance, versions
-from medsam3.eval.records import CaseKey
 from medsam3.eval.results import Extras, PooledRun, Results
-from medsam3.eval.saved import SavedResults, SavedRun
-from medsam3.eval.summary import summarise
 
 _OWN_OF_EACH_RUN = ("datasets", "fold")
 _TRAINED_BY_DATA_SET = "unet"
 """A comparator that is trained for each data set, so that runs over several have several weights by right."""
 
 
-def pool(runs: Sequence[SavedRun], *, command: str, beside: Sequence[SavedResults] = ()) -> Results:
+def pool(runs: Sequence[Results], *, command: str, beside: Sequence[Results] = ()) -> Results:
     """Put runs together.
 
     Args:
@@ -47,7 +45,6 @@ def pool(runs: Sequence[SavedRun], *, command: str, beside: Sequence[SavedResult
         config=replace(first, datasets=_datasets(runs), fold=None),
         skipped_volumes=sum(run.skipped_volumes for run in runs),
         failures=tuple(failure for run in runs for failure in run.failures),
-        summary=summarise(cases, seed=first.seed),
         cases=cases,
         extras=Extras(
             notes=(*_notes(runs), *_warnings(runs)),
@@ -72,11 +69,11 @@ def make_place(out: Path) -> None:
         raise InputError(f"{out} cannot be made ({error.strerror}): give --out a folder you may write to") from error
 
 
-def _check(runs: Sequence[SavedRun]) -> None:
+def _check(runs: Sequence[Results]) -> None:
     if len(runs) < 2:
         raise InputError(f"{len(runs)} results.json was given to pool, it takes 2 or more")
     for run in runs:
-        if run.is_pooled:
+        if run.extras.pooled:
             raise InputError(f"{run.path} is itself pooled: name the runs that it is made of")
         if run.about.model != runs[0].about.model:
             raise InputError(
@@ -88,7 +85,7 @@ def _check(runs: Sequence[SavedRun]) -> None:
     _check_cases(runs)
 
 
-def _check_settings(first: SavedRun, other: SavedRun) -> None:
+def _check_settings(first: Results, other: Results) -> None:
     mine, theirs = asdict(first.config), asdict(other.config)
     differing = [name for name in mine if name not in _OWN_OF_EACH_RUN and mine[name] != theirs[name]]
     if differing:
@@ -100,11 +97,11 @@ def _check_settings(first: SavedRun, other: SavedRun) -> None:
         raise InputError(f"{first.path} and {other.path} are {said}: pool folds of one cross-validation")
 
 
-def _check_weights(runs: Sequence[SavedRun]) -> None:
+def _check_weights(runs: Sequence[Results]) -> None:
     """Each fold has weights of its own; whatever else is pooled has the same."""
     if runs[0].about.model == _TRAINED_BY_DATA_SET:
         return
-    seen: dict[str, SavedRun] = {}
+    seen: dict[str, Results] = {}
     for run in runs:
         fold = str(run.config.fold or "")
         first = seen.setdefault(fold, run)
@@ -115,9 +112,9 @@ def _check_weights(runs: Sequence[SavedRun]) -> None:
             )
 
 
-def _check_cases(runs: Sequence[SavedRun]) -> None:
-    owners: dict[CaseKey, SavedRun] = {}
-    groups: dict[str, SavedRun] = {}
+def _check_cases(runs: Sequence[Results]) -> None:
+    owners: dict[CaseKey, Results] = {}
+    groups: dict[str, Results] = {}
     for run in runs:
         for case in run.cases:
             if case.key in owners:
@@ -134,7 +131,7 @@ def _check_cases(runs: Sequence[SavedRun]) -> None:
                 )
 
 
-def _about(runs: Sequence[SavedRun], command: str) -> Provenance:
+def _about(runs: Sequence[Results], command: str) -> Provenance:
     """What all have in common; what each has of its own is in `Extras.pooled`."""
     weights = {run.about.weights_sha256 for run in runs}
     commits = {run.about.commit for run in runs}
@@ -150,14 +147,14 @@ def _about(runs: Sequence[SavedRun], command: str) -> Provenance:
     )
 
 
-def _datasets(runs: Sequence[SavedRun]) -> tuple[str, ...]:
+def _datasets(runs: Sequence[Results]) -> tuple[str, ...]:
     """All that were chosen; () where one of the runs took all there are."""
     if not all(run.config.datasets for run in runs):
         return ()
     return tuple(sorted({name for run in runs for name in run.config.datasets}))
 
 
-def _part(run: SavedRun) -> PooledRun:
+def _part(run: Results) -> PooledRun:
     fold = run.config.fold
     return PooledRun(
         path=str(run.path),
@@ -168,11 +165,11 @@ def _part(run: SavedRun) -> PooledRun:
     )
 
 
-def _notes(runs: Sequence[SavedRun]) -> list[str]:
+def _notes(runs: Sequence[Results]) -> list[str]:
     """What the runs say of themselves: once where all say it, else with the run's name."""
-    said: dict[str, list[SavedRun]] = defaultdict(list)
+    said: dict[str, list[Results]] = defaultdict(list)
     for run in runs:
-        for note in run.notes:
+        for note in run.extras.notes:
             said[note].append(run)
     return [
         note if len(own) == len(runs) else f"{', '.join(str(run.path) for run in own)}: {note}"
@@ -180,7 +177,7 @@ def _notes(runs: Sequence[SavedRun]) -> list[str]:
     ]
 
 
-def _warnings(runs: Sequence[SavedRun]) -> list[str]:
+def _warnings(runs: Sequence[Results]) -> list[str]:
     found = []
     folds = {fold.number: fold.count for run in runs if (fold := run.config.fold) is not None}
     for count in set(folds.values()):
@@ -198,8 +195,8 @@ def _warnings(runs: Sequence[SavedRun]) -> list[str]:
     return found
 
 
-def _duplicates(runs: Sequence[SavedRun]) -> tuple[NearDuplicate, ...] | None:
-    known = [run.duplicates for run in runs if run.duplicates is not None]
+def _duplicates(runs: Sequence[Results]) -> tuple[NearDuplicate, ...] | None:
+    known = [run.extras.duplicates for run in runs if run.extras.duplicates is not None]
     if not known:
         return None
     return tuple({(pair.first, pair.second): pair for own in known for pair in own}.values())

@@ -1,4 +1,4 @@
-"""What a number was made with: hashes of weights and data, commit, command, versions."""
+"""Provenance: what a number was made with, such as hashes of weights and data, commit, command, versions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+
 import medsam3
 from medsam3.data.index import IndexRow
+from medsam3.store import sha256_of
 
 _PACKAGES = ("numpy", "scipy", "pillow", "torch", "transformers")
 _HERE = Path(medsam3.__file__).parent
@@ -55,27 +58,31 @@ def provenance(model: str, weights: Path | None, folder: Path, rows: Iterable[In
 
 
 def weights_hash(model: str, weights: Path | None) -> str | None:
-    """SHA-256 of a weights file, or of the shipped one of that name; None where there is none."""
+    """Give the SHA-256 of a weights file, or of the shipped one of that name; None if there is none."""
     path = weights if weights is not None else _HERE / "weights" / f"{model}.safetensors"
-    return _file_hash(path) if path.is_file() else None
+    return sha256_of(path) if path.is_file() else None
 
 
 def data_hash(folder: Path, rows: Iterable[IndexRow]) -> str:
-    """SHA-256 over the rows and the content of their files; independent of where the folder lies."""
+    """Hash the rows and the content of their files by SHA-256, independent of where the folder lies."""
     total = hashlib.sha256()
     files: set[Path] = set()
     for row in sorted(rows, key=lambda row: (row.image, row.concept)):
         fields = (row.dataset, row.concept, *map(str, row.label_values), row.split, row.group, str(row.is_present))
         total.update("\0".join(fields).encode())
-        files.update(path for path in (row.image, row.mask, row.instances) if path is not None)
+        if row.loader is None:
+            files.update(path for path in (row.mask, row.instances) if path is not None)
+        else:
+            total.update(np.ascontiguousarray(row.loader(), dtype=np.int32).tobytes())
+        files.add(row.image)
     for path in sorted(files):
-        content = _file_hash(path) if path.is_file() else "missing"
+        content = sha256_of(path) if path.is_file() else "missing"
         total.update(f"{path.relative_to(folder).as_posix()}\0{content}\0".encode())
     return total.hexdigest()
 
 
 def commit() -> str | None:
-    """Commit of the repository that this package lies in; None where it was installed elsewhere."""
+    """Name the commit of the repository that this package lies in; None if it was installed elsewhere."""
     number = _git("rev-parse", "HEAD")
     if number is None or _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None
@@ -83,7 +90,7 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes the results."""
+    """List the versions of what computes the results."""
     found = {"python": platform.python_version(), "medsam3": medsam3.__version__}
     for name in _PACKAGES:
         try:
@@ -91,11 +98,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _git(*arguments: str) -> str | None:

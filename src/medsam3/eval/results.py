@@ -1,22 +1,37 @@
-"""The results of one run as a value and as JSON: provenance, settings, tables, and every case behind them."""
+"""The results of one run as a value and as JSON, written and read back: provenance, settings, and every case.
+
+Tables are not read back: they are made of the cases whenever they are asked for.
+"""
 
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from medsam3.data.duplicates import NearDuplicate
-from medsam3.eval.answers import Failure
-from medsam3.eval.beside import BesideRow
+from medsam3.errors import InputError
+from medsam3.eval.case_result import CaseResult
 from medsam3.eval.cases import EvalConfig
+from medsam3.eval.compare import BesideRow
 from medsam3.eval.provenance import Provenance
-from medsam3.eval.records import CaseResult
-from medsam3.eval.saved import FORM
-from medsam3.eval.summary import Summary
-from medsam3.store import replacing
+from medsam3.eval.summary import Summary, summarise
+from medsam3.store import without_nan, write_json
+
+FORM = 2
+"""Raised when the JSON changes so that older readers would misread it."""
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """An image, or one concept of it, that could not be evaluated, and why."""
+
+    image: str
+    concept: str
+    error: str
 
 
 @dataclass(frozen=True)
@@ -64,21 +79,26 @@ class Results:
         config: What was measured.
         skipped_volumes: Rows left out because their image is a volume.
         failures: What could not be read.
-        summary: The tables.
         cases: Every case.
         extras: What else the report tells.
+        path: The file that it was read from; None if it was not.
     """
 
     about: Provenance
     config: EvalConfig
     skipped_volumes: int
-    failures: tuple[Failure, ...]
-    summary: Summary
+    failures: tuple[Unanswered, ...]
     cases: tuple[CaseResult, ...]
     extras: Extras = Extras()
+    path: Path | None = None
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The tables of the cases, made once."""
+        return summarise(self.cases, seed=self.config.seed)
 
     def to_json(self, *, with_cases: bool = True) -> dict[str, Any]:
-        """As JSON takes it: NaN becomes null."""
+        """Give all but the path as strict JSON takes it: NaN becomes null."""
         entry: dict[str, Any] = {
             "form": FORM,
             "about": asdict(self.about),
@@ -98,18 +118,43 @@ def write_results(results: Results, path: Path) -> None:
     """Write the JSON in one step.
 
     Raises:
-        InputError: The place cannot be written.
+        InputError: The file cannot be written.
     """
-    with replacing(path, ".json") as temporary:
-        temporary.write_text(json.dumps(results.to_json(), indent=1) + "\n", encoding="utf-8")
+    write_json(path, results.to_json())
 
 
-def without_nan(value: Any) -> Any:
-    """A value as strict JSON takes it: numbers that are not finite become None, reals keep six digits."""
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(item) for item in value]
-    return value
+def read_results(path: Path) -> Results:
+    """Read what `write_results` wrote; rows beside other runs are left out.
+
+    Settings that a version did not know yet have their defaults; those that this one does not know are refused.
+
+    Raises:
+        InputError: Missing, or of another form.
+    """
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415  a tenth of a second, which writing does not need
+
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        form = entry["form"]
+        if form == FORM:
+            _check_settings(entry["config"])
+            extras = {name: value for name, value in entry["extras"].items() if name != "beside"}
+            kept = {name: value for name, value in entry.items() if name not in ("form", "summary")}
+            return replace(TypeAdapter(Results).validate_python({**kept, "extras": extras}), path=path)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): name a results.json of medsam3 eval") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path} is no results.json of this version ({where}: {first['msg']})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} is no results.json of medsam3 eval ({type(error).__name__}: {error})") from error
+    raise InputError(f"{path} is of form {form}, this version reads {FORM}: run the evaluation again")
+
+
+def _check_settings(names: Iterable[str]) -> None:
+    unknown = sorted(set(names) - {field.name for field in fields(EvalConfig)})
+    if unknown:
+        raise InputError(f"the run has settings that this version does not know ({', '.join(unknown)}): update medsam3")

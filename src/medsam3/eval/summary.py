@@ -8,11 +8,11 @@ from typing import Literal
 
 import numpy as np
 
+from medsam3.eval.case_result import CaseResult
 from medsam3.eval.cases import EvalMode, Phrasing
-from medsam3.eval.records import CaseResult
-from medsam3.measure.instances import cgf1, positive_micro_f1
 from medsam3.measure.intervals import Estimate, mean_interval, paired_interval, statistic_interval
-from medsam3.measure.presence import Calibration, auroc, calibration, verdicts
+from medsam3.measure.objects import cgf1, positive_micro_f1
+from medsam3.measure.presence import CalibrationCurve, auroc, calibration, verdicts
 
 ALL = "all"
 _MODE_ORDER: dict[EvalMode, int] = {"T": 0, "TB": 1, "I": 2, "TI": 3}
@@ -159,7 +159,7 @@ class Summary:
     everything: PresenceRow | None
     confusions: tuple[ConfusionRow, ...]
     synonyms: tuple[SynonymRow, ...]
-    calibration: Calibration
+    calibration: CalibrationCurve
 
 
 def summarise(cases: Sequence[CaseResult], *, seed: int = 0) -> Summary:

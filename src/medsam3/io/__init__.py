@@ -6,15 +6,20 @@ The readers' libraries are loaded when they are first needed.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from medsam3.errors import InputError
+import numpy as np
+
+from medsam3.errors import InputError, printable
 from medsam3.image import Frames, Image, LazyFrames, Masks, Pixels
-from medsam3.io.files import FileFormat, file_format
+from medsam3.io.files import file_format
+
+_log = logging.getLogger(__name__)
 
 Writer = Callable[[Sequence[Masks], Image, Path], None]
 
@@ -43,22 +48,23 @@ class Format:
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         "png": Format("_mask.png", "medsam3.io.raster", "write_label_png"),
-        "overlay": Format("_overlay.png", "medsam3.io.raster", "write_overlay_png"),
+        "overlay": Format("_overlay.png", "medsam3.io.stack_pictures", "write_overlay_png"),
         "coco": Format(".coco.json", "medsam3.io.coco", "write_coco"),
         "nifti": Format("_mask.nii.gz", "medsam3.io.nifti", "write_nifti"),
         "seg": Format("_seg.dcm", "medsam3.io.dicom_seg", "write_seg"),
-        "nrrd": Format("_mask.nrrd", "medsam3.io.nrrd", "write_nrrd"),
+        "nrrd": Format("_mask.nrrd", "medsam3.io.itk", "write_itk"),
         "rtstruct": Format("_rtstruct.dcm", "medsam3.io.rtstruct", "write_rtstruct"),
         "mp4": Format("_overlay.mp4", "medsam3.io.stack_pictures", "write_overlay_mp4"),
         "montage": Format("_montage.png", "medsam3.io.stack_pictures", "write_montage"),
         "planes": Format("_planes.png", "medsam3.io.stack_pictures", "write_three_planes"),
         "csv": Format("_measures.csv", "medsam3.io.measures", "write_measures_csv"),
         "json": Format("_measures.json", "medsam3.io.measures", "write_measures_json"),
-        "mha": Format("_mask.mha", "medsam3.io.metaimage", "write_metaimage"),
+        "mha": Format("_mask.mha", "medsam3.io.itk", "write_itk"),
     }
 )
 NEEDS_PIXELS = frozenset({"overlay", "mp4", "montage", "planes"})
 """Formats that show the image; all others write masks alone, and read no pixels."""
+_SHOWN = ("format", "modality", "sop_class", "transfer_syntax", "photometric", "bits_stored", "pixel_spacing_mm")
 _BY_ENDING = {
     ".nii.gz": "nifti",
     ".nii": "nifti",
@@ -93,8 +99,8 @@ def read(path: str | Path, *, frame: int | None = None, series: str | int | None
         if series is not None:
             raise InputError("series= applies to a folder of DICOM files only: leave it out")
         return _named(place, _open_file(place, frame))
-    except InputError as error:
-        raise InputError(f"{place}: {error}") from error
+    except (InputError, OSError) as error:
+        raise _as_input(place, error) from error
 
 
 def write(masks: Masks | Sequence[Masks], path: str | Path, image: Image, *, format: str | None = None) -> None:
@@ -143,17 +149,56 @@ def info(path: str | Path, *, series: str | int | None = None) -> dict[str, Any]
     Raises:
         InputError: As `read`.
     """
-    from medsam3.io.about import facts  # noqa: PLC0415
-
     return facts(read(path, series=series))
 
 
-def _open_folder(folder: Path, series: str | None) -> Image:
-    from medsam3.io.dicom_series import holds_dicom, open_series  # noqa: PLC0415
-    from medsam3.io.frame_folder import frame_files, open_frame_folder  # noqa: PLC0415
+def facts(image: Image) -> dict[str, Any]:
+    """Names and values in the order to show them; what is not known is left out."""
+    from medsam3.io.labels import orientation  # noqa: PLC0415
 
-    if series is None and frame_files(folder) and not holds_dicom(folder):
+    frames, height, width = image.shape
+    low, high, dtypes = [], [], set()
+    for n in range(frames):
+        pixels = image.pixels(n)
+        low.append(pixels.min().item())
+        high.append(pixels.max().item())
+        dtypes.add(pixels.dtype)
+    shown: dict[str, Any] = {
+        "kind": image.kind,
+        "frames": frames,
+        "rows": height,
+        "columns": width,
+        "channels": image.channels,
+        "dtype": str(np.result_type(*dtypes)),
+        "value_range": [min(low), max(high)],
+    }
+    if image.affine is not None:
+        shown["spacing_mm"] = [round(size, 6) for size in np.linalg.norm(image.affine[:3, :3], axis=0).tolist()]
+        shown["orientation"] = ", ".join(orientation(image.affine))
+        shown["origin_mm"] = [round(value, 4) for value in image.affine[:3, 3].tolist()]
+    if image.fps is not None:
+        shown["frames_per_second"] = round(image.fps, 3)
+    stored = image.metadata.get("stored_window")
+    if image.window is not None:
+        shown["window"] = [image.window.low, image.window.high]
+    elif stored is not None:
+        shown["window"] = [float(value) for value in stored.split()]
+    shown |= {name: image.metadata[name] for name in _SHOWN if name in image.metadata}
+    shown["files"] = len(image.source)
+    return shown
+
+
+def _open_folder(folder: Path, series: str | None) -> Image:
+    from medsam3.io.dicom_series import holds_images, open_series  # noqa: PLC0415
+    from medsam3.io.raster import frame_files, open_frame_folder  # noqa: PLC0415
+
+    pictures = frame_files(folder)
+    if series is None and pictures and not holds_images(folder):
         return open_frame_folder(folder)
+    if pictures:
+        _log.warning(
+            "%s: the DICOM series is read, the %d pictures beside it are not", printable(str(folder)), len(pictures)
+        )
     return open_series(folder, series=series)
 
 
@@ -171,22 +216,14 @@ def _open_file(path: Path, frame: int | None) -> Image:
         from medsam3.io.dicom import open_dicom  # noqa: PLC0415
 
         return open_dicom(path, frame=frame)
-    image = _open_stack(path, found)
-    return image if frame is None else image.frame(frame)
+    if found == "video":
+        from medsam3.io.video import open_video  # noqa: PLC0415
 
+        video = open_video(path)
+        return video if frame is None else video.frame(frame)
+    from medsam3.io.itk import open_itk  # noqa: PLC0415
 
-def _open_stack(path: Path, found: FileFormat) -> Image:
-    if found == "nrrd":
-        from medsam3.io.nrrd import open_nrrd  # noqa: PLC0415
-
-        return open_nrrd(path)
-    if found == "metaimage":
-        from medsam3.io.metaimage import open_metaimage  # noqa: PLC0415
-
-        return open_metaimage(path)
-    from medsam3.io.video import open_video  # noqa: PLC0415
-
-    return open_video(path)
+    return open_itk(path, found, frame=frame)
 
 
 @dataclass(frozen=True)
@@ -199,9 +236,16 @@ class _NamedRead:
     def __call__(self, n: int) -> Pixels:
         try:
             pixels: Pixels = self.frames[n]
-        except InputError as error:
-            raise InputError(f"{self.path}: {error}") from error
+        except (InputError, OSError) as error:
+            raise _as_input(self.path, error) from error
         return pixels
+
+
+def _as_input(path: Path, error: InputError | OSError) -> InputError:
+    """The one-line error that begins with the path; of a full disk or a file that went, what the system says."""
+    if isinstance(error, InputError):
+        return InputError(f"{path}: {error}")
+    return InputError(f"{path}: cannot be read, nor unpacked ({error.strerror or error}): free space, or copy it again")
 
 
 def _named(path: Path, image: Image) -> Image:
@@ -224,4 +268,6 @@ def _format_of_name(path: Path) -> str:
     for ending, form in _BY_ENDING.items():
         if name.endswith(ending):
             return form
-    raise InputError(f"{path} has an ending that no format has, allowed are {', '.join(_BY_ENDING)}; or give format=")
+    raise InputError(
+        f"{path} has an ending that no format has, allowed are {', '.join(_BY_ENDING)}; or name the format by format="
+    )

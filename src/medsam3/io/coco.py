@@ -1,4 +1,4 @@
-"""COCO detection JSON out: masks as compressed RLE, boxes as xywh, one image a frame. Readable by pycocotools.
+"""COCO detection JSON out and in: masks as compressed RLE, boxes as xywh, one image a frame. Readable by pycocotools.
 
 Beyond the standard's fields an annotation has `score` and `object_id` (the same through all frames of one object), an
 image has `frame` (from 0), and a category has `presence` (null where no phrase was asked).
@@ -7,17 +7,26 @@ image has `frame` (from 0), and a category has `presence` (null where no phrase 
 from __future__ import annotations
 
 import json
+import logging
+import math
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medsam3.errors import require
+from medsam3.errors import InputError, printable, require
 from medsam3.geometry import BoolArray, box_of_mask, coco_xywh_from_xyxy
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.labels import check_masks
 from medsam3.store import replacing
+
+_log = logging.getLogger(__name__)
+
+_UNKNOWN = "unknown category"
+_LISTS = ("images", "categories", "annotations")
 
 UNNAMED_CONCEPT = "object"
 
@@ -41,14 +50,70 @@ def write_coco(masks: Sequence[Masks], image: Image, path: Path) -> None:
                 annotations.append(
                     {"id": len(annotations) + 1, "category_id": category, "object_id": object_id} | about
                 )
+    categories = [
+        {"id": number, "name": name, "supercategory": "", "presence": presence[name]}
+        for number, name in enumerate(names, start=1)
+    ]
+    _write(path, _images(image), annotations, categories)
+
+
+def join_coco(parts: Sequence[tuple[Path, str]], path: Path) -> None:
+    """Write one COCO file for many images, of the files that `write_coco` has made for each of them.
+
+    File names are relative to the folder that all images lie in. An image tells the `presence` of each concept that it
+    was asked for, since a category of many images has none of its own.
+
+    Args:
+        parts: Each file, and the image or the folder of slices that it is about.
+        path: The file to be.
+
+    Raises:
+        InputError: A part is no such file, or `path` cannot be written.
+    """
+    root = os.path.commonpath([Path(source).parent for _, source in parts])
+    images: dict[tuple[str, int], dict[str, Any]] = {}
+    categories: dict[str, int] = {}
+    annotations: list[dict[str, Any]] = []
+    objects: dict[tuple[str, str, int], int] = {}
+    for part, source in parts:
+        try:
+            content = json.loads(part.read_text(encoding="utf-8"))
+            asked = {entry["id"]: entry for entry in content["categories"]}
+            numbers = {}
+            for entry in content["images"]:
+                about = entry | {"id": len(images) + 1, "file_name": _name_below(root, source, entry), "presence": {}}
+                image = images.setdefault((source, entry["frame"]), about)
+                image["presence"] |= {one["name"]: one["presence"] for one in asked.values()}
+                numbers[entry["id"]] = image["id"]
+            for entry in content["annotations"]:
+                name = asked[entry["category_id"]]["name"]
+                category = categories.setdefault(name, len(categories) + 1)
+                thing = objects.setdefault((source, name, entry["object_id"]), len(objects) + 1)
+                placed = {"id": len(annotations) + 1, "image_id": numbers[entry["image_id"]], "category_id": category}
+                annotations.append(entry | placed | {"object_id": thing})
+            for entry in asked.values():
+                categories.setdefault(entry["name"], len(categories) + 1)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{part} is damaged: remove it, and run the command again") from error
+    named = [{"id": number, "name": name, "supercategory": ""} for name, number in categories.items()]
+    _write(path, list(images.values()), annotations, named)
+
+
+def _name_below(root: str, source: str, entry: dict[str, Any]) -> str:
+    """Name an image's file from the root on; slices of a folder lie in it."""
+    place = source if Path(source).exists() else source.rpartition(" series ")[0] or source
+    below = Path(os.path.relpath(place, root))
+    return (below / entry["file_name"] if Path(place).is_dir() else below).as_posix()
+
+
+def _write(
+    path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: list[dict[str, Any]]
+) -> None:
     document = {
         "info": {"description": "masks by medsam3", "version": "1.0"},
-        "images": _images(image),
+        "images": images,
         "annotations": annotations,
-        "categories": [
-            {"id": number, "name": name, "supercategory": "", "presence": presence[name]}
-            for number, name in enumerate(names, start=1)
-        ],
+        "categories": categories,
     }
     with replacing(path, ".json") as temporary:
         temporary.write_text(json.dumps(document) + "\n", encoding="utf-8")
@@ -87,3 +152,135 @@ def _rle(mask: BoolArray) -> dict[str, Any]:
     codec = require("pycocotools.mask", extra="coco")
     encoded = codec.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": [int(size) for size in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+
+
+def read_coco(path: Path, image: Image) -> list[Masks]:
+    """The annotations of an image as masks over it, one `Masks` for each category that it has.
+
+    Of a data set's file those are taken whose `file_name` is that of the image. Masks may be polygons, compressed or
+    uncompressed RLE; annotations without a mask are left out, counted and logged.
+
+    Raises:
+        InputError: Not COCO JSON, no annotations of this image, or a mask that is damaged or of another size.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError("the file is not JSON, or damaged: give COCO JSON") from error
+    lists = [content.get(name) if isinstance(content, dict) else None for name in _LISTS]
+    if not all(isinstance(one, list) and all(isinstance(entry, dict) for entry in one) for one in lists):
+        raise InputError("the file is not COCO JSON, which has lists of images, categories and annotations: give one")
+    images, categories, annotations = lists
+    frames = _frames_of(images or [], image)
+    names = {entry.get("id"): str(entry.get("name", "")) for entry in categories or []}
+    objects: dict[tuple[str, Any], tuple[BoolArray, float]] = {}
+    left_out = 0
+    for number, entry in enumerate(annotations or []):
+        if entry.get("image_id") not in frames:
+            continue
+        plane = _mask(entry, image.shape[1:])
+        if plane is None:
+            left_out += 1
+            continue
+        key = (
+            names.get(entry.get("category_id"), _UNKNOWN),
+            str(entry.get("object_id", f"of its own {number}")),
+        )
+        dense, _ = objects.setdefault(key, (np.zeros(image.shape, dtype=np.bool_), _score(entry)))
+        dense[frames[entry["image_id"]]] |= plane
+    if left_out:
+        _log.warning("%s: %d annotations without a mask are left out", printable(str(path)), left_out)
+    if annotations and not objects and not left_out:
+        _log.warning("%s: its %d annotations are all of other images", printable(str(path)), len(annotations))
+    own = (
+        sorted({name for name, _ in objects}, key=[*names.values(), _UNKNOWN].index)
+        if objects
+        else list(names.values())[:1]
+    )
+    found: list[Masks] = []
+    for name in own:
+        items = [ObjectMask.from_dense(dense, score) for (of, _), (dense, score) in objects.items() if of == name]
+        kept = sorted((item for item in items if item is not None), key=lambda item: -item.score)
+        found.append(Masks(image.shape, tuple(kept), "" if name == UNNAMED_CONCEPT else name))
+    return found or [Masks(image.shape)]
+
+
+def _frames_of(images: Sequence[dict[str, Any]], image: Image) -> dict[Any, int]:
+    """From identifiers of a file's images to frames of this one, by their file names.
+
+    Raises:
+        InputError: None of them is this image, or a frame that it does not have.
+    """
+    sources = [source.name for source in image.source]
+    listed = [str(entry.get("file_name") or "").replace("\\", "/").rsplit("/", 1)[-1] for entry in images]
+    own = [(entry, name) for entry, name in zip(images, listed, strict=True) if not sources or name in (*sources, "")]
+    if not own:
+        held = ", ".join(list(dict.fromkeys(listed))[:3]) or "no image"
+        raise InputError(f"the masks are of {held}, and not of {sources[0] if sources else 'this image'}: give its own")
+    frames: dict[Any, int] = {}
+    for k, (entry, name) in enumerate(own):
+        n = entry.get("frame", sources.index(name) if len(sources) == image.shape[0] and name else k)
+        if not isinstance(n, int) or not 0 <= n < image.shape[0]:
+            raise InputError(
+                f"frame {n!r} has masks, the image has frames 0 to {image.shape[0] - 1}: give its own image"
+            )
+        size = (entry.get("height", image.shape[1]), entry.get("width", image.shape[2]))
+        if size != image.shape[1:]:
+            raise InputError(
+                f"the masks are over {size} pixels (rows, columns), the image has {image.shape[1:]}: give its own"
+            )
+        frames[entry.get("id")] = n
+    repeated = [n for n, count in Counter(frames.values()).items() if count > 1]
+    if repeated:
+        raise InputError(f"several of the file's images are frame {repeated[0]} of this one: keep one of them")
+    return frames
+
+
+def _mask(entry: dict[str, Any], size: tuple[int, int]) -> BoolArray | None:
+    """An annotation's mask (H, W), checked before pycocotools sees it; None if it has none.
+
+    Raises:
+        InputError: Damaged, or over another size.
+    """
+    held, (height, width) = entry.get("segmentation"), size
+    wrong = InputError(f"annotation {entry.get('id')!r} has a damaged mask: correct or remove it")
+    if not held:
+        return None
+    if isinstance(held, list):
+        polygons = [polygon for polygon in held if isinstance(polygon, list) and len(polygon) >= 6]
+        reach = 10 * (height + width)
+        if not all(_is_number(value, reach) for polygon in polygons for value in polygon):
+            raise wrong
+        return _decoded(polygons, height, width) if polygons else None
+    counts = held.get("counts") if isinstance(held, dict) else None
+    if not isinstance(counts, list | str) or list(held.get("size") or []) != [height, width]:
+        raise InputError(
+            f"annotation {entry.get('id')!r} is no mask over {height} x {width} pixels: give its own image"
+        )
+    if isinstance(counts, list) and not (
+        all(isinstance(run, int) and run >= 0 for run in counts) and sum(counts) == height * width
+    ):
+        raise wrong
+    try:
+        return _decoded({"size": [height, width], "counts": counts}, height, width)
+    except (ValueError, UnicodeError) as error:
+        raise wrong from error
+
+
+def _decoded(held: Any, height: int, width: int) -> BoolArray:
+    codec = require("pycocotools.mask", extra="coco")
+    if isinstance(held, dict) and isinstance(held["counts"], str):
+        coded = held
+    else:
+        coded = codec.frPyObjects(held, height, width)
+    mask: BoolArray = codec.decode(codec.merge(coded) if isinstance(coded, list) else coded).astype(np.bool_)
+    return mask
+
+
+def _is_number(value: Any, reach: float) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and abs(value) <= reach
+
+
+def _score(entry: dict[str, Any]) -> float:
+    score = entry.get("score", 1.0)
+    return float(score) if _is_number(score, 1.0) and score >= 0 else 1.0

@@ -81,8 +81,11 @@ def axes_of(orientation: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]
 
 def plane_of(dataset: Any) -> Plane | None:
     """Where a single-frame data set says its picture lies; None where it does not say."""
-    position, orientation = dataset.get("ImagePositionPatient"), dataset.get("ImageOrientationPatient")
-    spacing = dataset.get("PixelSpacing")
+    detectors = dataset.get("DetectorInformationSequence") or [{}]  # nuclear medicine tells it there
+    position, orientation = (
+        dataset.get(name) or detectors[0].get(name) for name in ("ImagePositionPatient", "ImageOrientationPatient")
+    )
+    spacing = dataset.get("PixelSpacing") or _macro(_shared(dataset), "PixelMeasuresSequence", "PixelSpacing")
     if not (position and orientation and spacing):
         return None
     return _plane(position, orientation, spacing, _thickness(dataset))
@@ -90,13 +93,12 @@ def plane_of(dataset: Any) -> Plane | None:
 
 def planes_of_frames(dataset: Any) -> list[Plane] | None:
     """The places of an enhanced multi-frame's frames; None where they are not told."""
-    shared = dataset.get("SharedFunctionalGroupsSequence")
     frames = dataset.get("PerFrameFunctionalGroupsSequence")
     if not frames:
         return None
     planes: list[Plane] = []
     for frame in frames:
-        groups = [frame, shared[0]] if shared else [frame]
+        groups = [frame, *_shared(dataset)]
         position = _macro(groups, "PlanePositionSequence", "ImagePositionPatient")
         orientation = _macro(groups, "PlaneOrientationSequence", "ImageOrientationPatient")
         spacing = _macro(groups, "PixelMeasuresSequence", "PixelSpacing")
@@ -120,6 +122,55 @@ def planes_of_offsets(dataset: Any) -> list[Plane] | None:
     return [first._replace(position=first.position + step * normal) for step in steps]
 
 
+def stack_of_slices(dataset: Any, count: int) -> Placed | None:
+    """The frames of a nuclear medicine reconstruction, in the file's order; None if it is none.
+
+    A negative distance stacks them against the normal. Source: DICOM PS3.3 C.8.4.15 and C.7.6.2.1.
+    """
+    slices, first = dataset.get("SliceVector"), plane_of(dataset)
+    if first is None or slices is None or [int(n) for n in np.atleast_1d(slices)] != list(range(1, count + 1)):
+        return None
+    row_direction, column_direction, normal = axes_of(first.orientation)
+    distance = float(dataset.get("SpacingBetweenSlices") or 0) or first.thickness_mm
+    affine = affine_from_directions(
+        first.position, normal * distance, column_direction * first.spacing[0], row_direction * first.spacing[1]
+    )
+    return Placed(np.arange(count), affine)
+
+
+def tile_corners(dataset: Any, count: int) -> NDArray[np.int64]:
+    """Rows and columns of a whole slide at which its tiles begin, (N, 2) from 0.
+
+    Raises:
+        InputError: Several focal planes or colours for one place, or tiles that tell no place.
+
+    Source: DICOM PS3.3 C.7.6.17.3 (TILED_FULL) and C.8.12.14.1 (column and row of a tile, from 1).
+    """
+    frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    corners = []
+    for frame in frames:
+        place = (frame.get("PlanePositionSlideSequence") or [{}])[0]
+        corner = [place.get(f"{axis}PositionInTotalImagePixelMatrix") for axis in ("Row", "Column")]
+        if None not in corner:
+            corners.append(corner)
+    found = np.array(corners, dtype=np.int64).reshape(-1, 2) - 1
+    if not corners:
+        rows = range(0, int(dataset.TotalPixelMatrixRows), int(dataset.Rows))
+        columns = range(0, int(dataset.TotalPixelMatrixColumns), int(dataset.Columns))
+        found = np.array([(row, column) for row in rows for column in columns], dtype=np.int64)
+    if len(found) != count or len(np.unique(found, axis=0)) != count:
+        raise InputError(
+            f"the slide has {count} tiles for {len(np.unique(found, axis=0))} places (focal planes or colours?), which "
+            "is not read as one picture: choose one tile with frame="
+        )
+    return found
+
+
+def _shared(dataset: Any) -> list[Any]:
+    """The shared functional group of an enhanced file, as a list of one or none."""
+    return list((dataset.get("SharedFunctionalGroupsSequence") or [])[:1])
+
+
 def macro(dataset: Any, frame: int, sequence: str) -> Any:
     """One functional group of an enhanced multi-frame: the frame's own, else the shared one, else None."""
     for name, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
@@ -135,6 +186,11 @@ def pixel_spacing_mm(dataset: Any) -> tuple[float, float] | None:
     On a projection image ImagerPixelSpacing is measured at the detector, so that lengths in the body are smaller.
     """
     spacing = dataset.get("PixelSpacing") or dataset.get("ImagerPixelSpacing")
+    measures = macro(dataset, 0, "PixelMeasuresSequence")
+    if not spacing and measures is not None:
+        spacing = measures.get("PixelSpacing")
+    if not spacing:
+        spacing = dataset.get("NominalScannedPixelSpacing")
     if spacing:
         row_mm, column_mm = float(spacing[0]), float(spacing[1])
     else:

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 import medsam3
 from medsam3.concepts import CATEGORY_CODES, Code, code_for, find
 from medsam3.errors import InputError, require
-from medsam3.geometry import index_from_world
+from medsam3.geometry import Affine, index_from_world
 from medsam3.image import Image, Masks, ObjectMask
-from medsam3.io.dicom import DICOM_ERRORS, frame_count, frame_places, open_dataset, quiet_pydicom
+from medsam3.io.dicom import frame_places
+from medsam3.io.dicom_geometry import Plane, axes_of, macro, planes_of_frames
+from medsam3.io.dicom_pixels import DICOM_ERRORS, decode, frame_count, open_dataset, quiet_pydicom
 from medsam3.io.labels import check_masks
 from medsam3.store import replacing
 
@@ -39,6 +41,7 @@ TYPE_2 = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
+_OFF_GRID = 0.1  # voxels
 _MAX_MEANING = 64  # characters of a long string (LO) in DICOM
 
 
@@ -188,42 +191,111 @@ def _coded(highdicom: Any, code: Code) -> Any:
 
 
 def read_seg(path: Path, image: Image) -> list[Masks]:
-    """The segments of a BINARY or FRACTIONAL segmentation over the image that it refers to, one `Masks` for each type.
+    """The segments of a segmentation over the image that it refers to, one `Masks` for each label or type.
 
-    A fraction of one half or more counts.
+    Each frame is laid where it says that it lies, or on the file that it says it was made from. A fraction of one half
+    or more counts.
 
     Raises:
-        InputError: highdicom is missing, the file is damaged, or it lies elsewhere than the image.
+        InputError: The file is damaged, tells no place of its frames, or lies elsewhere than the image.
     """
-    highdicom = require("highdicom", extra="dicom")
     if image.affine is None:
         raise InputError("a DICOM SEG is read over an image with a position: give the series it was made from")
     with quiet_pydicom():
+        dataset = open_dataset(path)
         try:
-            segmentation = highdicom.seg.segread(path)
-            objects: dict[str, list[ObjectMask]] = {}
-            for number in segmentation.segment_numbers:
-                volume = segmentation.get_volume(segment_numbers=[number], combine_segments=False)
-                about = segmentation.get_segment_description(number)
-                item = ObjectMask.from_dense(_over_image(volume, image), 1.0)
-                objects.setdefault(str(about.segmented_property_type.meaning), []).extend([item] if item else [])
+            names = _names(dataset)
+            dense = {number: np.zeros(image.shape, dtype=np.bool_) for number in names}
+            dataset.PhotometricInterpretation = "MONOCHROME2"  # a palette only colours the numbers
+            frames = decode(dataset, path)[..., 0]
+            if int(dataset.get("BitsAllocated", 8)) == 1:
+                frames = frames > 0
+            is_labels = str(dataset.get("SegmentationType")) == "LABELMAP"
+            least = 1 if str(dataset.get("SegmentationType")) != "FRACTIONAL" else _half(dataset)
+            for k, place in enumerate(_frame_places(dataset, image)):
+                numbers = np.unique(frames[k]).tolist() if is_labels else [_segment_of(dataset, k)]
+                for number in (number for number in numbers if number in dense):
+                    plane = frames[k] == number if is_labels else frames[k] >= least
+                    _lay(dense[number], plane, place, image.affine)
         except InputError:
             raise
         except DICOM_ERRORS as error:
-            raise InputError("the DICOM SEG cannot be read: replace the file") from error
+            raise InputError(
+                "the DICOM SEG is damaged or cut short, or not in the standard's form: replace it"
+            ) from error
+    objects: dict[str, list[ObjectMask]] = {}
+    for number, name in names.items():
+        item = ObjectMask.from_dense(dense[number], 1.0)
+        objects.setdefault(name, []).extend([item] if item else [])
     return [Masks(image.shape, tuple(items), concept) for concept, items in objects.items()]
 
 
-def _over_image(volume: Any, image: Image) -> NDArray[np.bool_]:
-    """A segment's voxels, which may be a part of the volume, placed by their world positions."""
-    assert image.affine is not None, "checked by the caller"
-    dense = np.zeros(image.shape, dtype=np.bool_)
-    found = np.argwhere(np.asarray(volume.array)[..., 0] * 1.0 >= 0.5)
-    if len(found) == 0:
-        return dense
-    index = index_from_world(image.affine, volume.map_indices_to_reference(found))
+def _names(dataset: Any) -> dict[int, str]:
+    """Each segment's name: the label that its maker gave, or the type's meaning for those that this package wrote."""
+    names: dict[int, str] = {}
+    for item in dataset.SegmentSequence:
+        types = item.get("SegmentedPropertyTypeCodeSequence") or [{}]
+        meaning, label = str(types[0].get("CodeMeaning") or ""), str(item.get("SegmentLabel") or "").strip()
+        is_own = str(dataset.get("ManufacturerModelName")) == "medsam3"
+        number = int(item.SegmentNumber)
+        names[number] = (meaning if is_own else label or meaning) or meaning or label or f"segment {number}"
+    return names
+
+
+def _half(dataset: Any) -> float:
+    return float(dataset.get("MaximumFractionalValue") or 255) / 2
+
+
+def _segment_of(dataset: Any, frame: int) -> int:
+    item = macro(dataset, frame, "SegmentIdentificationSequence")
+    if item is not None:
+        return int(item.ReferencedSegmentNumber)
+    if len(dataset.SegmentSequence) == 1:
+        return int(dataset.SegmentSequence[0].SegmentNumber)
+    raise InputError("the DICOM SEG does not tell which segment its frames belong to: write it again")
+
+
+def _frame_places(dataset: Any, image: Image) -> list[Plane | int]:
+    """For each frame its place, or the slice of the image that it was made from."""
+    planes = planes_of_frames(dataset)
+    if planes is not None:
+        return list(planes)
+    tags = ["SOPInstanceUID"]
+    uids = {
+        str(open_dataset(path, has_pixels=False, tags=tags).get("SOPInstanceUID")): n
+        for n, path in enumerate(image.source)
+    }
+    found: list[Plane | int] = []
+    for k in range(frame_count(dataset)):
+        derived = macro(dataset, k, "DerivationImageSequence")
+        sources = [] if derived is None else derived.get("SourceImageSequence") or []
+        slices = [
+            uids[str(one.ReferencedSOPInstanceUID)] for one in sources if str(one.ReferencedSOPInstanceUID) in uids
+        ]
+        if len(slices) != 1 or len(image.source) != image.shape[0]:
+            raise InputError("the DICOM SEG does not tell where its frames lie: give the series it was made from")
+        found.append(slices[0])
+    return found
+
+
+def _lay(dense: NDArray[np.bool_], plane: NDArray[np.bool_], place: Plane | int, affine: Affine) -> None:
+    """Set the voxels of the image on which the pixels (H, W) of one frame lie.
+
+    Raises:
+        InputError: They lie between the image's voxels or outside.
+    """
+    pixels = np.argwhere(plane)
+    if len(pixels) == 0:
+        return
+    if isinstance(place, int):
+        if plane.shape != dense.shape[1:]:
+            raise InputError("the DICOM SEG's frames differ in size from the image and tell no place: resample it")
+        dense[place] |= plane
+        return
+    row_direction, column_direction, _ = axes_of(place.orientation)
+    steps = np.stack([column_direction * place.spacing[0], row_direction * place.spacing[1]])
+    index = index_from_world(affine, place.position + pixels @ steps)
     whole = np.rint(index).astype(np.int64)
-    if np.abs(index - whole).max() > 0.1 or whole.min() < 0 or (whole >= np.array(image.shape)).any():
+    if np.abs(index - whole).max() > _OFF_GRID or whole.min() < 0 or (whole >= np.array(dense.shape)).any():
         raise InputError("the DICOM SEG lies at another place than the image: give the series it was made from")
     dense[tuple(whole.T)] = True
-    return dense

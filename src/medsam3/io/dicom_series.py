@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from medsam3.errors import InputError
-from medsam3.image import Image, LazyFrames, Pixels
-from medsam3.io.dicom import (
-    DICOM_ERRORS,
-    check_is_image,
-    decode,
-    frame_count,
-    open_dataset,
-    open_dicom,
-    quiet_pydicom,
-)
+from medsam3.image import Image, LazyFrames
+from medsam3.io.dicom import DicomFrames, open_dicom
 from medsam3.io.dicom_geometry import Placed, plane_of, stack_planes
-from medsam3.io.files import ALLOWED, DICOM_SUFFIXES, check_size
+from medsam3.io.dicom_pixels import DICOM_ERRORS, frame_count, open_dataset, quiet_pydicom
+from medsam3.io.files import ALLOWED, check_size, is_dicom
 
 _SHORT_UID = 8
 _HEADER = [
@@ -46,25 +39,6 @@ class _Header(NamedTuple):
     dataset: Any
     uid: str
     number: str
-
-
-@dataclass(frozen=True)
-class _SeriesSlices:
-    """Decodes slices, each a file of its own."""
-
-    paths: tuple[Path, ...]
-
-    def __call__(self, n: int) -> Pixels:
-        with quiet_pydicom():
-            dataset = open_dataset(self.paths[n])
-            check_is_image(dataset)
-            try:
-                pixels: Pixels = decode(dataset, self.paths[n])[0]
-            except InputError:
-                raise
-            except DICOM_ERRORS as error:
-                raise InputError(f"the pixels of {self.paths[n].name} cannot be decoded: replace the file") from error
-            return pixels
 
 
 def open_series(folder: Path, *, series: str | None = None) -> Image:
@@ -95,7 +69,7 @@ def open_series(folder: Path, *, series: str | None = None) -> Image:
             raise
         except DICOM_ERRORS as error:
             raise InputError("the series has a header that cannot be read: check its files one by one") from error
-    frames = LazyFrames((len(paths), *first.shape[1:], first.channels), _SeriesSlices(paths))
+    frames = LazyFrames((len(paths), *first.shape[1:], first.channels), DicomFrames(paths))
     return replace(first, frames=frames, kind="volume", affine=placed.affine, source=paths)
 
 
@@ -114,13 +88,35 @@ def holds_series(folder: Path) -> bool:
     return False
 
 
-def holds_dicom(folder: Path) -> bool:
-    """Whether a folder, not what lies below it, holds any DICOM file."""
-    return bool(_dicom_files(folder, "*"))
+def holds_images(folder: Path) -> bool:
+    """Whether a folder, or what lies below it, holds any DICOM image; tables of contents and masks are none."""
+    with quiet_pydicom():
+        try:
+            return next(_headers_of(_dicom_files(folder, "**/*")), None) is not None
+        except InputError:
+            return True  # reading it says what is wrong
+
+
+def is_dicom_image(path: Path) -> bool:
+    """Whether a file is DICOM and holds an image, not a table of contents, masks, structures or a report."""
+    if not is_dicom(path):
+        return False
+    with quiet_pydicom():
+        try:
+            dataset = open_dataset(path, has_pixels=False, tags=_HEADER)
+        except InputError:
+            return True  # reading it says what is wrong
+    tells_kind = bool(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID"))
+    return not tells_kind or _has_image(dataset)
+
+
+def _has_image(dataset: Any) -> bool:
+    """Pixels were not read: what has rows and is no segmentation is an image."""
+    return dataset.get("Rows") is not None and dataset.get("Modality") != "SEG"
 
 
 def _headers(folder: Path) -> list[_Header]:
-    found = list(_headers_of(_dicom_files(folder, "*") or _dicom_files(folder, "**/*")))
+    found = list(_headers_of(_dicom_files(folder, "*"))) or list(_headers_of(_dicom_files(folder, "**/*")))
     if not found:
         raise InputError(f"the folder holds no DICOM images; {ALLOWED}")
     return found
@@ -131,27 +127,20 @@ def _dicom_files(folder: Path, pattern: str) -> list[Path]:
         paths = sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
     except OSError as error:
         raise InputError(f"the folder cannot be read ({error.strerror})") from error
-    return [path for path in paths if _looks_like_dicom(path)]
+    return [path for path in paths if is_dicom(path)]
 
 
 def _headers_of(paths: Sequence[Path]) -> Iterator[_Header]:
     for path in paths:
-        dataset = open_dataset(path, has_pixels=False, tags=_HEADER)
-        # Pixels were not read: what has rows and columns and is no segmentation is an image.
-        if dataset.get("Rows") is None or dataset.get("Modality") == "SEG":
+        try:
+            dataset = open_dataset(path, has_pixels=False, tags=_HEADER)
+        except InputError as error:
+            raise InputError(f"{path.name}: {error}") from error
+        if not _has_image(dataset):
             continue
         number = dataset.get("SeriesNumber")
         uid = str(dataset.get("SeriesInstanceUID") or "")
         yield _Header(path, dataset, uid, "" if number is None else str(number))
-
-
-def _looks_like_dicom(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(132)
-    except OSError as error:
-        raise InputError(f"{path.name} in the folder cannot be read ({error.strerror})") from error
-    return head[128:] == b"DICM" or (path.name.lower().endswith(DICOM_SUFFIXES) and len(head) == 132)
 
 
 def _choose(headers: Sequence[_Header], series: str | None) -> list[_Header]:

@@ -7,9 +7,6 @@ columns in mm and mL are left empty.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,7 +17,7 @@ from scipy.spatial import ConvexHull, distance
 from medsam3.geometry import BoolArray, FloatArray
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.labels import check_masks
-from medsam3.store import replacing
+from medsam3.store import csv_text, replacing, write_json
 
 
 @dataclass(frozen=True)
@@ -77,14 +74,10 @@ def write_measures_csv(masks: Sequence[Masks], image: Image, path: Path) -> None
     Raises:
         InputError: Masks of another shape, or the file cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names = [field.name for field in fields(Measures)]
-    writer.writerow(names)
-    for row in measure(masks, image):
-        writer.writerow(["" if value is None else value for value in asdict(row).values()])
+    text = csv_text(names, [list(asdict(row).values()) for row in measure(masks, image)])
     with replacing(path, ".csv") as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_measures_json(masks: Sequence[Masks], image: Image, path: Path) -> None:
@@ -93,9 +86,7 @@ def write_measures_json(masks: Sequence[Masks], image: Image, path: Path) -> Non
     Raises:
         InputError: Masks of another shape, or the file cannot be written.
     """
-    rows = [asdict(row) for row in measure(masks, image)]
-    with replacing(path, ".json") as temporary:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_json(path, [asdict(row) for row in measure(masks, image)])
 
 
 def longest_diameter(mask: BoolArray, row_mm: float, column_mm: float) -> float:

@@ -1,17 +1,20 @@
-"""NIfTI-1 and NIfTI-2 (.nii, .nii.gz): pictures and volumes in, label maps out. The only module that uses nibabel.
+"""NIfTI-1 and NIfTI-2 (.nii, .nii.gz, .hdr with .img): pictures and volumes in, label maps out.
 
-NIfTI's index (i, j, k) is (column, row, slice) here, and its world RAS; `geometry` converts both.
+The only module that uses nibabel. NIfTI's index (i, j, k) is (column, row, slice) here, and its world RAS; `geometry`
+converts both. Headers are read from the content, whatever the name, so that a packed file may be called `.nii`.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
+import logging
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +22,34 @@ from numpy.typing import NDArray
 from medsam3.errors import InputError, require
 from medsam3.geometry import Affine, check_affine, lps_from_nifti, nifti_from_lps
 from medsam3.image import Image, Kind, LazyFrames, Masks, Pixels
-from medsam3.io.files import check_size, first_line
-from medsam3.io.labels import combined_labels
-from medsam3.io.place import label_place
-from medsam3.io.raw_voxels import check_finite, map_voxels
+from medsam3.io.files import GZIP_MAGIC, check_bytes, check_finite, check_size, first_line, unpacked
+from medsam3.io.labels import Legend, combined_labels, label_place
 from medsam3.store import replacing
+
+_log = logging.getLogger(__name__)
 
 _MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 _COMMENT = 6  # NIfTI extension code for plain text
+_LARGEST_HEADER = 1 << 22
+_SAME_MM = 0.01
+_GEOMETRY = (
+    *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+
+
+class _File(NamedTuple):
+    """A file whose header was read: nibabel's header, the file of the voxels, their first byte, and if it is packed."""
+
+    header: Any
+    data: Path
+    offset: int
+    is_packed: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of (i, j, k, t, ...)."""
+        return tuple(int(size) for size in self.header.get_data_shape())
 
 
 @dataclass(frozen=True)
@@ -47,7 +70,8 @@ class _Slices:
 def open_nifti(path: Path, *, frame: int | None = None) -> Image:
     """Open a picture (one slice) or a volume; slices are read when they are asked for.
 
-    A compressed file is unpacked to a temporary one first. Scaled and real voxels are float32. Colour is read whole.
+    A compressed file is unpacked to a temporary one first, its checksums verified. Scaled and real voxels are float32.
+    Colour is read whole.
 
     Args:
         path: The file.
@@ -56,38 +80,54 @@ def open_nifti(path: Path, *, frame: int | None = None) -> Image:
     Raises:
         InputError: Not decodable, four dimensions without `frame`, a NaN or singular affine, NaN voxels.
     """
-    nibabel = require("nibabel", extra="all")
-    with _one_line(nibabel):
-        file = nibabel.load(path)
-        affine, (width, height, count) = _affine(file), _spatial_shape(file.shape, frame)
+    with _one_line():
+        file = _opened(path)
+        dtype, affine = file.header.get_data_dtype(), affine_of(file.header)
+        width, height, count = spatial_shape(file.shape, frame)
         check_size(count, height, width)
-        frames = _colours(file, frame) if file.get_data_dtype().names else _lazy(file, path, frame or 0)
-    about = {"format": "NIfTI", "bits_stored": str(8 * file.header.get_data_dtype().itemsize)}
+        check_bytes(int(np.prod(file.shape, dtype=np.int64)) * dtype.itemsize)
+        voxels = _mapped(file)[frame or 0]
+        if dtype.names:
+            frames: Any = np.stack([voxels[name] for name in ("R", "G", "B")], axis=-1)
+        else:
+            frames = _lazy(voxels, file.header)
+    about = {"format": "NIfTI", "bits_stored": str(8 * dtype.itemsize)}
     kind: Kind = "picture" if count == 1 else "volume"
     return Image(frames, kind=kind, affine=affine, source=(path,), metadata=about)
 
 
-def nifti_legend(path: Path) -> str | None:
-    """The legend that `write_nifti` left, as JSON; None in files of others."""
-    nibabel = require("nibabel", extra="all")
-    with _one_line(nibabel):
-        for extension in nibabel.load(path).header.extensions:
+def nifti_legend(path: Path) -> Legend:
+    """What the numbers of a label map mean, by the legend that `write_nifti` left; empty in files of others."""
+    with _one_line():
+        for extension in _opened(path).header.extensions:
             text = extension.get_content()
             plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
             if extension.get_code() == _COMMENT and plain.lstrip().startswith("["):
-                return plain.rstrip("\0 ")
-    return None
+                legend: Legend = json.loads(plain.rstrip("\0 "))
+                return legend
+    return []
 
 
 def write_nifti(masks: Sequence[Masks], image: Image, path: Path) -> None:
     """Write one label map in the image's own place; the legend is a comment extension of the header, as JSON.
 
-    An image without position gets its origin at 0 and its pixel size where it is known, else 1 for one pixel with the
-    unit left open; the header's description says so.
+    Over an image from NIfTI, the header places the mask as the image's own does, so that every program that lays one
+    over the other agrees. An image without position gets its origin at 0 and its pixel size where it is known, else 1
+    for one pixel with the unit left open; the header's description says so.
 
     Raises:
         InputError: The file cannot be written.
     """
+    nibabel = require("nibabel", extra="all")
+    file = label_file(masks, image)
+    content = nibabel.Nifti1Image(file.dataobj, None, file.header).to_bytes()  # with an affine it would set the codes
+    with replacing(path, ".nii") as temporary:
+        packed = gzip.compress(content, mtime=0) if path.name.lower().endswith(".gz") else content
+        temporary.write_bytes(packed)
+
+
+def label_file(masks: Sequence[Masks], image: Image) -> Any:
+    """Make the nibabel image that `write_nifti` saves."""
     nibabel = require("nibabel", extra="all")
     labels, legend = combined_labels(masks, image.shape)
     lps, unit, note = _place(image)
@@ -97,21 +137,22 @@ def write_nifti(masks: Sequence[Masks], image: Image, path: Path) -> None:
         file.set_qform(affine, code=1)
     file.set_sform(affine, code=1)
     file.header.set_xyzt_units(unit)
+    _keep_geometry(image, file.header)
     file.header["descrip"] = note
     text = json.dumps(legend).encode()
     file.header.extensions.append(nibabel.nifti1.Nifti1Extension(_COMMENT, text))
-    suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
-    with replacing(path, suffix) as temporary:
-        nibabel.save(file, temporary)
+    return file
 
 
 @contextmanager
-def _one_line(nibabel: Any) -> Iterator[None]:
+def _one_line() -> Iterator[None]:
+    nibabel = require("nibabel", extra="all")
     known = (
         OSError,
         EOFError,
         ValueError,
         TypeError,
+        LookupError,
         zlib.error,
         OverflowError,
         nibabel.spatialimages.HeaderDataError,
@@ -125,46 +166,61 @@ def _one_line(nibabel: Any) -> Iterator[None]:
         raise InputError(f"the NIfTI file cannot be decoded, it may be cut short ({first_line(error)})") from error
 
 
-def _mapped(file: Any, path: Path) -> NDArray[Any]:
+def _opened(path: Path) -> _File:
+    """Read the header of a single file, or of a pair of .hdr and .img."""
+    nibabel = require("nibabel", extra="all")
+    with path.open("rb") as stream:
+        is_packed = stream.read(2) == GZIP_MAGIC
+    with cast("IO[bytes]", gzip.open(path)) if is_packed else path.open("rb") as stream:
+        start = stream.read(8)
+        stream.seek(0)
+        is_second = 540 in (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big"))
+        kind = nibabel.nifti2.Nifti2Header if is_second else nibabel.Nifti1Header
+        header = kind.from_fileobj(stream, check=False)
+        if not _LARGEST_HEADER > int(header["vox_offset"]) >= 0:
+            raise InputError(f"the NIfTI header puts the voxels at byte {header['vox_offset']}: it is damaged")
+    if header["magic"].item()[:2] not in (b"ni",):
+        return _File(header, path, int(header["vox_offset"]) or header.single_vox_offset, is_packed)
+    for name in (path.with_suffix(".img"), path.with_suffix(".img.gz"), path.with_suffix("").with_suffix(".img.gz")):
+        if name.is_file():
+            return _File(header, name, int(header["vox_offset"]), name.suffix == ".gz")
+    raise InputError(f"the header's voxels, {path.with_suffix('.img').name}, are not beside it: copy both")
+
+
+def _mapped(file: _File) -> NDArray[Any]:
     """The stored voxels (T, N, H, W), on disk."""
     width, height, frames, times = (*file.shape, 1, 1)[:4]
-    with path.open("rb") as stream:
-        is_packed = stream.read(2) == b"\x1f\x8b"
-    offset, dtype = int(file.dataobj.offset), file.get_data_dtype()
-    if not is_packed:
-        return map_voxels(path, offset=offset, packing="raw", dtype=dtype, shape=(times, frames, height, width))
-    # The header is a part of what is packed: it is unpacked with the voxels, and passed over.
-    lead = -(-offset // dtype.itemsize)
-    if lead * dtype.itemsize != offset:
-        whole: NDArray[Any] = np.asanyarray(file.dataobj.get_unscaled()).reshape(width, height, frames, times)
-        return whole.transpose()
-    count = lead + times * frames * height * width
-    flat = map_voxels(path, offset=0, packing="gzip", dtype=dtype, shape=(count,))
-    return flat[lead:].reshape(times, frames, height, width)
+    dtype, shape = file.header.get_data_dtype(), (times, frames, height, width)
+    wanted = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize + file.offset
+    stream = unpacked(file.data, wanted) if file.is_packed else file.data.open("rb")
+    with stream:
+        held = stream.seek(0, 2)
+        if held < wanted:
+            raise InputError(f"the file is cut short: it holds {held:,} of {wanted:,} bytes, copy it again")
+        return np.memmap(stream, dtype=dtype, mode="r", offset=file.offset, shape=shape)
 
 
-def _lazy(file: Any, path: Path, time: int) -> LazyFrames:
-    """Slices of grey values at one time point."""
-    if file.get_data_dtype().kind == "c":
-        raise InputError("the voxels are complex numbers, allowed are real ones: write magnitudes")
-    voxels = _mapped(file, path)[time]
-    check_finite(voxels)
-    slope, intercept = (1.0 if value is None else float(value) for value in (file.dataobj.slope, file.dataobj.inter))
+def _lazy(voxels: NDArray[Any], header: Any) -> LazyFrames:
+    """Slices of the grey values (N, H, W)."""
+    if voxels.dtype.kind not in "buif":
+        what = "complex numbers" if voxels.dtype.kind == "c" else f"of type {voxels.dtype}"
+        raise InputError(f"the voxels are {what}, allowed are real ones: write magnitudes")
+    slope, intercept = (1.0 if value is None else float(value) for value in header.get_slope_inter())
+    if header.get_slope_inter()[1] is None:
+        intercept = 0.0
     count, height, width = voxels.shape
-    return LazyFrames((count, height, width, 1), _Slices(voxels, slope, intercept))
+    frames = LazyFrames((count, height, width, 1), _Slices(voxels, slope, intercept))
+    if voxels.dtype.kind == "f":
+        check_finite(frames)
+    return frames
 
 
-def _colours(file: Any, frame: int | None) -> Pixels:
-    """(N, H, W, 3) of one time point; a fourth channel, alpha, is left out."""
-    stored = file.dataobj
-    if len(file.shape) > 3:
-        stored = stored[:, :, :, frame or 0]
-    voxels = np.asanyarray(stored).reshape(_spatial_shape(file.shape, frame))
-    return np.stack([voxels[name] for name in ("R", "G", "B")], axis=-1).transpose(2, 1, 0, 3)
+def spatial_shape(shape: tuple[int, ...], frame: int | None) -> tuple[int, int, int]:
+    """Read (W, H, N) of a shape, trailing axes of length 1 dropped.
 
-
-def _spatial_shape(shape: tuple[int, ...], frame: int | None) -> tuple[int, int, int]:
-    """(W, H, N), trailing axes of length 1 dropped."""
+    Raises:
+        InputError: Fewer than two axes, several time points and none chosen, or no such time point.
+    """
     if len(shape) < 2 or any(size != 1 for size in shape[4:]):
         raise InputError(f"the NIfTI file has shape {shape}, allowed are two to four dimensions")
     times = shape[3] if len(shape) > 3 else 1
@@ -175,17 +231,46 @@ def _spatial_shape(shape: tuple[int, ...], frame: int | None) -> tuple[int, int,
     return shape[0], shape[1], shape[2] if len(shape) > 2 else 1
 
 
-def _affine(file: Any) -> Affine:
-    header = file.header
-    if not (int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0):
-        # The standard's "method 1": no position, only the spacing.
-        ras = np.diag([*(float(size) for size in header["pixdim"][1:4]), 1.0])
-        for axis in range(len(file.shape), 3):
-            ras[axis, axis] = ras[axis, axis] or 1.0
+def affine_of(header: Any) -> Affine:
+    """Read a header's place in LPS mm: the sform, else the qform, else the voxel sizes alone ("method 1")."""
+    has_sform = int(header["sform_code"]) > 0 and any(header[f"srow_{axis}"][:3].any() for axis in "xyz")
+    has_qform = int(header["qform_code"]) > 0
+    if has_sform:
+        ras = np.array(header.get_sform(), dtype=np.float64)
+        if has_qform:
+            _say_disagreement(header, ras)
+    elif has_qform:
+        ras = np.array(header.get_qform(), dtype=np.float64)
     else:
-        ras = np.array(file.affine, dtype=np.float64)
+        ras = np.diag([*(float(size) for size in header["pixdim"][1:4]), 1.0])
+        for axis in range(3):
+            ras[axis, axis] = abs(ras[axis, axis]) or 1.0
     ras[:3] *= _MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
     return lps_from_nifti(check_affine(ras))
+
+
+def _say_disagreement(header: Any, sform: Affine) -> None:
+    """Warn if the two places of a header differ, as programs choose either."""
+    with suppress(ValueError, require("nibabel", extra="all").spatialimages.HeaderDataError):
+        corners = np.array([[0, 0, 0, 1], [*(size - 1 for size in (*header.get_data_shape(), 1, 1)[:3]), 1]])
+        distance = np.abs(corners @ (np.asarray(header.get_qform()) - sform).T).max()
+        if distance > max(_SAME_MM, 0.1 * float(np.abs(header["pixdim"][1:4]).max())):
+            _log.warning("the NIfTI header's sform and qform differ by %.3g mm: the sform is used", distance)
+
+
+def _keep_geometry(image: Image, header: Any) -> None:
+    """Take over all that places the voxels from the image's own header, if the image is one whole NIfTI file."""
+    if image.metadata.get("format") != "NIfTI" or len(image.source) != 1 or image.affine is None:
+        return
+    with suppress(InputError), _one_line():
+        source = _opened(image.source[0]).header
+        places, shape = (affine_of(source), image.affine), (*source.get_data_shape(), 1)[:3]
+        if shape != image.shape[::-1] or source["magic"].item()[:1] != b"n" or not np.allclose(*places, atol=_SAME_MM):
+            return
+        for name in _GEOMETRY:
+            header[name] = source[name]
+        for axis in range(len(source.get_data_shape()) + 1, 4):
+            header["pixdim"][axis] = header["pixdim"][axis] or 1.0
 
 
 def _place(image: Image) -> tuple[Affine, str, str]:

@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and BMP pictures in; label maps and overlays out as PNG.
+"""PNG, JPEG, TIFF and BMP pictures in, a folder of them as a video; label maps out as PNG.
 
 Grey stays grey in its own depth (1 bit becomes 0 and 255); every colour form becomes 8-bit RGB. Transparent pixels are
 laid over black. EXIF orientation is applied, so that rows and columns are those that a viewer shows.
@@ -7,28 +7,33 @@ laid over black. EXIF orientation is applied, so that rows and columns are those
 from __future__ import annotations
 
 import json
+import re
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import PIL.PngImagePlugin
+import PIL.TiffImagePlugin
 
 from medsam3.errors import InputError
-from medsam3.image import Image, Masks, Pixels
-from medsam3.io.files import MAX_PICTURE_PIXELS, check_size, first_line
-from medsam3.io.labels import combined_labels
+from medsam3.image import Image, LazyFrames, Masks, Pixels
+from medsam3.io.files import MAX_PICTURE_PIXELS, RASTER_SUFFIXES, check_size, first_line
+from medsam3.io.labels import Legend, combined_labels
 from medsam3.store import replacing
-from medsam3.view.draw import overlay
-from medsam3.view.view import view_of
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "MPO")
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, struct.error, zlib.error)
 LEGEND_KEY = "medsam3"
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # TIFF tags
+_SAMPLE_KINDS = {1: "unsigned", 2: "signed", 3: "real", 5: "complex", 6: "complex"}
 
 
 def read_raster(path: Path, *, frame: int | None = None) -> Image:
@@ -41,21 +46,91 @@ def read_raster(path: Path, *, frame: int | None = None) -> Image:
     Raises:
         InputError: Not decodable, too large, pages that differ, or no such page.
     """
+    with open_picture(path) as picture:
+        return _image(picture, path, frame)
+
+
+def read_label_picture(path: Path) -> Image:
+    """Read a picture whose values are labels: of a palette its numbers, where `read_raster` takes its colours.
+
+    Raises:
+        InputError: As `read_raster`.
+    """
+    with open_picture(path) as picture:
+        if picture.mode != "P":
+            return _image(picture, path, None)
+        return Image(np.asarray(picture)[None, ..., None], source=(path,), metadata={"format": picture.format or ""})
+
+
+@contextmanager
+def open_picture(path: Path, *, also: Sequence[str] = ()) -> Iterator[PIL.Image.Image]:
+    """Open a picture with Pillow, of the formats that are read here and of `also`: others would start programs.
+
+    Raises:
+        InputError: Not such a picture, too large, or not decodable, also within the block.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own size warning; the limit is checked below
             # By a stream: Pillow maps files that it opens by name, and then scrambles TIFFs that are to be turned.
-            with path.open("rb") as stream, PIL.Image.open(stream, formats=_FORMATS) as picture:
-                return _image(picture, path, frame)
+            with path.open("rb") as stream, PIL.Image.open(stream, formats=(*_FORMATS, *also)) as picture:
+                yield picture
     except PIL.Image.DecompressionBombError as error:
         message = (
             f"the picture has more than the {MAX_PICTURE_PIXELS:,} pixels that are allowed: crop it or scale it down"
         )
         raise InputError(message) from error
-    except InputError:
+    except (InputError, FileNotFoundError):
         raise
     except _DECODE_ERRORS as error:
+        kind = _kind_of_tiff(path)
+        if kind and isinstance(error, PIL.UnidentifiedImageError | KeyError):
+            raise InputError(
+                f"{kind}, which is not read here: save it as 8 or 16-bit, or 32-bit real numbers"
+            ) from error
         raise InputError(f"the picture cannot be decoded, it may be cut short ({_reason(error)})") from error
+
+
+def _kind_of_tiff(path: Path) -> str:
+    """What samples a TIFF holds, for messages; empty if it is none, or damaged."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(8)
+            if head[:4] not in (b"II*\0", b"MM\0*"):
+                return ""
+            tags = PIL.TiffImagePlugin.ImageFileDirectory_v2(head)
+            stream.seek(tags.next)
+            tags.load(stream)
+            bits, kind = tags.get(_BITS_PER_SAMPLE, (1,)), tags.get(_SAMPLE_FORMAT, (1,))[0]
+    except _DECODE_ERRORS:
+        return ""
+    return f"the TIFF holds {len(bits)} {bits[0]}-bit {_SAMPLE_KINDS.get(kind, 'unknown')} samples a pixel"
+
+
+def open_frame_folder(folder: Path) -> Image:
+    """Open the pictures of a folder, not of those below it, as a video; `frame2.png` comes before `frame10.png`.
+
+    Raises:
+        InputError: No pictures, or, when a frame is asked for, one of another size.
+    """
+    paths = frame_files(folder)
+    if not paths:
+        raise InputError("the folder holds neither a DICOM series nor pictures: give one that does")
+    read = _Pictures(tuple(paths))
+    height, width, channels = read(0).shape
+    check_size(len(paths), height, width)
+    return Image(
+        LazyFrames((len(paths), height, width, channels), read),
+        kind="video" if len(paths) > 1 else "picture",
+        source=tuple(paths),
+        metadata={"format": "folder of pictures"},
+    )
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """Pictures of a folder in the order of the frames."""
+    paths = [path for path in folder.iterdir() if path.is_file() and path.name.lower().endswith(RASTER_SUFFIXES)]
+    return sorted((path for path in paths if not path.name.startswith(".")), key=lambda path: _order(path.name))
 
 
 def write_label_png(masks: Sequence[Masks], image: Image, path: Path) -> None:
@@ -76,42 +151,65 @@ def write_label_png(masks: Sequence[Masks], image: Image, path: Path) -> None:
         PIL.Image.fromarray(labels[0]).save(temporary, pnginfo=text)
 
 
-def write_overlay_png(masks: Sequence[Masks], image: Image, path: Path) -> None:
-    """Write the picture as a model sees it with its masks drawn over it; of a stack, the frame that holds most of them.
+def raster_legend(path: Path) -> Legend:
+    """What the numbers of a label map mean, by the legend of `write_label_png`; empty in pictures of others."""
+    with open_picture(path) as picture:
+        legend: Legend = json.loads(picture.info.get(LEGEND_KEY, "[]"))
+    return legend
+
+
+def image_of_picture(picture: PIL.Image.Image) -> Image:
+    """Take over the page that an opened picture stands at.
 
     Raises:
-        InputError: The file cannot be written.
+        InputError: It is too large, or cannot be decoded.
     """
-    view = view_of(image)
-    shown = [view.masks_forth(found) for found in masks]
-    n = _fullest_frame(shown, view.count)
-    drawn = overlay(view.rgb(n), shown, n)
-    with replacing(path, ".png") as temporary:
-        PIL.Image.fromarray(drawn).save(temporary)
+    check_size(1, picture.height, picture.width)
+    try:
+        return Image(_page_pixels(picture)[None], metadata={"format": picture.format or "PIL"})
+    except _DECODE_ERRORS as error:
+        raise InputError(f"the picture cannot be decoded, it may be cut short ({_reason(error)})") from error
 
 
 def _image(picture: PIL.Image.Image, path: Path, frame: int | None) -> Image:
     file_format = picture.format or ""
     # Only TIFF pages are a stack: a JPEG's or PNG's further frames are previews or animations.
     pages = getattr(picture, "n_frames", 1) if file_format == "TIFF" else 1
-    wanted = range(pages) if frame is None else [frame]
     if frame is not None and not 0 <= frame < pages:
         raise InputError(f"frame {frame} was asked for, allowed is 0 to {pages - 1}")
-    stack: list[Pixels] = []
+    wanted = range(pages) if frame is None else [frame]
+    first: tuple[Any, ...] = ()
     for page in wanted:
         if pages > 1:
             picture.seek(page)
         check_size(len(wanted), picture.height, picture.width)
-        pixels = _page_pixels(picture)
-        if stack and (pixels.shape != stack[0].shape or pixels.dtype != stack[0].dtype):
+        shape = (picture.height, picture.width, picture.mode)
+        first = first or shape
+        if shape != first:
             raise InputError(
-                f"page {page} is {pixels.shape} {pixels.dtype} but page 0 is {stack[0].shape} {stack[0].dtype} "
-                "(rows, columns, channels): choose one page with frame="
+                f"page {page} is {shape} but page 0 is {first} (rows, columns, mode): choose one page with frame="
             )
-        stack.append(pixels)
-    bits = "1" if picture.mode == "1" else str(8 * stack[0].dtype.itemsize)
+    if pages > 1:
+        picture.seek(wanted[0])
+    pixels = _page_pixels(picture)
+    bits = "1" if picture.mode == "1" else str(8 * pixels.dtype.itemsize)
     about = {"format": "JPEG" if file_format == "MPO" else file_format, "bits_stored": bits}
-    return Image(np.stack(stack), kind="picture" if len(stack) == 1 else "volume", source=(path,), metadata=about)
+    if len(wanted) == 1:
+        return Image(pixels[None], source=(path,), metadata=about)
+    frames = LazyFrames((len(wanted), *pixels.shape), _Pages(path))
+    return Image(frames, kind="volume", source=(path,), metadata=about)
+
+
+@dataclass(frozen=True)
+class _Pages:
+    """Reads pages of a TIFF."""
+
+    path: Path
+
+    def __call__(self, n: int) -> Pixels:
+        with open_picture(self.path) as picture:
+            picture.seek(n)
+            return _page_pixels(picture)
 
 
 def _page_pixels(picture: PIL.Image.Image) -> Pixels:
@@ -145,16 +243,26 @@ def _native(pixels: Pixels) -> Pixels:
     return pixels
 
 
-def _fullest_frame(masks: Sequence[Masks], frames: int) -> int:
-    counts = np.zeros(frames, dtype=np.int64)
-    for found in masks:
-        for item in found.objects:
-            start = item.start[0]
-            counts[start : start + item.crop.shape[0]] += item.crop.sum(axis=(1, 2))
-    return int(counts.argmax()) if counts.any() else frames // 2
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, PIL.UnidentifiedImageError):
         return "not a picture that Pillow knows"
     return first_line(error)
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Reads pictures as frames."""
+
+    paths: tuple[Path, ...]
+
+    def __call__(self, n: int) -> Pixels:
+        try:
+            return read_raster(self.paths[n], frame=0).pixels(0)
+        except InputError as error:
+            raise InputError(f"{self.paths[n].name}: {error}") from error
+
+
+def _order(name: str) -> list[tuple[int, int, str]]:
+    """Runs of digits compare as numbers, the rest as text."""
+    parts = re.findall(r"\d+|\D+", name.lower())
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]

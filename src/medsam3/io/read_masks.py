@@ -7,42 +7,45 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
-from medsam3.errors import InputError, require
-from medsam3.geometry import Affine, spacing_mm
+from medsam3.errors import InputError
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io import read
-from medsam3.io.files import file_format
+from medsam3.io.files import FileFormat, file_format
+from medsam3.io.labels import Legend, on_grid
 
-SAME_PLACE_MM = 0.01
 _SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 _RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 
 
-def read_masks(path: Path, image: Image | None = None) -> tuple[list[Masks], Image]:
+def read_masks(path: Path, image: Image | None = None, *, is_resampled: bool = False) -> tuple[list[Masks], Image]:
     """The masks of a file, and the image they are over.
 
     Args:
         path: NIfTI, NRRD, MetaImage or PNG label map, DICOM SEG, RT structure set, or COCO JSON of this package's form.
         image: The image that was searched, pixels not needed; None takes shape and place from a label map itself.
+        is_resampled: Take the nearest labels of a label map on another grid, in place of refusing it.
 
     Raises:
         InputError: In one line, beginning with the path: not masks, an image that is missing or of another place.
     """
     try:
         if path.suffix.lower() == ".json":
-            return _from_coco(path, _wanted(image, "COCO JSON")), _wanted(image, "COCO JSON")
+            from medsam3.io.coco import read_coco  # noqa: PLC0415
+
+            over = _wanted(image, "COCO JSON")
+            return read_coco(path, over), over
         found = file_format(path)
         if found == "dicom":
             over = _wanted(image, "a DICOM SEG or RT structure set")
             return _from_dicom(path, over), over
-        return _from_label_map(path, found, image)
+        return _from_label_map(path, found, image, is_resampled=is_resampled)
     except InputError as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
@@ -53,16 +56,36 @@ def _wanted(image: Image | None, what: str) -> Image:
     return image
 
 
-def _from_label_map(path: Path, found: str, image: Image | None) -> tuple[list[Masks], Image]:
-    stack = read(path)
+def _from_label_map(
+    path: Path, found: FileFormat, image: Image | None, *, is_resampled: bool
+) -> tuple[list[Masks], Image]:
+    if found == "raster":
+        from medsam3.io.raster import read_label_picture  # noqa: PLC0415
+
+        stack = read_label_picture(path)
+    else:
+        stack = read(path)
+    if stack.metadata.get("format") == "JPEG":
+        raise InputError("a JPEG cannot hold labels, its compression changes them: give a PNG, NIfTI or NRRD label map")
     over = image or stack
-    if stack.channels != 1:
-        raise InputError("a label map has one number a voxel, this file has colours: give a label map")
-    if stack.shape != over.shape:
-        raise InputError(f"the label map is {stack.shape}, the image {over.shape} (N, H, W): give the image it is over")
-    _check_place(stack, over)
-    labels = np.stack([_whole(stack.pixels(n)[..., 0]) for n in range(stack.shape[0])])
+    if "layers" in stack.metadata:
+        return _from_layers(path, stack, over, is_resampled=is_resampled), over
+    placed = on_grid(stack, over, is_resampled=is_resampled)
+    labels = np.stack([_whole(placed.pixels(n)[..., 0]) for n in range(placed.shape[0])])
     return _named(labels, _legend(path, found)), over
+
+
+def _from_layers(path: Path, stack: Image, image: Image, *, is_resampled: bool) -> list[Masks]:
+    """The segments of a file in which they may overlap, one `Masks` for each name."""
+    from medsam3.io.itk import label_layers  # noqa: PLC0415
+
+    objects: dict[str, list[ObjectMask]] = {}
+    for name, mask in label_layers(path):
+        layer = replace(stack, frames=mask[..., None].astype(np.uint8))
+        placed = on_grid(layer, image, is_resampled=is_resampled).array()[..., 0] > 0
+        item = ObjectMask.from_dense(placed, 1.0)
+        objects.setdefault(name, []).extend([] if item is None else [item])
+    return [Masks(image.shape, tuple(items), name) for name, items in objects.items()] or [Masks(image.shape)]
 
 
 def _whole(plane: NDArray[Any]) -> NDArray[np.uint16]:
@@ -71,35 +94,20 @@ def _whole(plane: NDArray[Any]) -> NDArray[np.uint16]:
     return plane.astype(np.uint16)
 
 
-def _check_place(stack: Image, image: Image) -> None:
-    if stack.affine is None or image.affine is None:
-        return
-    corners = np.array([[0, 0, 0], [n - 1 for n in stack.shape]], dtype=np.float64)
-    places: list[Affine] = [corners @ affine[:3, :3].T + affine[:3, 3] for affine in (stack.affine, image.affine)]
-    least = SAME_PLACE_MM + 1e-4 * float(spacing_mm(image.affine).max())
-    if np.abs(places[0] - places[1]).max() > least:
-        raise InputError("the label map lies at another place than the image: give the image it was made from")
-
-
-def _legend(path: Path, found: str) -> list[dict[str, Any]]:
-    text: str | None = None
-    if found == "nifti":
-        from medsam3.io.nifti import nifti_legend  # noqa: PLC0415
-
-        text = nifti_legend(path)
-    elif found == "nrrd":
-        from medsam3.io.nrrd import nrrd_legend  # noqa: PLC0415
-
-        text = nrrd_legend(path)
-    elif found == "metaimage":
-        from medsam3.io.metaimage import metaimage_legend  # noqa: PLC0415
-
-        text = metaimage_legend(path)
-    elif path.suffix.lower() == ".png":
-        with PIL.Image.open(path) as picture:
-            text = picture.info.get("medsam3")
+def _legend(path: Path, found: FileFormat) -> Legend:
     try:
-        entries = json.loads(text) if text else []
+        if found == "nifti":
+            from medsam3.io.nifti import nifti_legend  # noqa: PLC0415
+
+            entries = nifti_legend(path)
+        elif found in ("nrrd", "metaimage"):
+            from medsam3.io.itk import itk_legend  # noqa: PLC0415
+
+            entries = itk_legend(path, found)
+        else:
+            from medsam3.io.raster import raster_legend  # noqa: PLC0415
+
+            entries = raster_legend(path)
     except json.JSONDecodeError as error:
         raise InputError("the legend in the file is damaged: write the file again") from error
     return [entry for entry in entries if isinstance(entry, dict) and "value" in entry]
@@ -124,7 +132,7 @@ def _named(labels: NDArray[np.uint16], legend: Sequence[dict[str, Any]]) -> list
 
 
 def _from_dicom(path: Path, image: Image) -> list[Masks]:
-    from medsam3.io.dicom import open_dataset, quiet_pydicom  # noqa: PLC0415
+    from medsam3.io.dicom_pixels import open_dataset, quiet_pydicom  # noqa: PLC0415
 
     with quiet_pydicom():
         class_uid = str(open_dataset(path, has_pixels=False).get("SOPClassUID"))
@@ -137,26 +145,3 @@ def _from_dicom(path: Path, image: Image) -> list[Masks]:
     from medsam3.io.dicom_seg import read_seg  # noqa: PLC0415
 
     return read_seg(path, image)
-
-
-def _from_coco(path: Path, image: Image) -> list[Masks]:
-    codec = require("pycocotools.mask", extra="coco")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        frames = {entry["id"]: int(entry.get("frame", n)) for n, entry in enumerate(content["images"])}
-        names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
-        dense: dict[tuple[Any, Any], tuple[NDArray[np.bool_], float]] = {}
-        for number, entry in enumerate(content["annotations"]):
-            key = (entry["category_id"], entry.get("object_id", -number - 1))
-            mask, _ = dense.setdefault(key, (np.zeros(image.shape, dtype=np.bool_), float(entry.get("score", 1.0))))
-            plane = codec.decode(entry["segmentation"]).astype(np.bool_)
-            mask[frames[entry["image_id"]]] |= plane
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(f"the file is not COCO JSON of RLE masks over this image ({error!r}): give one") from error
-    found: list[Masks] = []
-    for category, name in names.items():
-        own = [(mask, score) for (key, _), (mask, score) in dense.items() if key == category]
-        items = [ObjectMask.from_dense(mask, score) for mask, score in own]
-        kept = sorted((item for item in items if item is not None), key=lambda item: -item.score)
-        found.append(Masks(image.shape, tuple(kept), "" if name == "object" else name))
-    return found or [Masks(image.shape)]

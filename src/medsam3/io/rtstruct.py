@@ -6,6 +6,9 @@ carries the patient and study that its source carries. Source: DICOM PS3.3 A.19,
 
 from __future__ import annotations
 
+import logging
+import math
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -19,17 +22,21 @@ from medsam3.errors import InputError, require
 from medsam3.geometry import Affine, BoolArray, FloatArray, index_from_world, world_from_index
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.contours import filled, outlines
-from medsam3.io.dicom import DICOM_ERRORS, open_dataset, quiet_pydicom
+from medsam3.io.dicom_pixels import DICOM_ERRORS, open_dataset, quiet_pydicom
 from medsam3.io.dicom_seg import TYPE_2, code_of
 from medsam3.io.labels import check_masks
 from medsam3.store import replacing
 from medsam3.view.draw import COLOURS
+
+_log = logging.getLogger(__name__)
 
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 SERIES_NUMBER = 901
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
 _REFERRED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
 _MAX_LABEL = 64
+_MOST_DEPTH = 1.0  # slices that one contour may span, as an oblique one does
+_SAME_DEPTH = 1e-3
 
 
 def write_rtstruct(masks: Sequence[Masks], image: Image, path: Path) -> None:
@@ -58,10 +65,11 @@ def write_rtstruct(masks: Sequence[Masks], image: Image, path: Path) -> None:
 def read_rtstruct(path: Path, image: Image) -> list[Masks]:
     """The structures of a file as masks over an image that has a position; one `Masks` for each name.
 
-    Pixels whose centres lie inside the contours belong to the structure; contours off the slices are left out.
+    Pixels whose centres lie inside a contour belong to the structure, on the slice nearest to it. What lies outside the
+    image, across its slices or in another frame of reference is left out, counted and logged.
 
     Raises:
-        InputError: Not a structure set, or an image without position.
+        InputError: Not a structure set, an image without position, or contours of which none lies on the image.
     """
     if image.affine is None:
         raise InputError("an RT structure set needs an image with a position: give the series it was drawn on")
@@ -69,18 +77,53 @@ def read_rtstruct(path: Path, image: Image) -> list[Masks]:
         dataset = open_dataset(path)
         if str(dataset.get("SOPClassUID")) != RTSTRUCT_CLASS:
             raise InputError("the file is not an RT structure set")
-        try:
-            names = {int(roi.ROINumber): str(roi.ROIName) for roi in dataset.StructureSetROISequence}
-            found: list[Masks] = []
-            for item in dataset.get("ROIContourSequence") or []:
-                dense = _rasterised(item, image.affine, image.shape)
-                name = names[int(item.ReferencedROINumber)]
-                found.append(Masks.from_dense(dense[None], [1.0], concept=name))
-        except InputError:
-            raise
-        except DICOM_ERRORS as error:
-            raise InputError("the RT structure set is damaged: replace the file") from error
+        rois = {int(roi.ROINumber): roi for roi in dataset.get("StructureSetROISequence") or []}
+        known = _references(image)
+        found: list[Masks] = []
+        left_out: Counter[str] = Counter()
+        for item in dataset.get("ROIContourSequence") or []:
+            number = int(item.get("ReferencedROINumber") or 0)
+            roi = rois.get(number, {})
+            name = str(roi.get("ROIName") or f"structure {number}")
+            try:
+                dense, reasons = _rasterised(item, image.affine, image.shape, _is_foreign(roi, item, known))
+            except DICOM_ERRORS:
+                dense, reasons = np.zeros(image.shape, dtype=np.bool_), Counter({"with damaged points": 1})
+            if reasons:
+                _log.warning("%r: contours left out: %s", name, _counted(reasons))
+            left_out += reasons
+            found.append(Masks.from_dense(dense[None], [1.0], concept=name))
+    if left_out and not any(one.objects for one in found):
+        raise InputError(
+            f"no contour of the structure set lies on the image ({_counted(left_out)}): give the series it was drawn on"
+        )
     return found
+
+
+def _references(image: Image) -> tuple[str, set[str]]:
+    """The frame of reference of an image from DICOM, and its files' identifiers; empty if it is from elsewhere."""
+    if image.metadata.get("format") != "DICOM":
+        return "", set()
+    tags = ["FrameOfReferenceUID", "SOPInstanceUID"]
+    headers = [open_dataset(path, has_pixels=False, tags=tags) for path in image.source]
+    return str(headers[0].get("FrameOfReferenceUID") or ""), {str(one.get("SOPInstanceUID")) for one in headers}
+
+
+def _is_foreign(roi: Any, item: Any, known: tuple[str, set[str]]) -> bool:
+    """Whether a structure is drawn in another frame of reference, and on none of the image's own files."""
+    frame, own = str(roi.get("ReferencedFrameOfReferenceUID") or ""), known[0]
+    if not frame or not own or frame == own:
+        return False
+    drawn_on = {
+        str(reference.get("ReferencedSOPInstanceUID"))
+        for contour in item.get("ContourSequence") or []
+        for reference in contour.get("ContourImageSequence") or []
+    }
+    return not drawn_on & known[1]
+
+
+def _counted(reasons: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
 
 
 def _sources(image: Image) -> list[Any]:
@@ -180,20 +223,33 @@ def _indices(points: FloatArray, n: int) -> FloatArray:
     return np.stack([np.full(len(points), float(n)), points[:, 1], points[:, 0]], axis=-1)
 
 
-def _rasterised(item: Any, affine: Affine, shape: tuple[int, int, int]) -> BoolArray:
-    by_slice: dict[int, list[FloatArray]] = {}
+def _rasterised(
+    item: Any, affine: Affine, shape: tuple[int, int, int], is_foreign: bool
+) -> tuple[BoolArray, Counter[str]]:
+    """A structure's mask, and how many of its contours were left out for which reason."""
+    planes: dict[int, dict[float, list[FloatArray]]] = {}
+    left_out: Counter[str] = Counter()
     for contour in item.get("ContourSequence") or []:
-        if not str(contour.ContourGeometricType).startswith("CLOSED"):
+        points = np.array([float(value) for value in contour.get("ContourData") or []])
+        if is_foreign or points.size < 9 or points.size % 3 or not np.isfinite(points).all():
+            left_out["in another frame of reference" if is_foreign else "without points"] += 1
             continue
-        points = np.array([float(value) for value in contour.ContourData]).reshape(-1, 3)
-        index = index_from_world(affine, points)
-        n = round(float(np.median(index[:, 0])))
-        if 0 <= n < shape[0] and np.abs(index[:, 0] - n).max() < 0.5:
-            by_slice.setdefault(n, []).append(index[:, [2, 1]])
+        index = index_from_world(affine, points.reshape(-1, 3))
+        depth = float(np.median(index[:, 0]))
+        n = math.floor(depth + 0.5 + _SAME_DEPTH)
+        if not str(contour.get("ContourGeometricType")).startswith("CLOSED"):
+            left_out["that are points or open lines"] += 1
+        elif np.ptp(index[:, 0]) > _MOST_DEPTH:
+            left_out["across the slices"] += 1
+        elif not 0 <= n < shape[0] or (index[:, 2].max() < -0.5) or (index[:, 2].min() > shape[2] - 0.5):
+            left_out["outside the image"] += 1
+        else:
+            planes.setdefault(n, {}).setdefault(round(depth, 2), []).append(index[:, [2, 1]])
     dense = np.zeros(shape, dtype=np.bool_)
-    for n, polygons in by_slice.items():
-        dense[n] = filled(polygons, *shape[1:])
-    return dense
+    for n, depths in planes.items():
+        nearest = min(depths, key=lambda depth: abs(depth - n))  # contours may lie closer than slices
+        dense[n] = filled(depths[nearest], *shape[1:])
+    return dense, left_out
 
 
 def _reference(pydicom: Any, source: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Pictures of a whole stack's masks to look at: a montage of slices, the three planes, and a video with overlays."""
+"""Pictures of masks to look at: an overlay, a montage of slices, the three planes, and a video with overlays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.labels import check_masks
 from medsam3.io.video import write_mp4
 from medsam3.store import replacing
-from medsam3.view.draw import COLOURS, FILL_OPACITY, overlay
+from medsam3.view.draw import COLOURS, FILL_OPACITY, fullest_frame, overlay
 from medsam3.view.view import View, view_of
 
 RGB = NDArray[np.uint8]
@@ -22,6 +22,17 @@ MONTAGE_TILES = 20
 TILE_PX = 256
 """Longest side of a tile of the montage, and of a slice in the picture of three planes."""
 _GAP_PX = 4
+
+
+def write_overlay_png(masks: Sequence[Masks], image: Image, path: Path) -> None:
+    """Write the picture as a model sees it with its masks drawn over it; of a stack, the frame that holds most of them.
+
+    Raises:
+        InputError: Masks of another shape, or the file cannot be written.
+    """
+    view, shown = _viewed(masks, image)
+    n = fullest_frame(shown, view.count)
+    _save(overlay(view.rgb(n), shown, n), path)
 
 
 def write_overlay_mp4(masks: Sequence[Masks], image: Image, path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ def open_video(path: Path) -> Image:
         InputError: PyAV is missing, no video in the file, no frames, a file that is cut short.
     """
     reader = _Reader(path)
-    count, (height, width) = len(reader.times), reader.size
+    count, height, width = len(reader.times), *reader.size
     check_size(count, height, width)
     return Image(
         LazyFrames((count, height, width, 3), reader.read),
@@ -77,66 +77,90 @@ class _Reader:
         self._lock = threading.Lock()
         self._next = 0
         self._decoded: Iterator[Any] | None = None
-        with _one_line(self._av), self._av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError("the file holds no video: give a video with pictures")
-            stream = container.streams.video[0]
-            self.container_name = container.format.name.split(",")[0].upper()
+        with _one_line(self._av):
+            self._stream, self._container = self._opened()
+            stream = self._container.streams.video[0]
+            self.container_name = self._container.format.name.split(",")[0].upper()
             self.codec = stream.codec_context.name
-            self.size = (int(stream.codec_context.height), int(stream.codec_context.width))
             rate = stream.average_rate or stream.guessed_rate
             self.fps = float(rate) if rate else None
-            told = int(stream.frames or 0)
-            self.times = sorted(self._packet_times(container, stream))
-            container.seek(0)
-            has_frame = bool(self.times) and next(container.decode(video=0), None) is not None
-        self._check_whole(told, has_frame=has_frame)
-        self._container = self._av.open(str(path))
+            told, held, self.times = int(stream.frames or 0), 0, list[int]()
+            for packet in self._container.demux(stream):
+                held += packet.dts is not None or packet.pts is not None
+                if packet.size and not packet.is_corrupt and not packet.is_discard:
+                    self.times.append(packet.pts if packet.pts is not None else (packet.dts or len(self.times)))
+            self.times.sort()
+            # AVI tells when frames are decoded, not when they are shown; GIF cannot be sought in.
+            self._is_timed = self.container_name not in ("AVI", "GIF") and len(set(self.times)) == len(self.times)
+            self._restart()
+            first = next(self._decoded or iter(()), None) if self.times else None
+        if first is None:
+            raise InputError("the video holds no frames: give one with at least one")
+        self.size: tuple[int, ...] = self._upright(first).shape[:2]
+        self._restart()
+        self._check_whole(told, held)
 
     def __reduce__(self) -> tuple[type[_Reader], tuple[Path]]:
         """Open the file anew in another process."""
         return _Reader, (self._path,)
 
     def read(self, n: int) -> Pixels:
-        """Frame n as (H, W, 3)."""
+        """Frame n as (H, W, 3), in the order in which frames are shown."""
         with self._lock, _one_line(self._av):
-            if self._decoded is None or n < self._next or n > self._next + 250:
+            if self._decoded is None or n < self._next or (self._is_timed and n > self._next + 250):
                 self._seek(n)
             assert self._decoded is not None
             for frame in self._decoded:
-                place = bisect.bisect_right(self.times, frame.pts) - 1 if frame.pts is not None else self._next
+                place = self._next
+                if self._is_timed and frame.pts is not None:
+                    place = bisect.bisect_right(self.times, frame.pts) - 1
                 self._next = max(place, 0) + 1
                 if place >= n:
-                    rgb: Pixels = frame.to_ndarray(format="rgb24")
-                    return rgb
+                    return self._upright(frame)
             self._decoded = None
         raise InputError(f"the video ends before frame {n} of {len(self.times)}, it is cut short: copy it again")
 
+    def _opened(self) -> tuple[IO[bytes], Any]:
+        """The file, opened here as PyAV takes UTF-8 names only, and the container over it."""
+        stream = self._path.open("rb")
+        container = self._av.open(stream)
+        if not container.streams.video:
+            raise InputError("the file holds no video: give a video with pictures")
+        return stream, container
+
+    def _restart(self) -> None:
+        """Open the file again, which every container allows, and begin with its first frame."""
+        self._container.close()
+        self._stream.close()
+        self._stream, self._container = self._opened()
+        self._decoded, self._next = self._container.decode(self._container.streams.video[0]), 0
+
     def _seek(self, n: int) -> None:
-        stream = self._container.streams.video[0]
         if n == 0 or self._decoded is None or n < self._next:
-            # Not every container can seek (GIF): opening again always works.
-            self._container.close()
-            self._container = self._av.open(str(self._path))
+            self._restart()
+        if n > 0 and self._is_timed:
             stream = self._container.streams.video[0]
-        if n > 0 and self.container_name != "GIF":
             self._container.seek(self.times[n], stream=stream, backward=True)
-        self._decoded = self._container.decode(stream)
-        self._next = 0
+            self._decoded, self._next = self._container.decode(stream), 0
 
-    def _packet_times(self, container: Any, stream: Any) -> list[int]:
-        times: list[int] = []
-        for packet in container.demux(stream):
-            if packet.size and not packet.is_corrupt and not packet.is_discard:
-                times.append(packet.pts if packet.pts is not None else (packet.dts or len(times)))
-        return times
+    def _upright(self, frame: Any) -> Pixels:
+        """(H, W, 3), turned by quarters as the file asks for."""
+        rgb: Pixels = frame.to_ndarray(format="rgb24")
+        return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
 
-    def _check_whole(self, told: int, *, has_frame: bool) -> None:
-        if not has_frame:
-            raise InputError("the video holds no frames: give one with at least one")
-        if told > len(self.times):
+    def _check_whole(self, told: int, held: int) -> None:
+        """Compare what the header tells of with what is there; AVI counts frames that were dropped, so by bytes."""
+        if self.container_name == "AVI":
+            with self._path.open("rb") as stream:
+                wanted = 8 + int.from_bytes(stream.read(8)[4:], "little")
+                size = stream.seek(0, 2)
+            if size < wanted:
+                raise InputError(
+                    f"the video is cut short: it holds {size:,} of the {wanted:,} bytes of its header; copy it again"
+                )
+        elif told > held:
             raise InputError(
-                f"the video is cut short: its header tells of {told} frames, {len(self.times)} are there; copy it again"
+                f"the video is cut short: its header tells of {told} frames, {held} are there; copy it again"
             )
 
 
@@ -144,6 +168,8 @@ class _Reader:
 def _one_line(av: Any) -> Iterator[None]:
     try:
         yield
-    except av.error.FFmpegError as error:
-        reason = first_line(Exception(error.strerror or "no reason given"))
+    except InputError:
+        raise
+    except (av.error.FFmpegError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = first_line(Exception(getattr(error, "strerror", None) or "its header makes no sense"))
         raise InputError(f"the video cannot be decoded, it may be cut short ({reason}): copy it again") from error

@@ -38,6 +38,11 @@ class Estimate:
     groups: int
 
 
+def holds(difference: Estimate) -> bool:
+    """Say whether the interval of a difference lies wholly on one side of 0."""
+    return difference.low > 0 or difference.high < 0
+
+
 def mean_interval(values: ArrayLike, groups: Sequence[str], *, seed: int = 0) -> Estimate:
     """Mean of (n,) values with its interval; groups (n,) name what is drawn together.
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from medsam3.errors import InputError
 
@@ -67,7 +66,7 @@ def verdicts(truth: ArrayLike, answers: ArrayLike) -> Verdicts:
 
 
 def auroc(truth: ArrayLike, probabilities: ArrayLike) -> float:
-    """Chance that a positive gets a higher probability than a negative, ties half; NaN without either.
+    """Give the chance that a positive gets a higher probability than a negative, ties half; NaN without either.
 
     Source: Hanley and McNeil, Radiology 143(1), 1982.
 
@@ -79,8 +78,10 @@ def auroc(truth: ArrayLike, probabilities: ArrayLike) -> float:
     positives, negatives = int(really.sum()), int((~really).sum())
     if not positives or not negatives:
         return float("nan")
-    ranks = stats.rankdata(given)
-    return float((ranks[really].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    _, level = np.unique(given, return_inverse=True)  # cases of one probability share a level
+    above = np.bincount(level[really], minlength=level.max() + 1)
+    below = np.bincount(level[~really], minlength=level.max() + 1)
+    return float(above @ (np.cumsum(below) - below / 2) / (positives * negatives))
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class CalibrationBin:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationCurve:
     """Whether a stated probability is kept: bins without cases are left out.
 
     Attributes:
@@ -108,7 +109,7 @@ class Calibration:
     brier: float
 
 
-def calibration(truth: ArrayLike, probabilities: ArrayLike) -> Calibration:
+def calibration(truth: ArrayLike, probabilities: ArrayLike) -> CalibrationCurve:
     """Calibration of (n,) probabilities in 0..1 over ten bins of equal width; NaN errors without cases.
 
     Raises:
@@ -117,7 +118,7 @@ def calibration(truth: ArrayLike, probabilities: ArrayLike) -> Calibration:
     really, given = np.asarray(truth, dtype=np.bool_), np.asarray(probabilities, dtype=np.float64)
     _check_lengths(really.shape, given.shape)
     if not given.size:
-        return Calibration((), float("nan"), float("nan"))
+        return CalibrationCurve((), float("nan"), float("nan"))
     if not ((given >= 0) & (given <= 1)).all():
         raise InputError(f"probabilities span {given.min()} to {given.max()}, allowed is 0 to 1")
     number = np.minimum((given * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
@@ -134,7 +135,7 @@ def calibration(truth: ArrayLike, probabilities: ArrayLike) -> Calibration:
             )
         )
     error = sum(found.count * abs(found.mean_probability - found.share_present) for found in bins) / given.size
-    return Calibration(tuple(bins), float(error), float(((given - really) ** 2).mean()))
+    return CalibrationCurve(tuple(bins), float(error), float(((given - really) ** 2).mean()))
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers.models.sam3.modeling_sam3 import inverse_sigmoid
 
+from medsam3.models.roi_align import use_plain_roi_align
+
 
 class DetectorParts(Protocol):
     """The five modules of a detector, under transformers' names."""
@@ -102,6 +104,7 @@ class MaskLogits:
 
 def encode_geometry(parts: DetectorParts, levels: VisionLevels, exemplars: ExemplarBoxes) -> PromptTokens:
     """Tokens of the exemplar boxes and the CLS token, (B, n + 1, D)."""
+    use_plain_roi_align()  # here, so that a model out of a pickle has it too
     encoded = parts.geometry_encoder(
         box_embeddings=exemplars.cxcywh.to(levels.maps[-1].dtype),
         box_mask=exemplars.is_used,

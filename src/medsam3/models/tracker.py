@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from medsam3.geometry import BoolArray, box_of_mask
 from medsam3.models.segmenter import Segmenter
@@ -64,3 +64,18 @@ class BoxPromptTracker:
         found = self.segmenter.decode(kept_of(n), Prompt(boxes=(Box(*box),)))
         mask: BoolArray = found.union()[0]
         return mask
+
+
+@runtime_checkable
+class Follows(Protocol):
+    """A segmenter that brings a tracker of its own."""
+
+    def tracker(self) -> Tracker | None:
+        """Give the tracker; None if the weights hold none."""
+        ...
+
+
+def tracker_of(segmenter: Segmenter) -> Tracker:
+    """Choose the tracker that goes with a model; one by the box around the last mask if it has none of its own."""
+    own = segmenter.tracker() if isinstance(segmenter, Follows) else None
+    return BoxPromptTracker(segmenter) if own is None else own

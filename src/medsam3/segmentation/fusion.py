@@ -7,48 +7,22 @@ followed mask that does not overlap with what was found has none. It knows no mo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 from scipy import ndimage
 
-from medsam3.errors import InputError
 from medsam3.geometry import BoolArray, FloatArray
+from medsam3.image import Masks, ObjectMask
+from medsam3.segmentation.options import FusionRules
 from medsam3.segmentation.packed import PackedMask, overlap
 from medsam3.segmentation.sweep import Found, Step
 
 Steps = Mapping[int, Sequence[Step]]
 
-
-@dataclass(frozen=True)
-class FusionRules:
-    """How votes count.
-
-    Attributes:
-        agree_iou: Least overlap of a followed mask with what was found, or with the one from the other side.
-        followed_weight: A followed mask's vote, where the vote of what was found is 1; above 0.5 two followed masks
-            together outvote what was found. One alone moves the outline towards its own by this weight.
-        volume_weight: The same in a volume, where what a slice shows is trusted more than its neighbours.
-        least_found: An object that was found on fewer frames than this comes and goes: it does not count where another
-            one, found on at least so many, was found more clearly. 1 keeps all.
-        may_fill_beside: Two followed masks fill a gap also on frames on which another object was found.
-        least_share: Of a volume's object, parts that do not touch and are smaller than this share of its largest part
-            are dropped; 0 keeps all.
-    """
-
-    agree_iou: float = 0.3
-    followed_weight: float = 0.8
-    volume_weight: float = 0.4
-    least_found: int = 2
-    may_fill_beside: bool = False
-    least_share: float = 0.02
-
-    def __post_init__(self) -> None:
-        for name in ("agree_iou", "followed_weight", "volume_weight", "least_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}, allowed is 0 to 1")
-        if self.least_found < 1:
-            raise InputError(f"least_found is {self.least_found}, allowed is 1 and above")
+VOTES_NEEDED = 2
+"""Planes, of three, that must agree on a voxel."""
 
 
 @dataclass
@@ -67,6 +41,36 @@ class Trail:
     def score(self) -> float:
         """Mean of the frames where it was found, in 0..1."""
         return float(np.mean(list(self.scores.values()))) if self.scores else 0.0
+
+    @classmethod
+    def of_object(cls, item: ObjectMask, size: tuple[int, int]) -> Self:
+        """Split an object over frames of (H, W) frame by frame."""
+        masks = {
+            n: PackedMask.of(item.plane(n, size)) for n, crop in enumerate(item.crop, start=item.start[0]) if crop.any()
+        }
+        return cls(masks, dict.fromkeys(masks, item.score))
+
+    def to_object(self, least_share: float = 0.0) -> ObjectMask | None:
+        """Join the frames to one object; None if nothing is left.
+
+        Args:
+            least_share: Parts that do not touch and are smaller than this share of the largest are left out.
+        """
+        frames = sorted(n for n, mask in self.masks.items() if not mask.is_empty)
+        if not frames:
+            return None
+        first = [min(self.masks[n].start[k] for n in frames) for k in (0, 1)]
+        last = [max(self.masks[n].start[k] + self.masks[n].crop[k] for n in frames) for k in (0, 1)]
+        crop = np.zeros((frames[-1] - frames[0] + 1, last[0] - first[0], last[1] - first[1]), dtype=np.bool_)
+        for n in frames:
+            mask = self.masks[n]
+            row, column = mask.start[0] - first[0], mask.start[1] - first[1]
+            crop[n - frames[0], row : row + mask.crop[0], column : column + mask.crop[1]] = mask.block()
+        kept = ObjectMask.from_dense(without_specks(crop, least_share), self.score)
+        if kept is None:
+            return None
+        n, row, column = kept.start
+        return replace(kept, start=(n + frames[0], row + first[0], column + first[1]))
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,10 @@ def _without_passing(trails: Sequence[Trail], least_found: int) -> list[Trail]:
 
 def without_specks(mask: BoolArray, least_share: float) -> BoolArray:
     """A mask (N, H, W) without its 26-connected parts that are smaller than a share of the largest."""
+    if least_share == 0:
+        return mask
     labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    if count <= 1 or least_share == 0:
+    if count <= 1:
         return mask
     # Slice by slice: counting all at once takes eight bytes for each voxel.
     sizes = np.zeros(count + 1, dtype=np.int64)
@@ -276,3 +282,46 @@ def _depth(mask: BoolArray) -> FloatArray:
     padded = np.pad(mask, 1)
     depth: FloatArray = ndimage.distance_transform_edt(padded) - ndimage.distance_transform_edt(~padded)
     return depth[1:-1, 1:-1]
+
+
+def voted(answers: Sequence[Masks], least_share: float) -> Masks:
+    """Voxels that two of three planes find, as 26-connected objects, without specks.
+
+    Scores are the mean of the planes' best; presence is the middle one of the three.
+
+    Args:
+        answers: What each plane found of one prompt, over the same (N, H, W).
+        least_share: Objects smaller than this share of the largest are left out.
+    """
+    shape = answers[0].shape
+    votes = np.zeros(shape, dtype=np.uint8)
+    for masks in answers:
+        votes += masks.union()
+    won: BoolArray = votes >= VOTES_NEEDED
+    scores = [masks.scores[0] for masks in answers if masks.scores]
+    presences = sorted(masks.presence for masks in answers if masks.presence is not None)
+    return Masks(
+        shape,
+        tuple(_parts(won, float(np.mean(scores)) if scores else 0.0, least_share)),
+        concept=answers[0].concept,
+        presence=presences[len(presences) // 2] if presences else None,
+        is_present=sum(bool(masks.is_present) for masks in answers) >= VOTES_NEEDED,
+    )
+
+
+def _parts(won: BoolArray, score: float, least_share: float) -> list[ObjectMask]:
+    """The largest first."""
+    labels, count = ndimage.label(won, structure=np.ones((3, 3, 3)))
+    if count == 0:
+        return []
+    sizes = np.bincount(labels.reshape(-1))
+    sizes[0] = 0
+    blocks = ndimage.find_objects(labels)
+    found = []
+    for k in np.argsort(-sizes[1:], kind="stable") + 1:
+        if sizes[k] < least_share * sizes.max():
+            break
+        block = blocks[k - 1]
+        start = (block[0].start, block[1].start, block[2].start)
+        found.append(ObjectMask(start, np.ascontiguousarray(labels[block] == k), score))
+    return found

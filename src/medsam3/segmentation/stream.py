@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from medsam3.errors import InputError
 from medsam3.image import Masks, ObjectMask
 from medsam3.models.segmenter import Segmenter
-from medsam3.models.tracker import Past
+from medsam3.models.tracker import Past, tracker_of
 from medsam3.prompts import Prompt
 from medsam3.segmentation.asking import Answer, ask, asked_elsewhere, has_geometry
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.packed import PackedMask
 from medsam3.segmentation.recognise import clearest, is_named, recognised
-from medsam3.segmentation.run import in_video, tracker_for
+from medsam3.segmentation.stack import in_video
 from medsam3.segmentation.sweep import PastMask, Sweep
 
 RGB = NDArray[np.uint8]
@@ -73,7 +73,7 @@ class _PromptStream:
 
     def __init__(self, prompt: Prompt, segmenter: Segmenter, options: Options) -> None:
         self._prompt, self._segmenter, self._options = prompt, segmenter, options
-        self._tracker = tracker_for(segmenter)
+        self._tracker = tracker_of(segmenter)
         self._kept: dict[int, Any] = {}
         rules = in_video(options.tracking)
         if asked_elsewhere(prompt) is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from medsam3.errors import InputError
+from medsam3.segmentation.options import TrackingRules
 from medsam3.segmentation.packed import PackedMask, inside, overlap
 
 
@@ -18,51 +18,6 @@ class Found:
 
     mask: PackedMask
     score: float
-
-
-@dataclass(frozen=True)
-class TrackingRules:
-    """When an object is the same, and when it is lost.
-
-    Attributes:
-        match_iou: Least overlap of a followed mask with one that was found, for both to be one object.
-        stop_iou: Least overlap of a followed mask with that on the frame before; below it the object is lost.
-        largest_growth: A followed mask this many times larger or smaller than the one before is lost as well.
-        patience: Frames that an object is followed for without being found; None follows it to the end.
-        memory: Frames that a tracker is given: the nearest ones, and as the last the one that the track began on.
-        sure_after: A track that was found on fewer frames ends where others were found and it was not.
-        same_iou: A track that was not found and overlaps by this much with one that goes on is the same object twice,
-            and ends.
-        inside_share: What was found is also the object of a sure track where neither overlaps enough with the other,
-            but one lies inside the other by this share. The larger of the two has run over, and is not believed.
-        may_return: A lost object is looked for again on the next frames, as long as patience lasts: an object of a
-            video leaves the picture and comes back, one of a volume ends.
-        takes_up: An object that was not found where it was followed to is the clearest one that was found elsewhere.
-    """
-
-    match_iou: float = 0.3
-    stop_iou: float = 0.1
-    largest_growth: float = 3.0
-    patience: int | None = 3
-    memory: int = 4
-    sure_after: int = 2
-    same_iou: float = 0.5
-    inside_share: float = 0.7
-    may_return: bool = False
-    takes_up: bool = False
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.match_iou <= 1 and 0 <= self.stop_iou <= 1):
-            raise InputError(f"match and stop IoU are {self.match_iou} and {self.stop_iou}, allowed is 0 to 1")
-        if not (0 < self.same_iou <= 1 and 0 < self.inside_share <= 1):
-            raise InputError(
-                f"same IoU and inside share are {self.same_iou} and {self.inside_share}, allowed is above 0 to 1"
-            )
-        if self.largest_growth <= 1 or self.memory < 2 or (self.patience is not None and self.patience < 0):
-            raise InputError(
-                f"growth, memory and patience are {self.largest_growth}, {self.memory} and {self.patience}, "
-                "allowed are above 1, 2 and above, and 0 and above"
-            )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from medsam3.train.fit import Progress
+    from medsam3.train.loop import Progress
 
 SECONDS_BETWEEN_LINES = 30.0
 

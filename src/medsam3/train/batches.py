@@ -5,12 +5,9 @@ Each image carries several prompts, so that its levels are computed once for all
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,41 +18,14 @@ from torch.nn import functional as F
 from medsam3 import concepts
 from medsam3.data.samples import Instances, Sample, Target, foreign_concepts
 from medsam3.geometry import box_of_mask, normalised_cxcywh_from_xyxy
-from medsam3.models.mini.letterbox import SIDE
+from medsam3.models.detector import ExemplarBoxes
+from medsam3.train.config import SamplingConfig
 from medsam3.train.losses import PromptTarget
 from medsam3.train.pictures import Views
 
 VISUAL_PHRASE = "visual"
-Made_co = TypeVar("Made_co", covariant=True)
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How prompts are drawn.
-
-    Attributes:
-        images: Images a batch.
-        prompts: Prompts an image.
-        dataset_power: Data sets are drawn in proportion to their cached rows (images times views) to this power.
-        negative: Share of the further prompts of an image that ask for what is not there.
-        absent: Prompts an image on top of these that ask for what is not there, each for another concept.
-        exemplar: Share of the present prompts that carry an exemplar box.
-        exemplar_only: Share of those that carry no phrase.
-        box_noise: Jitter of an exemplar box's edges, as a share of its sides.
-        max_objects: Concepts with more objects than this are taught as one.
-        closer: Share of the views that enlarge a window around an object; not with a frozen encoder's cached views.
-    """
-
-    images: int = 8
-    prompts: int = 2
-    dataset_power: float = 0.6
-    negative: float = 0.5
-    absent: int = 0
-    exemplar: float = 0.2
-    exemplar_only: float = 0.3
-    box_noise: float = 0.1
-    max_objects: int = 16
-    closer: float = 0.3
+LEAST_SHARE = 0.0002
+"""Smaller parts, as a share of the square, are no objects of their own."""
 
 
 @dataclass(frozen=True)
@@ -75,26 +45,36 @@ class Question:
     truth: PromptTarget
 
 
+def exemplar_boxes(questions: Sequence[Question], device: torch.device | str = "cpu") -> ExemplarBoxes:
+    """Put the questions' exemplars into one padded batch with one slot each."""
+    boxes = [[0.5, 0.5, 0.5, 0.5] if q.exemplar is None else list(q.exemplar.cxcywh) for q in questions]
+    used = torch.tensor([[q.exemplar is not None] for q in questions]).to(device)
+    return ExemplarBoxes(torch.tensor(boxes)[:, None].to(device), used, used)
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Features of a few images, and the questions asked of them."""
+    """A few images, as pixels or as a frozen encoder's features or both, and the questions asked of them."""
 
-    neck: Tensor | None  # (images, 256, 64, 64) float32; None where the image encoder trains along
-    pixels: Tensor  # (images, 3, 256, 256) float32 in 0..1
+    pixels: Tensor | None  # (images, 3, S, S) uint8, channels last in memory
+    features: Tensor | None  # (images, D, H, W) in the cache's number format
     questions: tuple[Question, ...]
 
     def share(self, rank: int, count: int) -> Batch:
-        """Every `count`-th image from number `rank` on, with its questions."""
+        """Take every `count`-th image from number `rank` on, with its questions."""
         if count == 1:
             return self
-        images = range(rank, len(self.pixels), count)
+        shown = self.pixels if self.pixels is not None else self.features
+        assert shown is not None, "a batch has pixels or features"
+        images = range(rank, len(shown), count)
         place = {image: number for number, image in enumerate(images)}
         own = tuple(replace(one, image=place[one.image]) for one in self.questions if one.image in place)
-        return Batch(None if self.neck is None else self.neck[rank::count], self.pixels[rank::count], own)
+        pixels, features = (None if part is None else part[rank::count] for part in (self.pixels, self.features))
+        return Batch(pixels, features, own)
 
 
 class BatchMaker:
-    """Draws batches. The stream of batch `step` depends on seed and step alone, so a resumed run goes on as it was."""
+    """Draws batches. Batch `step` depends on seed and step alone, so a resumed run goes on as it was."""
 
     def __init__(
         self,
@@ -103,36 +83,41 @@ class BatchMaker:
         config: SamplingConfig,
         *,
         seed: int,
+        least_share: float = LEAST_SHARE,
     ) -> None:
         self.samples, self.views, self.config, self.seed = samples, views, config, seed
+        self.least_share = least_share
         rows = [sample.dataset for sample in samples for _ in range(views.rows(sample))]
         self.chances = dataset_chances(samples, rows, config.dataset_power)
         self.foreign = foreign_concepts(samples, self.chances.tolist())
 
     def batch(self, step: int) -> Batch:
-        """Batch number `step`."""
+        """Make batch number `step`."""
         rng = np.random.default_rng([self.seed, step])
         chosen = rng.choice(len(self.samples), size=self.config.images, p=self.chances, replace=False)
-        pictures, questions = [], []
+        squares, features, questions = [], [], []
         for image, index in enumerate(chosen):
             sample = self.samples[index]
             shown = self.views.draw(sample, rng)
-            pictures.append(shown)
+            squares += [] if shown.square is None else [shown.square]
+            features += [] if shown.features is None else [shown.features]
             for target, phrase in choose_prompts(sample, self.foreign, self.config, rng):
-                labels = np.zeros((SIDE, SIDE), np.int32)
+                labels = np.zeros((self.views.side, self.views.side), np.int32)
                 if target is not None:
                     labels = shown.labels(target)
-                truth, boxes = prompt_target(labels, max_objects=self.config.max_objects)
-                questions.append(ask(image, phrase, (truth, boxes), self.config, rng))
-        necks = [shown.neck for shown in pictures if shown.neck is not None]
-        squares = torch.from_numpy(np.stack([shown.square for shown in pictures]))
+                answer = prompt_target(labels, max_objects=self.config.max_objects, least_share=self.least_share)
+                questions.append(ask(image, phrase, answer, self.config, rng))
         return Batch(
-            neck=torch.from_numpy(np.stack(necks)).float().contiguous(memory_format=torch.channels_last)
-            if necks
-            else None,
-            pixels=squares.permute(0, 3, 1, 2).float() / 255,  # channels last in memory
+            pixels=torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2) if squares else None,
+            features=torch.stack(features) if features else None,
             questions=tuple(questions),
         )
+
+    def phrases(self) -> tuple[str, ...]:
+        """Every phrase that a batch can ask, sorted."""
+        names = {target.concept for sample in self.samples for target in sample.targets}
+        names |= {name for absent in self.foreign.values() for name in absent}
+        return tuple(sorted({VISUAL_PHRASE, *names, *(word for name in names for word in concepts.synonyms(name))}))
 
 
 def dataset_chances(samples: Sequence[Sample], rows: Sequence[str], power: float) -> NDArray[np.float64]:
@@ -219,7 +204,7 @@ def ask(
 
 
 def prompt_target(
-    labels: Instances, *, max_objects: int, least_share: float = 0.0002
+    labels: Instances, *, max_objects: int, least_share: float = LEAST_SHARE
 ) -> tuple[PromptTarget, NDArray[np.float64]]:
     """Truth of a prompt from instance numbers (S, S), S even, and the objects' boxes (n, 4) cxcywh in 0..1.
 
@@ -239,30 +224,3 @@ def prompt_target(
     masks = torch.from_numpy(np.stack([*objects, whole])).float()
     halved = F.avg_pool2d(masks[None], 2)[0]
     return PromptTarget(torch.from_numpy(boxes).float(), halved[:-1], halved[-1], is_present=True), boxes
-
-
-class Maker(Protocol[Made_co]):
-    """Makes batch number `step`, the same one whenever it is asked."""
-
-    def batch(self, step: int) -> Made_co:
-        """Batch number `step`."""
-        ...
-
-
-def prefetched(maker: Maker[Made_co], steps: range, *, ahead: int = 4) -> Iterator[tuple[int, Made_co]]:
-    """(step, batch) in order, made by one thread that stays at most `ahead` batches before the reader."""
-    ready: queue.Queue[tuple[int, Made_co] | BaseException] = queue.Queue(maxsize=ahead)
-
-    def work() -> None:
-        try:
-            for step in steps:
-                ready.put((step, maker.batch(step)))
-        except BaseException as error:  # handed to the reader, which raises it
-            ready.put(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    for _ in steps:
-        item = ready.get()
-        if isinstance(item, BaseException):
-            raise item
-        yield item

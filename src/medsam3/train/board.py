@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from medsam3.errors import InputError, require
 
 if TYPE_CHECKING:
-    from medsam3.train.fit import Progress
+    from medsam3.train.loop import Progress
 
 FOLDER = "board"
 

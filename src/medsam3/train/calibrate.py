@@ -28,7 +28,7 @@ from medsam3.models.mini.letterbox import SIDE, Letterbox, letterbox_labels
 from medsam3.models.mini.objects import blend_where_agreed
 from medsam3.models.mini.segmenter import CloserLook, MiniFeatures, MiniSegmenter, with_second_presence
 from medsam3.prompts import Box, Prompt
-from medsam3.train.cache import CachedView
+from medsam3.train.cache import Features
 
 Logits = NDArray[np.float32]
 MASK_GRID = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
@@ -82,14 +82,14 @@ class Calibration:
 def collect(
     segmenter: MiniSegmenter,
     samples: Sequence[Sample],
-    view: CachedView,
+    cached: Features,
     *,
     on_image: Callable[[], None] = lambda: None,
 ) -> list[Answer]:
-    """Answers for every target of the samples, from cached features."""
+    """Ask every target of the samples, from cached features."""
     answers = []
     for sample in samples:
-        features = _features(segmenter, sample, view, with_frame=True)
+        features = _features(segmenter, sample, cached, with_frame=True)
         for target in sample.targets:
             truth = letterbox_labels(target.load()) > 0
             answers.append(_answer(segmenter, features, sample.dataset, target.concept, truth))
@@ -97,11 +97,10 @@ def collect(
     return answers
 
 
-def _features(segmenter: MiniSegmenter, sample: Sample, view: CachedView, *, with_frame: bool) -> MiniFeatures:
-    """Of a sample's square as it is cached; its picture is read where closer looks are taken."""
-    row = view.rows[sample.name]
-    neck = torch.from_numpy(np.array(view.neck[row])).float()[None]
-    square = np.array(view.pixels[row])
+def _features(segmenter: MiniSegmenter, sample: Sample, cached: Features, *, with_frame: bool) -> MiniFeatures:
+    """Read a sample's square as it is cached; its picture is read if closer looks are taken."""
+    found = cached.get(sample.name, 0)
+    neck, square = torch.from_numpy(found["neck"]).float(), found["pixels"][0]
     if not with_frame:
         return segmenter.features(square, Letterbox(256, 256), neck)
     rgb = sample.load_rgb()
@@ -154,11 +153,11 @@ def _on_square(look: CloserLook | None, place: Letterbox) -> Logits:
     return place.sampled_on_square(framed, outside=np.nan)
 
 
-def text_dice(segmenter: MiniSegmenter, samples: Sequence[Sample], view: CachedView) -> float:
-    """Mean over the concepts of the mean Dice of a phrase alone, without the box decoder: what early stopping reads."""
+def text_dice(segmenter: MiniSegmenter, samples: Sequence[Sample], cached: Features) -> float:
+    """Average over the concepts the mean Dice of a phrase alone, without the box decoder: what early stopping reads."""
     found: dict[str, list[float]] = defaultdict(list)
     for sample in samples:
-        features = _features(segmenter, sample, view, with_frame=False)
+        features = _features(segmenter, sample, cached, with_frame=False)
         for target in sample.targets:
             if target.is_present:
                 truth = letterbox_labels(target.load()) > 0

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import html
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,19 +14,13 @@ import PIL.Image
 
 from medsam3.data.report import SPLITS, TINY_PIXELS, DataReport, Duplicate
 from medsam3.data.samples import RGB, Sample
-from medsam3.eval.pictures import outlined
-from medsam3.store import replacing
+from medsam3.eval.case_pictures import outlined
+from medsam3.page import data_url, render
+from medsam3.store import replacing, without_nan, write_json
 
 PER_CONCEPT = 6
 _MOST_NAMED = 5
 _SIDE = 220
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1480px; margin: 2em auto; padding: 0 1em; }
-figure { display: inline-block; margin: 0 .6em .8em 0; width: 220px; vertical-align: top; }
-figcaption { color: #555; font-size: 12px; overflow-wrap: anywhere; }
-img { max-width: 220px; max-height: 220px; }
-pre { overflow-x: auto; }
-"""
 
 
 def set_lines(report: DataReport) -> list[str]:
@@ -84,12 +75,10 @@ def write_page(report: DataReport, samples: Sequence[Sample], folder: Path) -> l
         InputError: The folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    content = {**asdict(report), "lines": report_lines(report)}
-    texts = {"data.json": json.dumps(content, indent=1), "data.html": html_page(report, samples)}
-    for name, text in texts.items():
-        with replacing(folder / name, Path(name).suffix) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return [folder / name for name in texts]
+    write_json(folder / "data.json", without_nan({**asdict(report), "lines": report_lines(report)}))
+    with replacing(folder / "data.html", ".html") as temporary:
+        temporary.write_text(html_page(report, samples), encoding="utf-8")
+    return [folder / "data.json", folder / "data.html"]
 
 
 def written_lines(folder: Path, digest: str) -> list[str] | None:
@@ -102,16 +91,14 @@ def written_lines(folder: Path, digest: str) -> list[str] | None:
 
 
 def html_page(report: DataReport, samples: Sequence[Sample]) -> str:
-    """The tables, and a few samples of each concept with its outline, chosen by a hash of their names."""
-    shown = []
-    for concept in sorted({target.concept for sample in samples for target in sample.targets}):
-        shown.append(f"<h2>{html.escape(concept)}</h2>")
-        shown += [_figure(sample, concept) for sample in chosen_samples(samples, concept)]
-    title = "Data of a medsam3 training run"
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-    table = html.escape("\n".join([*set_lines(report), "", *report_lines(report)]))
-    body = f"<h1>{title}</h1><pre>{table}</pre>" + "\n".join(shown)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+    """Write the tables, and a few samples of each concept with its outline, chosen by a hash of their names."""
+    concepts = sorted({target.concept for sample in samples for target in sample.targets})
+    return render(
+        "train/data_page.html.jinja",
+        title="Data of a medsam3 training run",
+        lines=[*set_lines(report), "", *report_lines(report)],
+        concepts={name: [_figure(one, name) for one in chosen_samples(samples, name)] for name in concepts},
+    )
 
 
 def chosen_samples(samples: Sequence[Sample], concept: str) -> list[Sample]:
@@ -127,19 +114,16 @@ def chosen_samples(samples: Sequence[Sample], concept: str) -> list[Sample]:
     return ordered[:PER_CONCEPT]
 
 
-def _figure(sample: Sample, concept: str) -> str:
+def _figure(sample: Sample, concept: str) -> dict[str, str]:
+    """Draw a sample with the outline of a concept, as the template takes it."""
     mask = next(target for target in sample.targets if target.concept == concept and target.is_present).load() > 0
     rgb = sample.load_rgb()
     if mask.shape == rgb.shape[:2]:
         enlarged = _enlarged(rgb, PIL.Image.Resampling.BILINEAR)
         large = _enlarged(np.where(mask, 255, 0).astype(np.uint8), PIL.Image.Resampling.NEAREST) > 0
         rgb = outlined(enlarged, large, np.zeros_like(large))
-    stream = io.BytesIO()
-    PIL.Image.fromarray(rgb).save(stream, format="JPEG", quality=85)
-    picture = base64.b64encode(stream.getvalue()).decode("ascii")
-    caption = html.escape(f"{sample.name} ({sample.split})")
-    image = f'<img alt="{html.escape(concept)}" src="data:image/jpeg;base64,{picture}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    source = data_url(PIL.Image.fromarray(rgb), "JPEG", quality=85)
+    return {"source": source, "caption": f"{sample.name} ({sample.split})"}
 
 
 def _enlarged(values: RGB, how: PIL.Image.Resampling) -> RGB:

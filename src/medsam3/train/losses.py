@@ -54,6 +54,12 @@ class PromptTarget:
     semantic: Tensor
     is_present: bool
 
+    def on(self, device: torch.device) -> PromptTarget:
+        """Give the same truth on a device."""
+        return PromptTarget(
+            self.boxes_cxcywh.to(device), self.masks.to(device), self.semantic.to(device), self.is_present
+        )
+
 
 def xyxy(boxes: Tensor) -> Tensor:
     """Corners (..., 4) of boxes cxcywh (..., 4)."""

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from medsam3 import __version__
-from medsam3.data.samples import Sample, foreign_concepts
+from medsam3.data.samples import Sample, contents_digest
 from medsam3.errors import InputError
 from medsam3.measure.outline import dice
 from medsam3.models.detector import PromptTokens
@@ -28,15 +23,16 @@ from medsam3.models.sam3.lora import LoraSource, merge
 from medsam3.models.sam3.network import Architecture, Sam3Network, at_image_size, blank_network, fill_network
 from medsam3.models.sam3.segmenter import Sam3Options, load_sam3
 from medsam3.prompts import Prompt
-from medsam3.train.fit import Progress
-from medsam3.train.parts import table_of
-from medsam3.train.run import curve_summary, data_summary, describe_data
-from medsam3.train.sam3_batches import CachedTrunks, Sam3BatchMaker, all_phrases, view_pixels
-from medsam3.train.sam3_cache import TrunkCache, fingerprint
-from medsam3.train.sam3_config import Sam3FitConfig
-from medsam3.train.sam3_estimate import described, estimate, measured_tera
-from medsam3.train.sam3_fit import check_folder, fit_sam3
-from medsam3.train.sam3_trainee import (
+from medsam3.store import replacing
+from medsam3.train.batches import BatchMaker
+from medsam3.train.cache import FeatureCache, Features, View, fill, fingerprint, probe
+from medsam3.train.card import curve_summary, data_summary, write_card
+from medsam3.train.config import Sam3FitConfig
+from medsam3.train.estimate import cost_lines, measure, table_of
+from medsam3.train.loop import Hooks, RunFolder, fit
+from medsam3.train.pictures import StretchedViews, stretched_view
+from medsam3.train.run import describe_data
+from medsam3.train.trainee_sam3 import (
     Sam3Trainee,
     drop_text_encoder,
     drop_trunk,
@@ -45,9 +41,10 @@ from medsam3.train.sam3_trainee import (
     sides_of,
     trunk_of,
 )
-from medsam3.train.workers import Workers
+from medsam3.train.workers import Workers, gather, write_tensors
 
 _DETECTOR = "detector_model."
+Bits = NDArray[np.int16]
 
 
 @dataclass(frozen=True)
@@ -69,15 +66,6 @@ class Sam3Settings:
     config: Sam3FitConfig
     vocabulary: Path | None = None
     val_images: int = 32
-
-
-@dataclass(frozen=True)
-class Reporter:
-    """Where to tell of phases, their items, and updates."""
-
-    phase: Callable[[str, int], None] = lambda name, count: None
-    item: Callable[[], None] = lambda: None
-    step: Callable[[Progress], None] = lambda progress: None
 
 
 @dataclass(frozen=True)
@@ -121,26 +109,41 @@ def read_start(settings: Sam3Settings) -> Start:
 
 
 def describe_sam3(samples: Sequence[Sample], settings: Sam3Settings, start: Start, device: torch.device) -> list[str]:
-    """Lines that tell a person what trains on what, and what it will take."""
-    blank = blank_network(start.architecture.without_tracker())
-    parts = Sam3Trainee(blank, start.config, tokenizer=start.tokenizer).parts()
-    tera = measured_tera(device, torch.bfloat16 if start.config.bf16 else torch.float32)
-    images = sum(sample.split == "train" for sample in samples)
-    sampling = start.config.sampling
-    return [
+    """Tell a person what trains on what."""
+    config, blank = start.config, blank_network(start.architecture.without_tracker())
+    parts = Sam3Trainee(blank, config, tokenizer=start.tokenizer).parts()
+    sampling = config.sampling
+    lines = [
         *describe_data(samples),
         *table_of(parts),
-        f"trains: {start.config.trains}, {start.config.steps} updates of {start.config.accumulate} x {sampling.images} "
-        f"images with {sampling.prompts} prompts each, at {blank.image_size} pixels, on {device}",
-        *described(estimate(blank, parts, start.config, images=images, tera=tera), tera),
-        f"run folder: {settings.out}",
+        f"trains: {config.trains}, {config.steps} updates of {config.accumulate} x {sampling.images} images with "
+        f"{sampling.prompts} prompts each, at {blank.image_size} pixels, on {device}",
     ]
+    if _is_cached(config):
+        cache, views = _cache(blank, settings, start), _views(samples, config)
+        size = len(views) * cache.dtype.itemsize * int(np.prod(cache.shape)) / 2**30
+        lines.append(f"features to cache: {len(views)} views, {size:.2f} GiB on disk")
+    return [*lines, f"run folder: {settings.out}"]
+
+
+def estimate_sam3(samples: Sequence[Sample], settings: Sam3Settings, start: Start, device: torch.device) -> list[str]:
+    """Say what time and memory the run will take, from a few real steps that are thrown away."""
+    train = _train_samples(samples, start.config)
+    missing_views, view_s = 0, 0.0
+
+    def features(cache: FeatureCache, views: Sequence[View], make: Callable[[Sample, int], Bits]) -> Features:
+        nonlocal missing_views, view_s
+        found, missing_views, view_s = probe(cache, views, make)
+        return found
+
+    trainee, maker = _prepared(train, settings, start, device, features)
+    return cost_lines(measure(trainee, maker, device, missing_views=missing_views, view_s=view_s))
 
 
 def train_sam3(
-    samples: Sequence[Sample], settings: Sam3Settings, start: Start, workers: Workers, *, report: Reporter | None = None
+    samples: Sequence[Sample], settings: Sam3Settings, start: Start, workers: Workers, *, hooks: Hooks | None = None
 ) -> Sam3Result | None:
-    """From samples to weights. Train images are fitted, some of `val` are segmented in the end, `test` is not read.
+    """Train from samples to weights. Some of `val` are segmented in the end, `test` is not read.
 
     Returns:
         What was made; None in all processes but the first.
@@ -148,101 +151,128 @@ def train_sam3(
     Raises:
         InputError: The folder holds another run, or the loss is not finite.
     """
-    tell, config = report or Reporter(), start.config
+    hooks, config = hooks or Hooks(), start.config
+    train = _train_samples(samples, config)
+
+    def features(cache: FeatureCache, views: Sequence[View], make: Callable[[Sample, int], Bits]) -> Features:
+        hooks.on_phase("features", len(views))
+        return fill(cache, views, make, workers, hooks.on_item)
+
+    with RunFolder(settings.out, config, contents_digest(samples), is_writer=workers.rank == 0) as folder:
+        trainee, maker = _prepared(train, settings, start, workers.device, features)
+        hooks.on_phase("training", config.steps)
+        run = fit(folder, trainee, maker, workers, hooks=hooks)
+        gathered, _ = gather(run.model, run.optimizer)
+        weights = trainee.trained_tensors(gathered)
+        if workers.rank > 0:
+            return None
+        adapter = write_adapter(settings.out / "adapter", trainee, weights)
+        del trainee, maker, run
+        model = export_model(settings, start, weights, adapter)
+        val = measure_val(samples, model, settings, workers.device, hooks) if settings.val_images else {}
+        card = model / "card.json"
+        content = {
+            "started_from": {"name": Path(settings.weights).name, "tensors_sha256": config.base_sha256},
+            "training": asdict(config),
+            "data": data_summary(samples),
+            "val": val,
+            "curve": curve_summary(folder.curves.records),
+        }
+        write_card(card, "sam3", model / WEIGHTS_FILE, content)
+        return Sam3Result(model, card, adapter, val)
+
+
+def _train_samples(samples: Sequence[Sample], config: Sam3FitConfig) -> list[Sample]:
     train = [sample for sample in samples if sample.split == "train"]
     if config.sampling.images > len(train):
         raise InputError(f"--images-per-step is {config.sampling.images}, there are only {len(train)} train images")
-    if workers.rank == 0:
-        check_folder(settings.out, config)
-    foreign = foreign_concepts(samples)
-    torch.manual_seed(config.seed)
-    network = start.network(workers.device)
-    trainee, trunks = _prepared(network, train, settings, start, workers, tell)
-    maker = Sam3BatchMaker(train, foreign, config, sides_of(network), trunks=trunks)
-    tell.phase("training", config.steps)
-    weights = fit_sam3(settings.out, trainee, maker, workers, on_step=tell.step)
-    if workers.rank > 0:
-        return None
-    adapter = write_adapter(settings.out / "adapter", trainee, weights)
-    del network, trainee, maker
-    model = export_model(settings, start, weights, adapter)
-    val = measure_val(samples, model, settings, workers.device, tell) if settings.val_images else {}
-    card = write_card(model, settings, start, samples, val)
-    return Sam3Result(model, card, adapter, val)
+    return train
+
+
+def _is_cached(config: Sam3FitConfig) -> bool:
+    return config.trains == "detector" and config.is_cached
+
+
+def _views(samples: Sequence[Sample], config: Sam3FitConfig) -> list[View]:
+    return [(sample, view) for view in range(config.views) for sample in samples if sample.split == "train"]
 
 
 def _prepared(
-    network: Sam3Network,
     train: Sequence[Sample],
     settings: Sam3Settings,
     start: Start,
-    workers: Workers,
-    tell: Reporter,
-) -> tuple[Sam3Trainee, CachedTrunks | None]:
-    """The trainee, with all frozen features cached and the frozen encoders dropped where the recipe allows it."""
+    device: torch.device,
+    features: Callable[[FeatureCache, Sequence[View], Callable[[Sample, int], Bits]], Features],
+) -> tuple[Sam3Trainee, BatchMaker]:
+    """Make the trainee and its batches.
+
+    If the recipe allows it, all frozen features come at once from `features`, and the frozen encoders are dropped.
+    """
     config = start.config
+    torch.manual_seed(config.seed)
+    network = start.network(device)
+    sides = sides_of(network)
+    views = StretchedViews(sides.image, 2 * sides.mask, config.views, config.seed)
+    sampling = replace(config.sampling, max_objects=min(config.sampling.max_objects, sides.queries))
+    maker = BatchMaker(train, views, sampling, seed=config.seed, least_share=config.least_object_share)
     if config.trains != "detector":
-        return Sam3Trainee(network, config, tokenizer=start.tokenizer), None
-    phrases = encode_all(network, start.tokenizer, all_phrases(train, foreign_concepts(train)))
+        return Sam3Trainee(network, config, tokenizer=start.tokenizer), maker
+    phrases = encode_all(network, start.tokenizer, maker.phrases())
     drop_text_encoder(network)
     if config.bf16:
         halve_trunk(network)
-    trunks = None
-    if config.is_cached:
-        trunks = cache_trunks(network, train, settings, start, workers, tell)
+    if _is_cached(config):
+        found = features(_cache(network, settings, start), _views(train, config), _make_view(network, config.seed))
+        maker.views = replace(views, features=found)
         drop_trunk(network)
-    return Sam3Trainee(network, config, phrases=phrases), trunks
+    return Sam3Trainee(network, config, phrases=phrases), maker
 
 
-def encode_all(network: Sam3Network, tokenizer: PhraseTokenizer, phrases: Sequence[str]) -> dict[str, PromptTokens]:
-    """Text features of phrases, one at a time so that none is padded."""
-    with torch.no_grad():
-        return {phrase: encode_phrases(network, tokenizer, [phrase]) for phrase in phrases}
-
-
-def cache_trunks(
-    network: Sam3Network,
-    train: Sequence[Sample],
-    settings: Sam3Settings,
-    start: Start,
-    workers: Workers,
-    tell: Reporter,
-) -> CachedTrunks:
-    """The trunk's output for all views of all train images, computed where it is not on disk; processes share it."""
+def _cache(network: Sam3Network, settings: Sam3Settings, start: Start) -> FeatureCache:
+    """Name the cache of the trunk's output, by its weights, input size and precision."""
     config, side = start.config, network.image_size
     own = {n: t for n, t in start.checkpoint.tensors.items() if n.startswith(f"{_DETECTOR}vision_encoder.backbone.")}
     encoder = fingerprint(own, about=f"{side}/{'bf16' if config.bf16 else 'fp32'}")
     trunk = network.detector_model.config.vision_config.backbone_config
     shape = (trunk.hidden_size, side // trunk.patch_size, side // trunk.patch_size)
-    cache = TrunkCache(settings.cache, encoder, shape, config.seed)
-    pairs = [(sample, view) for view in range(config.views) for sample in train]
-    tell.phase("features", len(pairs))
-    files = {}
-    for number, (sample, view) in enumerate(pairs):
-        path = files[sample.name, view] = cache.path(sample, view)
-        if number % workers.count == workers.rank and not cache.has(path):
-            pixels = torch.from_numpy(view_pixels(sample, view, seed=config.seed, side=side)).permute(2, 0, 1)[None]
-            with torch.inference_mode():
-                cache.put(path, trunk_of(network, pixels)[0])
-        tell.item()
-    workers.wait()
-    return CachedTrunks(cache, files)
+    return FeatureCache(settings.cache, encoder, np.dtype(np.int16), shape, config.seed)
+
+
+def _make_view(network: Sam3Network, seed: int) -> Callable[[Sample, int], Bits]:
+    """Encode views in bfloat16, whose bits numpy keeps as integers."""
+
+    def make(sample: Sample, view: int) -> Bits:
+        square = stretched_view(sample, view, seed=seed, side=network.image_size)
+        pixels = torch.from_numpy(square).permute(2, 0, 1)[None]
+        with torch.inference_mode():
+            trunk = trunk_of(network, pixels)[0]
+        bits: Bits = trunk.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy()
+        return bits
+
+    return make
+
+
+def encode_all(network: Sam3Network, tokenizer: PhraseTokenizer, phrases: Sequence[str]) -> dict[str, PromptTokens]:
+    """Encode phrases one at a time, so that none is padded."""
+    with torch.no_grad():
+        return {phrase: encode_phrases(network, tokenizer, [phrase]) for phrase in phrases}
 
 
 def write_adapter(folder: Path, trainee: Sam3Trainee, weights: dict[str, Tensor]) -> Path | None:
-    """The trained adapter in the authors' own format with its YAML file; None where none was trained."""
+    """Write the trained adapter in the authors' own format with its YAML file; None if none was trained."""
     if trainee.adapter is None:
         return None
     folder.mkdir(parents=True, exist_ok=True)
-    path, unfinished = folder / "best_lora_weights.pt", folder / ".best_lora_weights.part"
-    torch.save(trainee.adapter.authors_tensors(weights), unfinished)
-    unfinished.replace(path)
-    (folder / "lora_config.yaml").write_text(trainee.adapter.yaml(), encoding="utf-8")
+    path = folder / "best_lora_weights.pt"
+    with replacing(path) as temporary:
+        write_tensors(temporary, trainee.adapter.authors_tensors(weights))
+    with replacing(folder / "lora_config.yaml") as temporary:
+        temporary.write_text(trainee.adapter.yaml(), encoding="utf-8")
     return path
 
 
 def export_model(settings: Sam3Settings, start: Start, weights: dict[str, Tensor], adapter: Path | None) -> Path:
-    """A folder in transformers' layout: the weights at the start with what was trained in their place.
+    """Write a folder in transformers' layout: the weights at the start with what was trained in their place.
 
     The tracker is kept unless the image encoder that it stands on was trained.
     """
@@ -263,14 +293,14 @@ def export_model(settings: Sam3Settings, start: Start, weights: dict[str, Tensor
 
 
 def measure_val(
-    samples: Sequence[Sample], model: Path, settings: Sam3Settings, device: torch.device, tell: Reporter
+    samples: Sequence[Sample], model: Path, settings: Sam3Settings, device: torch.device, hooks: Hooks
 ) -> dict[str, Any]:
-    """Mean Dice by concept where it is present, and the share of absent ones in which something was found anyway.
+    """Measure the mean Dice by concept if it is present, and the share of absent ones that are found anyway.
 
     Each concept is asked by its name, as a user would; all objects found count together.
     """
     chosen = [sample for sample in samples if sample.split == "val"][: settings.val_images]
-    tell.phase("val", len(chosen))
+    hooks.on_phase("val", len(chosen))
     is_half = settings.config.bf16 and device.type == "cuda"
     options = Sam3Options(device=str(device), precision="bfloat16" if is_half else "float32")
     segmenter = load_sam3(model, options=options, vocabulary=settings.vocabulary)
@@ -285,38 +315,10 @@ def measure_val(
                 overlaps[target.concept].append(dice(truth, found))
             else:
                 false_alarms.append(bool(found.any()))
-        tell.item()
+        hooks.on_item()
     return {
         "images": len(chosen),
         "dice_text": {concept: round(float(np.mean(values)), 4) for concept, values in sorted(overlaps.items())},
         "absent_prompts": len(false_alarms),
         "absent_but_found": round(float(np.mean(false_alarms)), 4) if false_alarms else None,
     }
-
-
-def write_card(
-    model: Path, settings: Sam3Settings, start: Start, samples: Sequence[Sample], val: dict[str, Any]
-) -> Path:
-    """`card.json` beside the weights: how they were made, from what, on what, and what they reach."""
-    with (model / WEIGHTS_FILE).open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    content = {
-        "model": "sam3",
-        "sha256": digest,
-        "made": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "started_from": {"name": Path(settings.weights).name, "tensors_sha256": start.config.base_sha256},
-        "training": asdict(start.config),
-        "data": data_summary(samples),
-        "val": val,
-        "curve": curve_summary(settings.out / "curves.jsonl"),
-        "versions": {
-            "medsam3": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-        },
-    }
-    card, unfinished = model / "card.json", model / "card.json.part"
-    unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    unfinished.replace(card)
-    return card

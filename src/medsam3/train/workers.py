@@ -6,8 +6,10 @@ gathered whole and by name whatever the layout, so that a run may go on with ano
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -161,3 +163,16 @@ def _bare(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Without accelerate's wrapper."""
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     return inner
+
+
+def write_tensors(path: Path, content: State) -> None:
+    """Write a file of torch's, whatever its name.
+
+    Raises:
+        OSError: The disk is full, or the file cannot be written.
+    """
+    try:
+        with path.open("wb") as stream:
+            torch.save(content, stream)
+    except RuntimeError as error:  # what torch makes of a write that failed
+        raise OSError(errno.ENOSPC, "the disk may be full") from error

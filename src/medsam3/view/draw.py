@@ -84,6 +84,15 @@ def number_marks(rgb: RGB, masks: Sequence[Masks], n: int = 0, numbers: Sequence
     return np.asarray(picture)
 
 
+def fullest_frame(masks: Sequence[Masks], count: int) -> int:
+    """Find the frame that holds most of the objects; the middle one if there are none."""
+    sizes = np.zeros(count, dtype=np.int64)
+    for found in masks:
+        for item in found.objects:
+            sizes[item.start[0] : item.start[0] + len(item.crop)] += item.crop.sum(axis=(1, 2))
+    return int(sizes.argmax()) if sizes.any() else count // 2
+
+
 def _entries(masks: Sequence[Masks], n: int, shape: tuple[int, ...]) -> list[_Entry]:
     """All objects, empty in this frame or not, so that numbers and colours stay the same through a stack."""
     entries: list[_Entry] = []

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from medsam3.data.licences import is_open
+from medsam3.data.sources import is_open
 from medsam3.errors import InputError
 from medsam3.models import registry
 from medsam3.models.mini.box_decoder import BoxDecoder, BoxMasks, Geometry

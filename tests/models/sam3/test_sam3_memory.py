@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
-from sam3_small import small_network
 
 from medsam3.image import Image
+from medsam3.models.refiner import Hints
 from medsam3.models.sam3.memory import Sam3Tracker, without_small_parts
 from medsam3.models.sam3.segmenter import Sam3Options, Sam3Segmenter
-from medsam3.models.tracker import Past
-from medsam3.prompts import Box, Prompt
-from medsam3.segmentation.options import Options
-from medsam3.segmentation.run import segment, tracker_for
-from medsam3.segmentation.sweep import TrackingRules
+from medsam3.models.tracker import Past, tracker_of
+from medsam3.prompts import Box, Point, Prompt
+from medsam3.segmentation.options import Options, TrackingRules
+from medsam3.segmentation.run import segment
+from medsam3.segmentation.session import Session
+from sam3_small import small_network
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def noise_stack() -> Image:
 
 
 def test_sam3_has_a_tracker_of_its_own(segmenter: Sam3Segmenter) -> None:
-    assert isinstance(tracker_for(segmenter), Sam3Tracker)
+    assert isinstance(tracker_of(segmenter), Sam3Tracker)
 
 
 def test_a_box_on_slice_one_is_followed_in_both_directions(segmenter: Sam3Segmenter) -> None:
@@ -39,6 +42,21 @@ def test_a_box_on_slice_one_is_followed_in_both_directions(segmenter: Sam3Segmen
     (item,) = result.objects
     assert item.crop.any(axis=(1, 2)).tolist() == [True] * 4
     assert result.shape == (4, 60, 80)
+
+
+def test_a_session_asks_the_trackers_head_with_the_mask_so_far(segmenter: Sam3Segmenter) -> None:
+    session = Session(noise_stack(), segmenter, frame=1)
+    first = session.box(10, 10, 50, 40).union()
+    corrected = session.click(30, 20, positive=False).union()
+    assert not corrected[1, 20, 30] and np.flatnonzero(corrected.any(axis=(1, 2))).tolist() == [1]
+    left, right = np.zeros((2, 60, 80), dtype=np.bool_)
+    left[10:50, 5:35] = True
+    right[10:50, 45:75] = True
+    features, click = segmenter.encode(noise_stack().pixels(1)), (Point(30, 20, is_positive=False),)
+    answers = [segmenter.refine(features, Hints(mask, click)) for mask in (left, right)]
+    assert (answers[0].union() != answers[1].union()).any() and first.any()
+    again = pickle.loads(pickle.dumps(segmenter))
+    assert Session.from_json(session.to_json(), noise_stack(), again).masks == session.masks
 
 
 def test_what_is_followed_depends_on_the_mask_that_is_remembered(segmenter: Sam3Segmenter) -> None:

@@ -18,7 +18,7 @@ from medsam3.models.sam3.objects import (
     upsampled,
 )
 from medsam3.models.sam3.tracker import model_points
-from medsam3.prompts import Box, Point, Prompt
+from medsam3.prompts import Box, Point
 
 
 def test_a_frame_is_stretched_to_the_square_and_one_of_its_size_left_alone() -> None:
@@ -49,12 +49,10 @@ def test_phrases_of_different_length_are_padded_with_a_mask() -> None:
 
 
 def test_boxes_are_objects_of_two_corners_and_points_one_object() -> None:
-    points, labels = click_points(Prompt(boxes=(Box(1, 2, 5, 6), Box(3, 4, 7, 9))))
+    points, labels = click_points((Box(1, 2, 5, 6), Box(3, 4, 7, 9)), ())
     assert points.tolist() == [[[1, 2], [5, 6]], [[3, 4], [7, 9]]]
     assert labels.tolist() == [[2, 3], [2, 3]]
-    points, labels = click_points(
-        Prompt(points=(Point(4, 5), Point(0, 1, is_positive=False)), boxes=(Box(1, 2, 5, 6),))
-    )
+    points, labels = click_points((Box(1, 2, 5, 6),), (Point(4, 5), Point(0, 1, is_positive=False)))
     assert points.tolist() == [[[1, 2], [5, 6], [4, 5], [0, 1]]]
     assert labels.tolist() == [[2, 3, 1, 0]]
 

@@ -66,6 +66,13 @@ class TextEncoder:
         self._remembered: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         self._lock = Lock()
 
+    def __getstate__(self) -> dict[str, object]:
+        """Leave what was remembered behind, and the lock, which no other process shares."""
+        return {"_model": self._model, "_tokenizer": self._tokenizer}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _remembered=OrderedDict(), _lock=Lock())
+
     @classmethod
     def from_files(cls, weights: Path, tokenizer: Path) -> TextEncoder:
         """Read `model.safetensors` and `tokenizer.json` of all-MiniLM-L6-v2.

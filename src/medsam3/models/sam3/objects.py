@@ -19,7 +19,7 @@ from medsam3.geometry import BoolArray, FloatArray, box_iou, normalised_cxcywh_f
 from medsam3.image import ObjectMask
 from medsam3.models.detector import ExemplarBoxes, PromptTokens
 from medsam3.models.segmenter import RGB
-from medsam3.prompts import Box, Prompt
+from medsam3.prompts import Box, Point
 
 _BOX_CORNER_LABELS = (2, 3)
 
@@ -61,20 +61,20 @@ def padded(tokens: Sequence[PromptTokens]) -> PromptTokens:
     return PromptTokens(torch.cat(features), torch.cat(masks))
 
 
-def click_points(prompt: Prompt) -> tuple[FloatArray, NDArray[np.int64]]:
+def click_points(boxes: Sequence[Box], clicks: Sequence[Point]) -> tuple[FloatArray, NDArray[np.int64]]:
     """Points (K, P, 2) x and y in frame pixels with their labels (K, P): 1 on, 0 off, 2 and 3 a box's corners.
 
-    All points of a prompt, with its one box if it has one, are one object; boxes alone are an object each.
+    All clicks, with the one box if there is one, are one object; boxes alone are an object each.
     """
-    corners = [[(box.x0, box.y0), (box.x1, box.y1)] for box in prompt.boxes]
-    if not prompt.points:
+    corners = [[(box.x0, box.y0), (box.x1, box.y1)] for box in boxes]
+    if not clicks:
         labels = np.tile(np.array(_BOX_CORNER_LABELS, dtype=np.int64), (len(corners), 1))
         return np.array(corners, dtype=np.float64), labels
-    clicks = [(point.x, point.y) for point in prompt.points]
-    own_labels = [int(point.is_positive) for point in prompt.points]
+    places = [(point.x, point.y) for point in clicks]
+    own_labels = [int(point.is_positive) for point in clicks]
     if corners:
-        clicks, own_labels = [*corners[0], *clicks], [*_BOX_CORNER_LABELS, *own_labels]
-    return np.array([clicks], dtype=np.float64), np.array([own_labels], dtype=np.int64)
+        places, own_labels = [*corners[0], *places], [*_BOX_CORNER_LABELS, *own_labels]
+    return np.array([places], dtype=np.float64), np.array([own_labels], dtype=np.int64)
 
 
 def best_for_boxes(scores: FloatArray, boxes: FloatArray, asked: Sequence[Box]) -> list[int]:

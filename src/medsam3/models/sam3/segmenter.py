@@ -16,10 +16,11 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medsam3.errors import InputError
-from medsam3.geometry import box_iou, xyxy_from_normalised_cxcywh
+from medsam3.geometry import BoolArray, FloatArray, box_iou, xyxy_from_normalised_cxcywh
 from medsam3.image import Masks, ObjectMask
 from medsam3.models.detector import (
     Detection,
@@ -30,6 +31,7 @@ from medsam3.models.detector import (
     detect,
     select_items,
 )
+from medsam3.models.refiner import Hints, box_candidates, refine_by_boxes
 from medsam3.models.sam3.byte_cache import ByteCache
 from medsam3.models.sam3.checkpoints import read_adapter, read_checkpoint
 from medsam3.models.sam3.clip_phrases import VISUAL_TOKENS, PhraseTokenizer, load_tokenizer, vocabulary_files
@@ -47,6 +49,7 @@ from medsam3.models.sam3.objects import (
 )
 from medsam3.models.sam3.tracker import model_points, segment_by_points
 from medsam3.models.segmenter import RGB
+from medsam3.models.tracker import Tracker
 from medsam3.prompts import Prompt
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -126,12 +129,23 @@ class Sam3Segmenter:
         self.adapter = adapter
         self._name = name
         self._tokenizer = tokenizer
+        self._begin_caches()
+
+    def _begin_caches(self) -> None:
         self._phrases: ByteCache[tuple[object, ...], PromptTokens] = ByteCache(
-            options.text_cache_bytes, lambda tokens: tokens.features.nbytes
+            self.options.text_cache_bytes, lambda tokens: tokens.features.nbytes
         )
         self._images: ByteCache[tuple[object, ...], Sam3Features] = ByteCache(
-            options.image_cache_bytes, lambda features: features.nbytes
+            self.options.image_cache_bytes, lambda features: features.nbytes
         )
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the caches behind, whose locks no other process shares."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_phrases", "_images")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._begin_caches()
 
     @property
     def name(self) -> str:
@@ -142,6 +156,12 @@ class Sam3Segmenter:
     def has_tracker(self) -> bool:
         """Whether points can be answered."""
         return self.network.tracker_model is not None
+
+    def tracker(self) -> Tracker | None:
+        """Follow by SAM 3's memory; None if the weights hold no tracker."""
+        from medsam3.models.sam3.memory import Sam3Tracker  # noqa: PLC0415  it stands on this module
+
+        return Sam3Tracker(self) if self.has_tracker else None
 
     def encode(self, rgb: RGB) -> Sam3Features:
         """Features of one frame (H, W, 3) uint8, from the cache where it was encoded before."""
@@ -186,6 +206,18 @@ class Sam3Segmenter:
                 for item, number in enumerate(chosen):
                     answers[number] = self._objects(features, detection, item, prompts[number], threshold)
         return [answer for answer in answers if answer is not None]
+
+    def refine(self, features: Sam3Features, hints: Hints) -> Masks:
+        """Answer clicks and a box about one object by the tracker's head; see `models.refiner.Refines`."""
+        if not self.has_tracker:
+            return refine_by_boxes(self, features, hints, box_candidates(self, features))
+        boxes = () if hints.box is None else (hints.box,)
+        with torch.inference_mode():
+            logits, score = self._pointed(
+                features, click_points(boxes, hints.clicks), None if hints.is_box_new else hints.mask
+            )
+            found = upsampled(logits.float(), score.tolist(), features.shape)
+        return Masks((1, *features.shape), tuple(found), hints.text or "")
 
     @property
     def _adapter_state(self) -> bool:
@@ -282,18 +314,8 @@ class Sam3Segmenter:
 
     def _point_at(self, features: Sam3Features, prompt: Prompt, threshold: float | None) -> Masks:
         """One mask for each box, or one for all points."""
-        points, labels = click_points(prompt)
-        tracker, levels = self.network.tracker_model, features.levels.tracker
-        assert tracker is not None and levels is not None, "asked for only where there is a tracker"
-        device = self.network.device
-        placed = model_points(points, features.shape, self.network.image_size)
-        logits, ious = segment_by_points(
-            tracker,
-            levels,
-            torch.from_numpy(placed).float().to(device),
-            torch.from_numpy(labels).to(device),
-        )
-        scores = ious.float().clamp(0, 1).tolist()
+        logits, ious = self._pointed(features, click_points(prompt.boxes, prompt.points))
+        scores = ious.tolist()
         kept = [number for number, score in enumerate(scores) if threshold is None or score >= threshold]
         found = upsampled(logits[kept].float(), [scores[number] for number in kept], features.shape)
         presence = None
@@ -301,6 +323,23 @@ class Sam3Segmenter:
             detection = self._detect(features, [Prompt(text=prompt.text)])
             presence = float(detection.presence[-1, 0, 0].float().sigmoid())
         return self._answer(features, prompt, found, presence)
+
+    def _pointed(
+        self, features: Sam3Features, points: tuple[FloatArray, NDArray[np.int64]], so_far: BoolArray | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits (K, h, w) of the tracker's head for points and their labels, and the masks' expected IoU (K,)."""
+        tracker, levels = self.network.tracker_model, features.levels.tracker
+        assert tracker is not None and levels is not None, "asked for only where there is a tracker"
+        device = self.network.device
+        placed = model_points(points[0], features.shape, self.network.image_size)
+        logits, ious = segment_by_points(
+            tracker,
+            levels,
+            torch.from_numpy(placed).float().to(device),
+            torch.from_numpy(points[1]).to(device),
+            None if so_far is None else torch.from_numpy(so_far).float().to(device)[None, None],
+        )
+        return logits, ious.float().clamp(0, 1)
 
     def _answer(
         self, features: Sam3Features, prompt: Prompt, found: Sequence[ObjectMask], presence: float | None

@@ -67,7 +67,7 @@ class ExactTracker(Sam3TrackerVideoModel):  # type: ignore[misc]  # transformers
 
 
 def segment_by_points(
-    tracker: ExactTracker, levels: Sequence[Tensor], points: Tensor, labels: Tensor
+    tracker: ExactTracker, levels: Sequence[Tensor], points: Tensor, labels: Tensor, masks: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Masks of objects in one image, each given by its own points.
 
@@ -76,20 +76,27 @@ def segment_by_points(
         levels: Of one image, as `ExactTracker.project_levels` makes them.
         points: (K, P, 2) x and y in pixels of the model's input, pixel centres at integers.
         labels: (K, P) 1 on the object, 0 off it, 2 and 3 the corners of a box.
+        masks: (K, 1, h, w) masks so far, 0 and 1 over the model's square input at any size; None gives none.
 
     Returns:
         Mask logits (K, h, w) at a quarter of the input's side, and the expected IoU of each mask, (K,).
     """
+    dtype, so_far = levels[-1].dtype, None
+    if masks is not None:
+        size = tuple(tracker.prompt_encoder.mask_input_size)
+        so_far = F.interpolate(masks * _MASK_LOGIT_SCALE + _MASK_LOGIT_BIAS, size=size, mode="bilinear", antialias=True)
     sparse, dense = tracker.prompt_encoder(
-        input_points=points[None], input_labels=labels[None], input_boxes=None, input_masks=None
+        input_points=points[None],
+        input_labels=labels[None],
+        input_boxes=None,
+        input_masks=None if so_far is None else so_far.to(dtype),
     )
-    dtype = levels[-1].dtype
     masks, ious, _, _ = tracker.mask_decoder(
         image_embeddings=levels[-1] + tracker.no_memory_embedding.view(1, -1, 1, 1),
         image_positional_embeddings=tracker.get_image_wide_positional_embeddings(),
         sparse_prompt_embeddings=sparse.to(dtype),
         dense_prompt_embeddings=dense,
-        multimask_output=points.shape[1] == 1,  # one click is ambiguous, as Meta has it
+        multimask_output=points.shape[1] == 1 and masks is None,  # one click is ambiguous, as Meta has it
         high_resolution_features=list(levels[:-1]),
     )
     best = ious[0].argmax(dim=-1)  # (K,)

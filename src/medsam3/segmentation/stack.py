@@ -1,0 +1,346 @@
+"""A run over neighbouring frames: objects are linked from frame to frame, followed both ways, and votes counted.
+
+Masks here are in pixels of the views, and frames are counted from the first of the run.
+
+Source of the scheme: memory-free propagation by boxes as LiteMedSAM's users do it in 3D, here in both directions and
+with the detector's own mask as one of three voters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import numpy as np
+from cachetools import LRUCache
+
+from medsam3.geometry import BoolArray
+from medsam3.image import Masks, ObjectMask
+from medsam3.models.tracker import Past, Tracker, tracker_of
+from medsam3.prompts import Prompt
+from medsam3.segmentation.asking import Answer, ask, asked_elsewhere, has_geometry
+from medsam3.segmentation.fusion import Trail, fuse
+from medsam3.segmentation.options import TrackingRules
+from medsam3.segmentation.packed import PackedMask, overlap
+from medsam3.segmentation.presence import held
+from medsam3.segmentation.recognise import clearest, is_named, recognised
+from medsam3.segmentation.run import Work, is_followed
+from medsam3.segmentation.sweep import Found, PastMask, Step, sweep
+from medsam3.store import Journal
+
+Value = TypeVar("Value")
+
+SAME_IOU = 0.95
+"""From this overlap with what was there before, the rest of the way has nothing new."""
+
+
+def in_video(rules: TrackingRules) -> TrackingRules:
+    """Let objects move as far as they like between frames, and come back after they were lost."""
+    return replace(rules, stop_iou=0.0, may_return=True)
+
+
+class FrameCache:
+    """Values by frame: the latest in memory, older ones in a temporary file, each up to a bound, the rest made anew."""
+
+    def __init__(
+        self, make: Callable[[int], Any], size_of: Callable[[Any], int], *, memory_bytes: int, disk_bytes: int
+    ) -> None:
+        self._make, self._size_of, self._disk_bytes = make, size_of, disk_bytes
+        self._memory: LRUCache[int, Any] = LRUCache(memory_bytes, getsizeof=size_of)
+        self._file: IO[bytes] | None = None
+        self._spans: dict[int, tuple[int, int]] = {}  # start and length in the file
+
+    def put(self, n: int, value: Any) -> None:
+        """Keep what was made of frame n anyway."""
+        if self._size_of(value) <= self._memory.maxsize:
+            self._memory[n] = value
+        if n in self._spans or self._disk_bytes == 0:
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed in `close`, and nameless at once
+        data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+        start = self._file.seek(0, 2)
+        if start + len(data) <= self._disk_bytes:
+            self._file.write(data)
+            self._spans[n] = (start, len(data))
+
+    def get(self, n: int) -> Any:
+        """Give the value of frame n."""
+        value = self._memory.get(n)
+        if value is None and n in self._spans and self._file is not None:
+            start, length = self._spans[n]
+            self._file.seek(start)
+            value = pickle.loads(self._file.read(length))
+        if value is None:
+            value = self._make(n)
+        self.put(n, value)
+        return value
+
+    def close(self) -> None:
+        """Let memory and file go."""
+        self._memory.clear()
+        self._spans.clear()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def frame_cache(work: Work, tracker: Tracker) -> FrameCache:
+    """Keep what a tracker needs of a run's frames, counted from the first of the run."""
+    return FrameCache(
+        lambda n: tracker.keep(work.encode(work.run.start + n)),
+        tracker.kept_bytes,
+        memory_bytes=work.options.memory_bytes,
+        disk_bytes=work.options.disk_bytes,
+    )
+
+
+class _Resumed:
+    """Answers by key, on disk as they are found, so that a killed run goes on where it was."""
+
+    def __init__(self, path: Path | None, work: str) -> None:
+        self._journal = None if path is None else Journal(path, {"work": work}, other="replace")
+        records = [] if self._journal is None else self._journal.records
+        self._values = {tuple(record["key"]): record["value"] for record in records}
+
+    def get_or_make(
+        self,
+        key: tuple[str | int, ...],
+        make: Callable[[], Value],
+        *,
+        to_fields: Callable[[Value], Mapping[str, Any]],
+        from_fields: Callable[[dict[str, Any]], Value],
+    ) -> Value:
+        """Give the value of a key from an earlier run, else make it and write it down."""
+        if key in self._values:
+            return from_fields(self._values[key])
+        value = make()
+        if self._journal is not None:
+            self._journal.append({"key": list(key), "value": to_fields(value)})
+        return value
+
+    def close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+
+
+class StackRun:
+    """One run over neighbouring frames, for all prompts."""
+
+    def __init__(self, work: Work, prompts: Sequence[Prompt]) -> None:
+        self.view, self.segmenter, self.options = work.view, work.segmenter, work.options
+        self.prompts, self._work = prompts, work
+        self.first, self.count = work.run.start, len(work.run)
+        self.is_video = work.view.image.kind == "video"
+        self.is_followed = [is_followed(work.options, work.view.image, prompt) for prompt in prompts]
+        self.tracker = tracker_of(self.segmenter)
+        self._resumed = _Resumed(self.options.journal, _hash_of(work, prompts))
+        self.cache = frame_cache(work, self.tracker)
+        self.recognised = [""] * len(prompts)
+        self._done = 0.0
+        self._steps = self.count * (3 if any(self.is_followed) else 1)
+
+    @property
+    def at(self) -> int | None:
+        """The frame of the run that something is drawn on."""
+        at = self._work.at
+        return None if at is None or at not in self._work.run else at - self.first
+
+    def run(self) -> list[Masks]:
+        """Segment, and give the masks over all of the file's frames, by prompt."""
+        try:
+            answers = self._ask_all()
+            return [self._finished(k, answers[k]) for k in range(len(self.prompts))]
+        finally:
+            self._resumed.close()
+            self.cache.close()
+
+    def _ask_all(self) -> list[list[Answer]]:
+        """Ask by prompt and frame; each frame is encoded once for all prompts, or not at all."""
+        answers: list[list[Answer]] = [[] for _ in self.prompts]
+        drawn_on = cache(partial(self._encoded, self.at or 0))
+        self.recognised = [self._recognised(k, prompt, drawn_on) for k, prompt in enumerate(self.prompts)]
+        for n in range(self.count):
+            features = drawn_on if n == self.at else cache(partial(self._encoded, n))
+            for k in range(len(self.prompts)):
+                asked = self._asked(k, n)
+                answers[k].append(Answer() if asked is None else self._answer(k, n, asked, features))
+            self._tick()
+        return answers
+
+    def _encoded(self, n: int) -> Any:
+        features = self._work.encode(self.first + n)
+        if any(self.is_followed):
+            self.cache.put(n, self.tracker.keep(features))
+        return features
+
+    def _answer(self, k: int, n: int, asked: Prompt, features: Callable[[], Any]) -> Answer:
+        threshold, weak_score = self.options.threshold, self.options.weak_score
+        return self._resumed.get_or_make(
+            ("ask", k, n),
+            lambda: ask(self.segmenter, features(), asked, threshold=threshold, weak_score=weak_score),
+            to_fields=Answer.to_fields,
+            from_fields=Answer.from_fields,
+        )
+
+    def _recognised(self, k: int, prompt: Prompt, features: Callable[[], Any]) -> str:
+        """Name a video's drawn object; "" if it has no name, or is not looked for by name."""
+        is_sought = self.is_video and self.is_followed[k] and self.options.is_recognised
+        if not is_sought or self.at is None or not is_named(self.segmenter, prompt):
+            return ""
+        drawn = self._answer(k, self.at, prompt, features).objects
+        return self._resumed.get_or_make(
+            ("name", k),
+            lambda: recognised(self.segmenter, features(), drawn, prompt.text),
+            to_fields=lambda name: {"name": name},
+            from_fields=lambda fields: str(fields["name"]),
+        )
+
+    def _asked(self, k: int, n: int) -> Prompt | None:
+        """Choose what is asked on frame n; None if nothing is."""
+        part = self._work.part(self.prompts[k], self.first + n)
+        if part is not None and has_geometry(part):
+            return part
+        if n % self.options.key_every and n != self.count - 1:
+            return None
+        return Prompt(text=self.recognised[k]) if self.recognised[k] else part
+
+    def _finished(self, k: int, answers: Sequence[Answer]) -> Masks:
+        """Do everything after the asking, for one prompt."""
+        prompt, options, name = self.prompts[k], self.options, self.recognised[k]
+        is_held = _held(prompt, answers, options.weak_share)
+        found = {n: list(answer.objects) for n, answer in enumerate(answers) if answer.objects and is_held[n]}
+        is_phrase = asked_elsewhere(prompt) is not None
+        rules = self._rules(k, is_phrase=is_phrase)
+        if name:
+            assert self.at is not None, "something is drawn"
+            count = len(found.get(self.at, ()))
+            found = {n: clearest(here, count) for n, here in found.items()}
+            rules = replace(rules, takes_up=True)
+        ways = {way: self._way(k, way, found, rules) for way in ("up", "down")}
+        may_extend = is_held if is_phrase else np.ones(self.count, dtype=np.bool_)
+        fusion = options.fusion
+        if not self.is_followed[k] or not self.is_video:
+            fusion = replace(fusion, least_found=1, may_fill_beside=True, followed_weight=fusion.volume_weight)
+        least, least_share = options.threshold or 0.0, 0.0 if self.is_video else fusion.least_share
+        trails = fuse(found, ways["up"], ways["down"], fusion, may_extend=may_extend)
+        objects = [trail.to_object(least_share) for trail in trails if trail.score >= least]
+        return self._over_file(prompt, [one for one in objects if one is not None], answers, is_held, name)
+
+    def _over_file(
+        self, prompt: Prompt, objects: Sequence[ObjectMask], answers: Sequence[Answer], is_held: BoolArray, name: str
+    ) -> Masks:
+        """Put the objects on the file's own frames, best score first, with what is known of the concept."""
+        moved = [replace(item, start=(item.start[0] + self.first, *item.start[1:])) for item in objects]
+        asked = [answer.presence for answer in answers if answer.presence is not None and not name]
+        shown = Masks(
+            self.view.shape,
+            tuple(sorted(moved, key=lambda item: -item.score)),
+            concept=prompt.text or "",
+            presence=max(asked, default=None),
+            is_present=bool(is_held.any()) if asked else None,
+            found_as=name,
+        )
+        return self.view.masks_back(shown)
+
+    def _way(self, k: int, way: str, found: dict[int, list[Found]], rules: TrackingRules) -> dict[int, list[Step]]:
+        """Go one way through the frames; if nothing is followed, this only says which objects are one."""
+        frames = range(self.count) if way == "up" else range(self.count - 1, -1, -1)
+        if not self.is_followed[k]:
+            links = sweep(frames, found, lambda n, track, past: past[0].mask, rules)
+            return {n: [replace(step, followed=None) for step in steps] for n, steps in links.items()}
+
+        def follow(n: int, track: int, past: Sequence[PastMask]) -> PackedMask:
+            return self._resumed.get_or_make(
+                ("follow", k, way, n, track),
+                lambda: self.follow(n, past),
+                to_fields=PackedMask.to_fields,
+                from_fields=PackedMask.from_fields,
+            )
+
+        return sweep(frames, found, follow, rules, report=lambda n: self._tick(1 / sum(self.is_followed)))
+
+    def _rules(self, k: int, *, is_phrase: bool) -> TrackingRules:
+        """Follow drawn objects until they are lost; between key slices, follow objects all the way."""
+        rules = in_video(self.options.tracking) if self.is_video else self.options.tracking
+        if not self.is_followed[k]:
+            return replace(rules, stop_iou=0.0, patience=0)
+        if not is_phrase:
+            return replace(rules, patience=None)
+        if rules.patience is None:
+            return rules
+        return replace(rules, patience=max(rules.patience, self.options.key_every))
+
+    def follow(self, n: int, past: Sequence[PastMask]) -> PackedMask:
+        """Find an object's mask on frame n."""
+        given = [Past(one.n, one.mask.dense()) for one in past]
+        return PackedMask.of(self.tracker.follow(n, given, self.cache.get))
+
+    def _tick(self, share: float = 1.0) -> None:
+        before = int(self._done + 1e-6)
+        self._done += share
+        if int(self._done + 1e-6) > before:
+            self._work.report(int(self._done + 1e-6), self._steps)
+
+
+def _held(prompt: Prompt, answers: Sequence[Answer], weak_share: float) -> BoolArray:
+    """Tell on which slices what was found counts; of what is drawn, the slice that it is drawn on."""
+    if asked_elsewhere(prompt) is None:
+        return np.array([answer.is_asked and answer.is_present is not False for answer in answers], dtype=np.bool_)
+    return held(
+        [answer.presence for answer in answers], [answer.is_present for answer in answers], weak_share=weak_share
+    )
+
+
+def _hash_of(work: Work, prompts: Sequence[Prompt]) -> str:
+    """Hash all that changes the result."""
+    settings = replace(work.options, journal=None, memory_bytes=0, disk_bytes=0)
+    image = work.view.image
+    first = hashlib.sha256(image.pixels(0).tobytes()).hexdigest()
+    asked = [prompt.to_json() for prompt in prompts]
+    text = repr((work.segmenter.name, image.shape, str(image.source), first, work.run, work.at, asked, settings))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def spread(work: Work, trail: Trail, sources: Sequence[int], pinned: set[int]) -> set[int]:
+    """Follow a corrected object from each of some views on, and change its trail; the views that changed.
+
+    The way ends where it comes to what was there before, at a pinned view, or where the object is lost. No other frame
+    is encoded.
+    """
+    changed, ways = set(sources), [(at, step) for at in sources for step in (1, -1)]
+    tracker = tracker_of(work.segmenter)
+    cache = frame_cache(work, tracker)
+    try:
+        work.report(0, len(ways))
+        for done, (at, step) in enumerate(ways, start=1):
+            n, past = at + step, [Past(at, trail.masks[at].dense())]
+            while n in work.run and n not in pinned:
+                mask = PackedMask.of(tracker.follow(n, past, cache.get))
+                if not _is_news(work, mask, PackedMask.of(past[0].mask), trail.masks.get(n)):
+                    break
+                trail.masks[n] = mask
+                changed.add(n)
+                memory = work.options.tracking.memory
+                past = [Past(n, mask.dense()), *(past if len(past) < memory else [*past[: memory - 2], past[-1]])]
+                n += step
+            work.report(done, len(ways))
+    finally:
+        cache.close()
+    return changed
+
+
+def _is_news(work: Work, mask: PackedMask, before: PackedMask, was: PackedMask | None) -> bool:
+    """Tell whether a followed mask is still the object, and other than what the trail had there."""
+    tracking = work.options.tracking
+    rules = in_video(tracking) if work.view.image.kind == "video" else tracking
+    if mask.is_empty or overlap(mask, before) < rules.stop_iou:
+        return False
+    is_steady = 1 / rules.largest_growth <= mask.area / before.area <= rules.largest_growth
+    return is_steady and (was is None or overlap(was, mask) < SAME_IOU)

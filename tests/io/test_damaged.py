@@ -1,0 +1,78 @@
+"""Damaged files, each found by changing bytes of good ones at random: one line of `InputError`, whatever the reader."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from made_dicom import dataset, ramp, save, series
+from medsam3.errors import InputError
+from medsam3.image import Image
+from medsam3.io import read
+from medsam3.io.read_masks import read_masks
+from medsam3.io.video import write_mp4
+
+
+def one_line(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read(path).array()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_dicom_value_of_unknown_kind(tmp_path: Path) -> None:
+    path = save(dataset(ramp()[0]), tmp_path / "a.dcm")
+    content = path.read_bytes().replace(b"\x02\0\x02\0UI", b"\x02\0\x02\0U1", 1)  # the class, in the file's header
+    path.write_bytes(content.replace(b"\x08\0\x16\0UI", b"\x08\0\x15\0UI", 1))  # and another tag for it below
+    assert "the DICOM" in one_line(path) or "as DICOM" in one_line(path)
+
+
+def test_a_dicom_number_of_an_odd_length(tmp_path: Path) -> None:
+    path = save(dataset(ramp()[0]), tmp_path / "a.dcm")
+    rows = b"\x28\0\x10\0US\x02\0"  # (0028,0010), two bytes
+    path.write_bytes(path.read_bytes().replace(rows + b"\x05\0", rows[:-2] + b"\x03\0\x05\0\0", 1))
+    one_line(path)
+
+
+def test_a_video_of_an_unknown_codec(tmp_path: Path) -> None:
+    write_mp4([np.zeros((48, 64, 3), dtype=np.uint8)] * 3, tmp_path / "a.mp4", fps=25)
+    content = (tmp_path / "a.mp4").read_bytes()
+    assert content.count(b"avc1") > 0
+    (tmp_path / "a.mp4").write_bytes(content.replace(b"avc1", b"xxxx"))
+    assert "the video cannot be decoded" in one_line(tmp_path / "a.mp4")
+
+
+def test_a_data_file_with_a_null_in_its_name(tmp_path: Path) -> None:
+    head = b"NRRD0004\ntype: uchar\ndimension: 2\nsizes: 2 2\nencoding: raw\ndata file: a\0b.raw\n"
+    (tmp_path / "a.nhdr").write_bytes(head)
+    assert "which is not beside it" in one_line(tmp_path / "a.nhdr")
+
+
+def test_an_annotation_of_a_category_that_is_not_listed(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": 1, "file_name": "", "height": 4, "width": 5}],
+        "categories": [],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 9, "segmentation": [[0, 0, 3, 0, 3, 3, 0, 3]]}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (found,), _ = read_masks(tmp_path / "a.json", Image(np.zeros((1, 4, 5, 1), dtype=np.uint8)))
+    assert (found.concept, found.union().sum()) == ("unknown category", 9)
+
+
+def test_a_structure_set_whose_class_is_damaged(tmp_path: Path) -> None:
+    path = save(dataset(ramp()[0], sop_class="1.2.840.10008.5.1.4.1.1.481.3"), tmp_path / "a.dcm")
+    path.write_bytes(path.read_bytes().replace(b"\x08\0\x16\0UI", b"\x08\0\x16\0US", 1))
+    with pytest.raises(InputError):
+        read_masks(path, read(series(tmp_path / "ct")))
+
+
+def test_nifti_voxels_of_bits(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(ramp(), np.eye(4)), tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[70:72] = (1).to_bytes(2, "little")  # the type DT_BINARY
+    (tmp_path / "a.nii").write_bytes(content)
+    one_line(tmp_path / "a.nii")

@@ -1,0 +1,259 @@
+"""A session: what a person draws changes what it is about and no more, can be taken back, and replays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import medsam3
+from box_segmenter import BoxSegmenter
+from made_stacks import blocks, stack_from
+from medsam3.errors import InputError
+from medsam3.geometry import affine_from_directions
+from medsam3.image import Image
+from medsam3.segmentation.session import Session
+from threshold_segmenter import ThresholdSegmenter
+
+STILL = (1.5, 15.5, 6.5, 20.5)
+"""Around the still block of 5 x 5 pixels at rows 16 to 20 and columns 2 to 6."""
+
+
+def picture() -> Image:
+    """Two bright blocks, of 6 x 8 pixels at row 4, column 6 and of 5 x 5 at row 16, column 2."""
+    return Image(blocks(5)[2][None, ..., None])
+
+
+def session_of_picture() -> Session:
+    session = Session(picture(), BoxSegmenter())
+    session.segment("bright")
+    return session
+
+
+def sizes(session: Session) -> list[int]:
+    return [one.trail.to_object().voxels if one.trail.to_object() else 0 for one in session.objects]  # type: ignore[union-attr]
+
+
+def test_a_phrase_gives_what_segment_gives_side_by_side() -> None:
+    session = session_of_picture()
+    (found,) = medsam3.segment(picture(), "bright", BoxSegmenter())
+    np.testing.assert_array_equal(session.masks.union(), found.union())
+    assert sizes(session) == [48, 25]
+    assert (session.masks.concept, session.masks.presence, session.current) == ("bright", found.presence, 0)
+
+
+def test_a_click_is_right_afterwards_and_leaves_the_other_object_alone() -> None:
+    session = session_of_picture()
+    session.click(7, 5, positive=False)
+    assert not session.masks.union()[0, 5, 7] and session.object_masks(1).union().sum() == 25
+    session.click(20, 12)
+    assert session.object_masks(0).union()[0, 12, 20]
+    assert not session.masks.union()[0, 5, 7]
+
+
+def test_a_negative_click_is_about_the_object_that_holds_it() -> None:
+    session = session_of_picture()
+    session.click(3, 17, positive=False)
+    assert session.current == 1 and session.object_masks(0).union().sum() == 48
+    assert not session.object_masks(1).union()[0, 17, 3]
+
+
+def test_a_frame_is_encoded_once_however_much_is_asked() -> None:
+    model = BoxSegmenter()
+    session = Session(picture(), model)
+    session.segment("bright")
+    session.click(20, 12)
+    session.box(*STILL)
+    session.segment("bright spot")
+    assert len(model.encoded) == 1
+
+
+def test_a_box_begins_an_object_and_a_box_on_one_takes_its_place() -> None:
+    session = Session(picture(), BoxSegmenter())
+    session.box(*STILL)
+    session.click(20, 3, positive=False)  # off it already: a hint, and nothing else
+    assert sizes(session) == [25]
+    session.box(5.5, 3.5, 13.5, 9.5, object=0)
+    assert sizes(session) == [48]
+
+
+def test_a_scribble_holds_for_all_of_its_pixels() -> None:
+    session = session_of_picture()
+    session.scribble([(15, 12), (25, 12)])
+    assert session.object_masks(0).union()[0, 12, 15:26].all()
+    session.scribble([(3, 16), (3, 20)], positive=False, object=1)
+    assert not session.object_masks(1).union()[0, 16:21, 3].any()
+
+
+def test_undo_and_redo_go_through_the_same_states() -> None:
+    session = session_of_picture()
+    states = [session.masks]
+    states.append(session.click(20, 12))
+    states.append(session.box(*STILL))
+    states.append(session.remove(1))
+    for before in reversed(states[:-1]):
+        assert session.undo() == before
+    for after in states[1:]:
+        assert session.redo() == after
+    session.undo()
+    session.click(0, 22)
+    with pytest.raises(InputError, match="nothing to redo"):
+        session.redo()
+
+
+def test_after_a_reset_the_answer_does_not_depend_on_what_was_asked_before() -> None:
+    session = session_of_picture()
+    session.click(20, 12)
+    session.reset()
+    assert session.objects == () and len(session.masks) == 0
+    session.segment("bright")
+    session.click(7, 5, positive=False)
+    fresh = session_of_picture()
+    fresh.click(7, 5, positive=False)
+    assert session.masks == fresh.masks
+
+
+def test_an_accepted_object_stays_and_the_next_click_begins_another() -> None:
+    session = session_of_picture()
+    session.accept()
+    with pytest.raises(InputError, match="object 0 was accepted"):
+        session.click(7, 5, positive=False, object=0)
+    session.click(20, 12)
+    assert session.current == 2 and sizes(session)[:2] == [48, 25]
+
+
+def test_a_session_replays_from_json_and_not_on_another_image_or_model() -> None:
+    session = session_of_picture()
+    session.click(20, 12)
+    session.scribble([(3, 16), (3, 20)], positive=False)
+    session.undo()
+    session.box(*STILL)
+    text = session.to_json()
+    assert Session.from_json(text, picture(), BoxSegmenter()).masks == session.masks
+    other = picture().array().copy()
+    other[0, 23, 31] = 1
+    with pytest.raises(InputError, match="of another image"):
+        Session.from_json(text, Image(other), BoxSegmenter())
+    with pytest.raises(InputError, match="made with model boxes, this is threshold"):
+        Session.from_json(text, picture(), ThresholdSegmenter())
+    for broken in ("{", "[]", json.dumps({**json.loads(text), "format": 9})):
+        with pytest.raises(InputError, match=r"the form that|in format 9"):
+            Session.from_json(broken, picture(), BoxSegmenter())
+    with pytest.raises(InputError, match="step that is not known"):
+        Session.from_json(json.dumps({**json.loads(text), "steps": [{"do": "fly"}]}), picture(), BoxSegmenter())
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda s: s.click(32, 5), "outside the image of 32 x 24"),
+        (lambda s: s.click(float("nan"), 5), "not finite"),
+        (lambda s: (s.click(20, 12), s.click(20.3, 11.8, positive=False, object=0)), "pixel 20,12 was said to be on"),
+        (lambda s: [s.click(k % 32, k // 32 + 1) for k in range(500)], "would have 101 clicks, allowed are 100"),
+        (lambda s: s.scribble([]), "the scribble is empty"),
+        (lambda s: s.click(1, 1, frame=1), "frame 1 was named, allowed is 0 to 0"),
+        (lambda s: s.click(1, 1, object=7), "no object 7, known are 0, 1"),
+        (lambda s: s.box(0, 0, 0, 5), "inverted or empty"),
+        (lambda s: s.box(25, 12, 30, 14), "nothing was found in the box"),
+        (lambda s: (s.reset(), s.click(1, 1, positive=False)), "no object that a negative click"),
+        (lambda s: (s.reset(), s.accept()), "there is no object None, known are none yet"),
+        (lambda s: s.propagate(), "nothing was drawn or corrected"),
+        (lambda s: s.segment("  "), "phrase is empty"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_changes_nothing(step: Callable[[Session], object], message: str) -> None:
+    session = session_of_picture()
+    with pytest.raises(InputError, match=message):
+        step(session)
+    before = session.masks
+    session.select(None)
+    session.undo()
+    assert session.masks == before
+
+
+def volume_with_one_block() -> Session:
+    """The moving block alone is known; the still one, of 5 x 5 pixels in slices 2 to 7, is not."""
+    session = Session(stack_from(blocks(10)), BoxSegmenter())
+    session.box(7.5, 3.5, 15.5, 9.5, frame=4)
+    session.propagate()
+    return session
+
+
+def test_what_was_drawn_on_a_slice_is_followed_both_ways_and_no_further() -> None:
+    session = volume_with_one_block()
+    assert session.touched == (2, 3, 4, 5, 6, 7) and session.masks.union().sum() == 6 * 48
+    session.box(*STILL, frame=5)
+    assert list(session.touched) == [5]
+    session.propagate()
+    assert list(session.touched) == [2, 3, 4, 5, 6, 7]
+    assert sorted(item.voxels for item in session.masks.objects) == [150, 288]
+
+
+def test_a_correction_that_changes_nothing_asks_only_its_neighbours_again() -> None:
+    session = volume_with_one_block()
+    session.box(*STILL, frame=5)
+    session.propagate()
+    before, model = session.masks.union(), session.model
+    assert isinstance(model, BoxSegmenter)
+    session.box(*STILL, frame=3, object=1)
+    model.encoded.clear()
+    session.propagate()
+    assert session.touched == (3,) and set(model.encoded) <= {2, 3, 4}
+    np.testing.assert_array_equal(session.masks.union(), before)
+
+
+def test_slices_corrected_by_hand_are_not_overwritten() -> None:
+    session = volume_with_one_block()
+    session.box(*STILL, frame=5)
+    session.propagate()
+    # Another object is put in its place from slice 4 on: it does not pass slice 5.
+    session.box(7.5, 3.5, 15.5, 9.5, frame=4, object=1)
+    session.propagate()
+    assert session.touched == (2, 3, 4)
+    assert session.object_masks(1).union()[5, 16:21, 2:7].all()
+
+
+def test_a_slice_must_be_named_in_a_volume_and_a_session_may_name_it_for_all_steps() -> None:
+    stack = stack_from(blocks(10))
+    with pytest.raises(InputError, match="on one slice: say which, 0 to 9"):
+        Session(stack, BoxSegmenter()).click(3, 17)
+    session = Session(stack, BoxSegmenter(), frame=3)
+    session.segment("bright")
+    assert np.flatnonzero(session.masks.union().any(axis=(1, 2))).tolist() == [3]
+    session.click(20, 12)
+    assert session.masks.union()[3, 12, 20]
+    with pytest.raises(InputError, match="frame 10 was named"):
+        Session(stack, BoxSegmenter(), frame=10)
+
+
+def test_clicks_lie_where_the_file_has_them_in_a_turned_volume_of_uneven_pixels() -> None:
+    """Rows of 2 mm run up and columns of 1 mm to the right: the view is turned by 180 degrees and stretched."""
+    affine = affine_from_directions([0, 0, 0], [0, 0, 4], [0, -2, 0], [-1, 0, 0])
+    stack = stack_from(blocks(6), affine=affine)
+    session = Session(stack, BoxSegmenter())
+    session.click(25, 13, frame=3)
+    session.scribble([(25, 15), (28, 15)], frame=3)
+    mask = session.masks.union()
+    assert mask[3, 13, 25] and mask[3, 15, 25:29].all()
+    session.click(25, 14, positive=False, frame=3)
+    assert not session.masks.union()[3, 14, 25] and session.masks.union()[3, 13, 25]
+
+
+def test_a_video_is_corrected_on_a_frame_and_followed() -> None:
+    session = Session(stack_from(blocks(6, last=5), kind="video"), BoxSegmenter(), frame=3)
+    session.box(6.5, 3.5, 14.5, 9.5)
+    session.propagate()
+    assert session.touched == (2, 3, 4, 5)
+
+
+def test_concepts_stand_side_by_side_and_one_without_objects_is_told() -> None:
+    session = Session(picture(), ThresholdSegmenter())
+    session.segment("polyp")
+    session.segment("absent")
+    assert [(one.concept, len(one), one.is_present) for one in session.masks_by_concept] == [
+        ("polyp", 1, True),
+        ("absent", 0, False),
+    ]
+    assert session.masks.concept == ""

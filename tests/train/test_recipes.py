@@ -1,0 +1,86 @@
+"""Recipes of shipped weights: what their files say, and a run of all stages that goes on where it was."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from made_data import data_folder
+from medsam3.cli.main import main
+from medsam3.errors import InputError
+from medsam3.models.mini.detector import MiniDetector, MiniDetectorConfig
+from medsam3.train.recipes import names, read_recipe
+from medsam3.train.run import move_half_way
+
+
+def test_every_shipped_model_has_a_recipe_and_its_stages_are_those_of_the_documentation() -> None:
+    assert names() == ("mini", "mini-frozen", "mini-open")
+    mini, frozen = read_recipe("mini"), read_recipe("mini-frozen")
+    assert [stage.config.steps for stage in mini] == [1100, 1800, 1700, 2400, 1000, 850]
+    assert mini[:2] == frozen
+    assert [stage.config.detector.image_encoder for stage in mini] == ["lite-medsam"] * 2 + ["lite0"] * 4
+    assert [stage.is_mean_with_start for stage in mini] == [False] * 5 + [True]
+    assert dict(mini[-1].weights)["drishti_gs"] == 4 and mini[-1].config.sampling.closer == 0.35
+    assert frozen[1].config.views_in("dsb2018") == 8 and frozen[1].config.views_in("busi") == 4
+    (open_,) = read_recipe("mini-open")
+    assert open_.only_open and open_.config.steps == 1300 and open_.weights == (("msd_hippocampus", 0.6),)
+    sources = open_.sources((Path("data"),))
+    assert sources.is_only_open and sources.slices is not None and sources.slices.every == 4
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ({"stepps": 3}, "stepps"),
+        ({"sampling": {"imagez": 3}}, "SamplingConfig has no imagez"),
+        ({"data": {"folds": 3}}, "data has folds, allowed are slices_every"),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_refused(tmp_path: Path, stage: dict[str, object], said: str) -> None:
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"stages": [stage]}))
+    with pytest.raises(InputError, match=f"is no recipe .*{said}"):
+        read_recipe(str(path))
+
+
+def test_a_recipe_that_is_not_there_and_one_without_data_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, said in (
+        (["train", "data", "--recipe", "maxi"], "there is no recipe 'maxi', allowed are: mini, mini-frozen, mini-open"),
+        (["train", "--recipe", "mini"], "--recipe was given without data"),
+    ):
+        assert main([*command, "--out", str(tmp_path / "run")]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert said in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_mean_with_the_start_lies_half_way() -> None:
+    config = MiniDetectorConfig(width=16, heads=2, feed_forward=16, encoder_layers=1, decoder_layers=1, queries=2)
+    model, other = MiniDetector(config), MiniDetector(config)
+    expected = [(a + b) / 2 for a, b in zip(model.parameters(), other.parameters(), strict=True)]
+    move_half_way(model, other)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(model.parameters(), expected, strict=True))
+
+
+@pytest.mark.weights
+def test_stages_follow_each_other_and_finished_ones_are_not_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lite0 = {"image_encoder": "lite0"}
+    stages = [{"steps": 1, "detector": lite0}, {"steps": 2, "detector": lite0, "mean_with_start": True}]
+    recipe, out = tmp_path / "own.json", tmp_path / "run"
+    recipe.write_text(json.dumps({"stages": stages}))
+    command = ["train", str(data_folder(tmp_path / "data")), "--recipe", str(recipe), "--out", str(out)]
+    assert main(command) == 0
+    first, last = (json.loads((folder / "mini.json").read_text()) for folder in (out / "stage1", out))
+    assert last["started_from"]["sha256"] == first["sha256"] == last["training"]["initial_sha256"]
+    assert (first["training"]["steps"], last["training"]["steps"], last["mean_with_start"]) == (1, 2, True)
+    curves = (out / "stage1" / "curves.jsonl").stat().st_mtime_ns
+    (out / "mini.safetensors").unlink()  # as if it had been killed before its end
+    assert main(command) == 0
+    assert (out / "stage1" / "curves.jsonl").stat().st_mtime_ns == curves
+    again = json.loads((out / "mini.json").read_text())
+    assert {key: again[key] for key in ("sha256", "curve")} == {key: last[key] for key in ("sha256", "curve")}
