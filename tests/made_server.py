@@ -15,6 +15,7 @@ from medsam3.server.app import make_app
 from medsam3.server.settings import Settings
 from slow_segmenter import load_fake
 
+
 @contextmanager
 def started(**changes: Any) -> Iterator[TestClient]:
     settings = Settings(**{"model": "threshold", "load": load_fake, **changes})

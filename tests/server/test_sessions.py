@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ import PIL.Image
 from starlette.testclient import TestClient
 
 import medsam3
-from medsam3.server.modelling import runs_of
 from made_server import begun, opened, png, started, step, upload
+from medsam3.server.modelling import runs_of
 from slow_segmenter import SlowSegmenter
 
 
@@ -107,7 +109,7 @@ def test_a_step_that_is_refused_changes_nothing(client: TestClient) -> None:
 
 
 def test_the_display_of_a_volume_leads_back_to_its_file(client: TestClient) -> None:
-    data, voxels = volume()
+    data, _ = volume()
     image = opened(client, ("scan.nii.gz", data))
     assert (image["kind"], image["frames"], image["spacing_mm"]) == ("volume", 5, [4.0, 3.0, 2.0])
     session = begun(client, image["id"])
@@ -165,6 +167,24 @@ def test_a_job_tells_its_progress_and_can_be_cancelled(client: TestClient) -> No
     stopped = client.delete(place).json()
     assert stopped["state"] == "cancelled"
     assert 1 <= stopped["done"] < stopped["count"]
+
+
+def test_a_worker_killed_in_mid_job_fails_that_job_alone(client: TestClient) -> None:
+    image = opened(client, ("scan.nii.gz", volume()[0]))["id"]
+    first = client.post("/v1/jobs", json={"image": image, "phrases": ["slow"] * 20}).json()["id"]
+    second = client.post("/v1/jobs", json={"image": image, "phrases": ["block"]}).json()["id"]
+    deadline = time.monotonic() + 30
+    while client.get(f"/v1/jobs/{first}").json()["done"] < 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (worker,) = client.app.state.service.modellers  # type: ignore[attr-defined]
+    os.kill(worker.pid, signal.SIGKILL)
+    for job in (first, second):
+        client.get(f"/v1/jobs/{job}/events")
+    failed, done = (client.get(f"/v1/jobs/{job}").json() for job in (first, second))
+    assert failed["state"] == "failed"
+    assert "the process that did this ended" in failed["error"]
+    assert done["state"] == "done"
+    assert client.get(f"/v1/results/{done['result']}").json()["found"]["concepts"][0]["pixels"] == 60
 
 
 def test_a_job_that_fails_says_why(client: TestClient) -> None:

@@ -1,8 +1,9 @@
-"""The server as one application: guard, routes, page, and its beginning and end. It knows no torch and no file format."""
+"""The server as one application: guard, routes, page, beginning and end. It knows no torch and no file format."""
 
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -83,8 +84,8 @@ def serve(settings: Settings, *, when_ready: Callable[[str], None]) -> None:
     import uvicorn  # noqa: PLC0415  only to serve, not for tests of the application
 
     class Server(uvicorn.Server):
-        async def startup(self, sockets: list[object] | None = None) -> None:
-            await super().startup(sockets)  # type: ignore[arg-type]
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
             if self.started:
                 port = self.servers[0].sockets[0].getsockname()[1]
                 host = f"[{settings.host}]" if ":" in settings.host else settings.host

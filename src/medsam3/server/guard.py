@@ -12,7 +12,7 @@ from fastapi import Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from medsam3.server.problems import Refused, problem
+from medsam3.server.problems import RefusedError, problem
 from medsam3.server.settings import Settings
 
 _audit = logging.getLogger("medsam3.server.audit")
@@ -38,13 +38,18 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "medsam3_requests", "Requests by method, route and status", ("method", "route", "status"), registry=self.registry
+            "medsam3_requests",
+            "Requests by method, route and status",
+            ("method", "route", "status"),
+            registry=self.registry,
         )
         self.seconds = Histogram(
             "medsam3_request_seconds", "Time to answer by route", ("route",), registry=self.registry
         )
         self.waiting = Gauge("medsam3_waiting", "Tasks that wait or run", ("worker",), registry=self.registry)
-        self.restarts = Gauge("medsam3_restarts", "Times a worker was started again", ("worker",), registry=self.registry)
+        self.restarts = Gauge(
+            "medsam3_restarts", "Times a worker was started again", ("worker",), registry=self.registry
+        )
         self.images = Gauge("medsam3_images", "Images that are held", registry=self.registry)
 
 
@@ -64,7 +69,7 @@ class Guard:
         try:
             self._check(scope, body)
             await self._app(scope, body, answered)
-        except Refused as error:
+        except RefusedError as error:
             await self._refuse(error, scope, receive, answered)
         finally:
             route = getattr(scope.get("route"), "path", "other")  # the pattern: no id and no name gets into the log
@@ -74,7 +79,7 @@ class Guard:
             owner = scope.get("state", {}).get("owner", "-")
             _audit.info("%s %s %s %.3f s by %.8s", scope["method"], route, answered.status, seconds, owner)
 
-    async def _refuse(self, error: Refused, scope: Scope, receive: Receive, answered: _Answered) -> None:
+    async def _refuse(self, error: RefusedError, scope: Scope, receive: Receive, answered: _Answered) -> None:
         if answered.status == 0:
             await problem(error.status, error.detail, retry_after_s=error.retry_after_s)(scope, receive, answered)
 
@@ -82,10 +87,10 @@ class Guard:
         headers = {name.lower(): value for name, value in scope["headers"]}
         host = headers.get(b"host", b"").decode("latin-1")
         if _name_of(host) not in self._settings.allowed_hosts:
-            raise Refused(421, f"host {host!r} is not served here: use the address that the server told, or --allow-host")
+            raise RefusedError(421, f"host {host!r} is not served here: use the address that it told, or --allow-host")
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin and urlsplit(origin).netloc != host:
-            raise Refused(403, "pages of other sites may not ask this server")
+            raise RefusedError(403, "pages of other sites may not ask this server")
         length = headers.get(b"content-length", b"0").decode("latin-1")
         if not length.isdecimal() or int(length) > body.most:
             raise body.too_large()
@@ -93,7 +98,7 @@ class Guard:
         scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         owner = self._settings.owner_of(token.strip() if scheme.lower() == "bearer" else None)
         if owner is None and not is_open:
-            raise Refused(401, "a token is needed: send it as Authorization: Bearer TOKEN")
+            raise RefusedError(401, "a token is needed: send it as Authorization: Bearer TOKEN")
         scope.setdefault("state", {})["owner"] = owner or "-"
 
     def _most_bytes(self, scope: Scope) -> int:
@@ -113,8 +118,8 @@ class _Counted:
     def __init__(self, receive: Receive, most: int) -> None:
         self._receive, self.most, self._size = receive, most, 0
 
-    def too_large(self) -> Refused:
-        return Refused(413, f"the request is larger than {self.most} bytes, which is what is allowed: send less at once")
+    def too_large(self) -> RefusedError:
+        return RefusedError(413, f"the request is larger than {self.most} bytes, which are allowed: send less at once")
 
     async def __call__(self) -> Message:
         message = await self._receive()
@@ -144,5 +149,3 @@ def _name_of(host: str) -> str:
     if host.startswith("["):
         return host.partition("]")[0] + "]"
     return host.partition(":")[0].lower()
-
-

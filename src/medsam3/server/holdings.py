@@ -1,6 +1,6 @@
 """What the server holds: images with their sessions, jobs and results. Ids cannot be guessed and belong to their owner.
 
-Everything of an image lies in one private folder, and goes with it: on demand, after its time, and when the server ends.
+All of an image lies in one private folder, and goes with it: on demand, after its time, and when the server ends.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medsam3.server.pool import Progress, Worker
-from medsam3.server.problems import Refused, not_here
+from medsam3.server.problems import RefusedError, not_here
 from medsam3.server.reader import remove
 from medsam3.server.schemas import Found, ImageAnswer, JobAnswer, SessionAnswer, SessionPlace, Step
 from medsam3.server.settings import Limits
@@ -144,10 +144,10 @@ class Holdings:
         """Make a folder for an image to come.
 
         Raises:
-            Refused: As many images are held as may be.
+            RefusedError: As many images are held as may be.
         """
         if len(self._images) >= self._limits.images:
-            raise Refused(503, "the server holds as many images as it may: remove one, or wait", retry_after_s=60)
+            raise RefusedError(503, "the server holds as many images as it may: remove one, or wait", retry_after_s=60)
         folder = self.folder / secrets.token_hex(16)
         (folder / "files").mkdir(parents=True, mode=0o700)
         return folder
@@ -163,7 +163,7 @@ class Holdings:
         """Find an image, and count it as used.
 
         Raises:
-            Refused: There is none of that id, or it is another owner's.
+            RefusedError: There is none of that id, or it is another owner's.
         """
         held = self._images.get(name)
         if held is None or held.owner != owner:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from medsam3.server.problems import Refused
+from medsam3.server.problems import RefusedError
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _PID, _DONE, _COUNT, _CANCELLED = range(4)
 _shared: Any = None  # in a worker process: what it shares with the server
 
 
-class Cancelled(Exception):
+class StoppedError(Exception):
     """The task was told to stop."""
 
 
@@ -39,13 +39,13 @@ def report(done: int, count: int) -> None:
     """Tell the server how far this worker's task is.
 
     Raises:
-        Cancelled: The task is to stop.
+        StoppedError: The task is to stop.
     """
     if _shared is None:
         return
     _shared[_DONE], _shared[_COUNT] = done, count
     if _shared[_CANCELLED]:
-        raise Cancelled
+        raise StoppedError
 
 
 def _begin(shared: Any, prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
@@ -65,6 +65,12 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_LOOK_S)
     os._exit(1)
+
+
+def _heard(future: asyncio.Future[Any]) -> None:
+    """Take note of how a task ended that nobody waits for any more, so that asyncio does not complain."""
+    if not future.cancelled():
+        future.exception()
 
 
 @dataclass
@@ -109,18 +115,20 @@ class Worker:
         """Do a task when its turn has come.
 
         Raises:
-            Refused: Too many are waiting, it took too long, or the process ended on the way.
-            Cancelled: It was told to stop.
+            RefusedError: Too many are waiting, it took too long, or the process ended on the way.
+            StoppedError: It was told to stop.
             Exception: What the function raises.
         """
         if self.waiting >= self.most_waiting:
-            raise Refused(503, "the server has more to do than it takes on: try again", retry_after_s=RETRY_AFTER_S)
+            raise RefusedError(
+                503, "the server has more to do than it takes on: try again", retry_after_s=RETRY_AFTER_S
+            )
         told = progress or Progress()
         self.waiting += 1
         try:
             async with self._lock:
                 if told.is_cancelled:
-                    raise Cancelled
+                    raise StoppedError
                 return await self._do(told, function, arguments, limit_s)
         finally:
             self.waiting -= 1
@@ -151,19 +159,22 @@ class Worker:
         follower = asyncio.create_task(self._follow(told))
         try:
             future = asyncio.wrap_future(executor.submit(function, *arguments))
+            future.add_done_callback(_heard)
             return await asyncio.wait_for(asyncio.shield(future), limit_s)
         except BrokenProcessPool as error:
             self._forget()
             if told.is_cancelled:
-                raise Cancelled from error
+                raise StoppedError from error
             _log.warning("worker %s ended on the way and is started again", self.name)
-            raise Refused(
+            raise RefusedError(
                 500, "the process that did this ended (out of memory, or a crash in a library): try a smaller file"
             ) from error
         except TimeoutError as error:
             self._kill()
             self._forget()
-            raise Refused(504, f"this took longer than {limit_s:g} s and was stopped: ask for less at once") from error
+            raise RefusedError(
+                504, f"this took longer than {limit_s:g} s and was stopped: ask for less at once"
+            ) from error
         finally:
             follower.cancel()
             told.done, told.count = self._counted(told)

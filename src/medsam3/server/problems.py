@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A request that cannot be done now, or at all."""
 
     def __init__(self, status: int, detail: str, *, retry_after_s: int | None = None) -> None:
@@ -25,9 +25,9 @@ class Refused(Exception):
         self.status, self.detail, self.retry_after_s = status, detail, retry_after_s
 
 
-def not_here(what: str) -> Refused:
+def not_here(what: str) -> RefusedError:
     """Make the answer for an id that is not known, expired, or belongs to someone else."""
-    return Refused(404, f"there is no such {what}: it was removed, has expired, or is not yours")
+    return RefusedError(404, f"there is no such {what}: it was removed, has expired, or is not yours")
 
 
 def problem(status: int, detail: str, *, retry_after_s: int | None = None) -> JSONResponse:
@@ -42,8 +42,8 @@ def problem(status: int, detail: str, *, retry_after_s: int | None = None) -> JS
 def answer_errors(app: FastAPI) -> None:
     """Give every error of the app's routes as a problem document."""
 
-    @app.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> JSONResponse:
+    @app.exception_handler(RefusedError)
+    async def refused(_: Request, error: RefusedError) -> JSONResponse:
         return problem(error.status, error.detail, retry_after_s=error.retry_after_s)
 
     @app.exception_handler(InputError)

@@ -21,7 +21,7 @@ import PIL.Image
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks
 from medsam3.io import FORMATS, read, write_format
-from medsam3.io.about import orientation
+from medsam3.io.labels import orientation
 from medsam3.prompts import Box, Point, Prompt
 from medsam3.server.schemas import Display, ImageAnswer
 from medsam3.server.settings import Limits
@@ -125,7 +125,7 @@ def write_result(place: Path, masks: Path, form: str, stem: str, window: str | N
     image = opened(place)
     if window is not None:
         image = replace(image, window=window_named(window))
-    kept: list[Masks] = pickle.loads(masks.read_bytes())  # noqa: S301  our own, see save_masks
+    kept: list[Masks] = pickle.loads(masks.read_bytes())
     try:
         return write_format(form, kept, image, masks.parent, stem)
     except InputError as error:
@@ -183,21 +183,27 @@ def _unpack(archive: Path, folder: Path, limits: Limits) -> None:
             left = limits.upload_bytes
             for number, entry in enumerate(entries):
                 left -= _unpack_one(packed, entry, folder / stored_name(number, entry.filename), left)
+    except InputError:
+        raise
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise InputError(f"the zip cannot be unpacked ({type(error).__name__}): pack it again without a password") from error
+        raise InputError(
+            f"the zip cannot be unpacked ({type(error).__name__}): pack it again without a password"
+        ) from error
 
 
 def _is_wanted(entry: zipfile.ZipInfo) -> bool:
     parts = entry.filename.replace("\\", "/").split("/")
     is_link = (entry.external_attr >> 16) & 0o170000 == 0o120000
-    return not (entry.is_dir() or is_link or any(part.startswith(".") for part in parts) or "__MACOSX" in parts)
+    return not (entry.is_dir() or is_link or parts[-1].startswith(".") or "__MACOSX" in parts)
 
 
 def _check_entries(entries: Sequence[zipfile.ZipInfo], limits: Limits) -> None:
     if len(entries) > limits.upload_files:
         raise InputError(f"the zip holds {len(entries)} files, allowed are {limits.upload_files}: split it")
     if sum(entry.file_size for entry in entries) > limits.upload_bytes:
-        raise InputError(f"the zip unpacks to more than {limits.upload_bytes} bytes, which is what is allowed: split it")
+        raise InputError(
+            f"the zip unpacks to more than {limits.upload_bytes} bytes, which is what is allowed: split it"
+        )
     for entry in entries:
         if entry.file_size > _MOST_RATIO * max(entry.compress_size, 1) + _CHUNK_BYTES:
             raise InputError("the zip holds a file that grows more than a thousandfold: pack it again")
@@ -225,9 +231,12 @@ def stored_name(number: int, name: str) -> str:
 
 
 def is_plain(name: str) -> bool:
-    """Tell whether a name holds letters, digits, dots, dashes and underscores only, does not begin with a dot and one."""
-    return 0 < len(name) <= 100 and ".." not in name and all(one.isalnum() or one in "._-" for one in name) and (
-        name.isascii()
+    """Tell whether a name holds nothing but ASCII letters, digits, dots, dashes and underscores."""
+    return (
+        0 < len(name) <= 100
+        and ".." not in name
+        and all(one.isalnum() or one in "._-" for one in name)
+        and (name.isascii())
     )
 
 

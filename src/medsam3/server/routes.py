@@ -16,7 +16,7 @@ from medsam3.errors import InputError
 from medsam3.server import reader
 from medsam3.server.guard import owner_of
 from medsam3.server.holdings import HeldImage, HeldJob, HeldSession
-from medsam3.server.problems import Refused, not_here
+from medsam3.server.problems import RefusedError, not_here
 from medsam3.server.schemas import (
     ConceptAnswer,
     EntryAnswer,
@@ -36,6 +36,7 @@ from medsam3.server.service import SAMPLES, Service, progress_of
 EVENT_S = 0.2
 MOST_CONCEPTS = 30
 MOST_ENTRIES = 2000
+_NO_IMAGES = (".md", ".txt", ".csv", ".json", ".py", ".pdf")
 router = APIRouter(prefix="/v1", responses={"default": {"model": Problem, "description": "What went wrong"}})
 
 
@@ -50,20 +51,24 @@ Served = Annotated[Service, Depends(service_of)]
 WindowName = Annotated[str | None, Query(max_length=60, description="a preset, or CENTRE,WIDTH")]
 
 
-@router.post("/images", status_code=201, openapi_extra={
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["files"],
-                    "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+@router.post(
+    "/images",
+    status_code=201,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["files"],
+                        "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                    }
                 }
-            }
-        },
-    }
-})
+            },
+        }
+    },
+)
 async def upload(request: Request, owner: Owner, service: Served) -> ImageAnswer:
     """Upload one image: a file, the files of a series, or a zip of them."""
     return (await service.upload(request, owner)).about
@@ -90,9 +95,7 @@ async def thumbnail(image: str, owner: Owner, service: Served) -> Response:
 
 
 @router.get("/images/{image}/frames/{frame}.png", response_class=Response)
-async def frame_png(
-    image: str, frame: int, owner: Owner, service: Served, window: WindowName = None
-) -> Response:
+async def frame_png(image: str, frame: int, owner: Owner, service: Served, window: WindowName = None) -> Response:
     """Give a frame or slice as it is shown: turned as radiologists see it, in a grey window, with square pixels."""
     return await _png(service, service.holdings.image(owner, image), frame, window)
 
@@ -245,9 +248,7 @@ async def list_concepts(service: Served, q: Annotated[str, Query(max_length=300)
     """List concepts that fit a query, the taught ones first; any other phrase may be asked for too."""
     taught = frozenset(service.model.concepts) if service.model else frozenset()
     found = [
-        ConceptAnswer(
-            name=one.name, synonyms=list(one.synonyms), is_taught=one.name in taught if taught else None
-        )
+        ConceptAnswer(name=one.name, synonyms=list(one.synonyms), is_taught=one.name in taught if taught else None)
         for one in concepts.search(q)
     ]
     return sorted(found, key=lambda one: one.is_taught is False)[:MOST_CONCEPTS]
@@ -256,15 +257,13 @@ async def list_concepts(service: Served, q: Annotated[str, Query(max_length=300)
 @router.get("/models")
 async def list_models(service: Served) -> list[ModelAnswer]:
     """List the models that answer: the one that the server was started with, once it is loaded."""
-    return [service.model or ModelAnswer(name=service.settings.model, concepts=[])]
+    return [service.model or ModelAnswer(name=service.settings.model, concepts=[], is_ready=False)]
 
 
 @router.get("/samples")
 async def list_samples() -> list[dict[str, str]]:
     """List the sample pictures that are installed, each with a phrase that fits it."""
-    return [
-        {"name": one.name, "title": one.title, "phrase": one.phrase} for one in SAMPLES if one.path is not None
-    ]
+    return [{"name": one.name, "title": one.title, "phrase": one.phrase} for one in SAMPLES if one.path is not None]
 
 
 @router.post("/samples/{name}", status_code=201)
@@ -284,7 +283,8 @@ async def list_data(service: Served, path: Annotated[str, Query(max_length=1000)
     folder = _below(service.settings.data, path)
     if not folder.is_dir():
         raise not_here("folder")
-    entries = sorted(one for one in folder.iterdir() if not one.name.startswith("."))[:MOST_ENTRIES]
+    entries = sorted(one for one in folder.iterdir() if not one.name.startswith(".") and one.suffix not in _NO_IMAGES)
+    del entries[MOST_ENTRIES:]
     root = service.settings.data.resolve()
     return [
         EntryAnswer(name=one.name, path=str((folder / one.name).relative_to(root)), is_folder=one.is_dir())
@@ -294,10 +294,12 @@ async def list_data(service: Served, path: Annotated[str, Query(max_length=1000)
 
 
 @router.post("/data", status_code=201)
-async def open_data(path: Annotated[str, Body(embed=True, max_length=1000)], owner: Owner, service: Served) -> ImageAnswer:
+async def open_data(
+    path: Annotated[str, Body(embed=True, max_length=1000)], owner: Owner, service: Served
+) -> ImageAnswer:
     """Open a file or folder of the data folder, where it lies."""
     if service.settings.data is None:
-        raise Refused(404, "the server was started without a data folder: give one with --data")
+        raise RefusedError(404, "the server was started without a data folder: give one with --data")
     place = _below(service.settings.data, path)
     if not place.exists():
         raise not_here("file")

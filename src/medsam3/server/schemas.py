@@ -228,6 +228,7 @@ class ModelAnswer(BaseModel):
 
     name: str
     concepts: list[str]
+    is_ready: bool = True
 
 
 class EntryAnswer(BaseModel):

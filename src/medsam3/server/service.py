@@ -18,8 +18,8 @@ from medsam3.errors import InputError
 from medsam3.server import reader
 from medsam3.server.guard import Metrics
 from medsam3.server.holdings import HeldImage, HeldJob, HeldResult, HeldSession, Holdings, new_id
-from medsam3.server.pool import Cancelled, Worker
-from medsam3.server.problems import Refused
+from medsam3.server.pool import StoppedError, Worker
+from medsam3.server.problems import RefusedError
 from medsam3.server.schemas import JobAsked, ModelAnswer, SessionAnswer, Step
 from medsam3.server.settings import Settings
 
@@ -121,7 +121,7 @@ class Service:
     def new_session(self, image: HeldImage, window: str | None) -> HeldSession:
         """Begin a session on the worker that has the fewest."""
         if len(image.sessions) >= MOST_SESSIONS:
-            raise Refused(409, f"the image has {MOST_SESSIONS} sessions, which is what is allowed: remove one")
+            raise RefusedError(409, f"the image has {MOST_SESSIONS} sessions, which is what is allowed: remove one")
         counts = self.holdings.sessions_by_worker()
         worker = min(self.modellers, key=lambda one: (counts.get(one.name, 0), one.waiting))
         session = HeldSession(new_id(), image, window, worker)
@@ -132,7 +132,9 @@ class Service:
         """Do one step of a session; steps of one session wait for each other."""
         async with session.lock:
             if len(session.steps) >= self.settings.limits.steps:
-                raise Refused(409, f"the session has {len(session.steps)} steps, no more are allowed: begin a new one")
+                raise RefusedError(
+                    409, f"the session has {len(session.steps)} steps, no more are allowed: begin a new one"
+                )
             session.found = await self.ask(session.worker, "do_step", session.place(), step, job=job)
             session.steps.append(step)
         return session.answer()
@@ -140,7 +142,7 @@ class Service:
     def begin_job(self, image: HeldImage, worker: Worker, work: Callable[[HeldJob], Awaitable[None]]) -> HeldJob:
         """Begin long work; how it ends is noted in the job."""
         if worker.waiting >= worker.most_waiting:
-            raise Refused(503, "the server has more to do than it takes on: try again", retry_after_s=30)
+            raise RefusedError(503, "the server has more to do than it takes on: try again", retry_after_s=30)
         finished = [name for name, one in image.jobs.items() if one.task is not None and one.task.done()]
         for name in finished[: max(0, len(image.jobs) - MOST_JOBS + 1)]:
             del image.jobs[name]
@@ -190,9 +192,9 @@ class Service:
         try:
             await work(job)
             job.progress.state = "done"
-        except Cancelled:
+        except StoppedError:
             job.progress.state = "cancelled"
-        except (Refused, InputError) as error:
+        except (RefusedError, InputError) as error:
             job.progress.state, job.error = "failed", str(error)
         except Exception as error:
             _log.exception("a job failed")
@@ -201,14 +203,14 @@ class Service:
     async def _drop(self, session: HeldSession) -> None:
         try:
             await self.ask(session.worker, "drop_session", session.id)
-        except Refused:
+        except RefusedError:
             return  # the worker is busy or ended; its memory is bounded anyway
 
     async def _load(self) -> None:
         for worker in self.modellers:
             try:
                 self.model = await worker.run(call, MODELLING, "about_model", limit_s=self.settings.limits.job_s)
-            except (Refused, InputError) as error:
+            except (RefusedError, InputError) as error:
                 _log.error("the model cannot be loaded: %s", error)
 
     async def _sweep(self) -> None:
@@ -274,5 +276,3 @@ def _stem(name: str) -> str:
 def progress_of(job: HeldJob) -> str:
     """Give a job as one server-sent event."""
     return f"data: {job.answer().model_dump_json()}\n\n"
-
-

@@ -143,7 +143,9 @@ def read_tokens(path: Path) -> tuple[str, ...]:
         text, mode = path.read_text(encoding="utf-8"), path.stat().st_mode
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"token file {path} cannot be read ({reason}): give a text file with a token a line") from error
+        raise InputError(
+            f"token file {path} cannot be read ({reason}): give a text file with a token a line"
+        ) from error
     if mode & 0o077:
         raise InputError(f"token file {path} can be read by others than its owner: do chmod 600 {path}")
     tokens = tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
@@ -166,5 +168,7 @@ def bytes_from(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     size = int(float(match[1]) * _UNITS[match[2].upper()]) if match and match[2].upper() in _UNITS else 0
     if size <= 0:
-        raise InputError(f"size is {text!r}, allowed is a number with KiB, MiB, GiB, KB, MB, GB or nothing, such as 2GiB")
+        raise InputError(
+            f"size is {text!r}, allowed is a number with KiB, MiB, GiB, KB, MB, GB or nothing, such as 2GiB"
+        )
     return size

@@ -311,7 +311,9 @@ function counted(count) {
 function sizeOf(one) {
   if (one.volume_ml !== null && one.volume_ml !== undefined) return `${one.volume_ml.toPrecision(3)} mL`;
   if (one.area_mm2 !== null && one.area_mm2 !== undefined) return `${one.area_mm2.toPrecision(3)} mm²`;
-  return `${one.pixels.toLocaleString("en")} px`;
+  const { frames, width, height } = state.study.about;
+  const share = (100 * one.pixels) / (frames * width * height);
+  return `${one.pixels.toLocaleString("en")} px, ${share < 0.1 ? share.toFixed(3) : share.toFixed(1)} %`;
 }
 
 function showFound() {
@@ -386,9 +388,8 @@ async function complete() {
 async function showModel() {
   for (;;) {
     const [model] = await api.json("GET", "/v1/models").catch(() => [null]);
-    const isReady = await fetch("/readyz").then((answer) => answer.ok).catch(() => false);
-    byId("model").textContent = model ? (isReady ? `model ${model.name}` : `loading model ${model.name}`) : "no server";
-    if (isReady) return;
+    byId("model").textContent = model ? `${model.is_ready ? "model" : "loading model"} ${model.name}` : "no server";
+    if (model?.is_ready) { complete(); return; }
     await new Promise((resolve) => setTimeout(resolve, 1000));
   }
 }

@@ -35,7 +35,7 @@ export class Viewer {
 
   // masks: [{ width, height, runs, colour: "#rrggbb", isCurrent }]
   setMasks(masks) {
-    this.masks = masks.map((mask) => ({ ...mask, canvas: painted(mask), fill: filled(mask) }));
+    this.masks = masks.map((mask) => ({ ...mask, ...painted(mask) }));
     this.draw();
   }
 
@@ -70,11 +70,14 @@ export class Viewer {
     pen.imageSmoothingEnabled = false;
     if (this.isMaskShown) {
       for (const mask of this.masks) {
-        pen.globalAlpha = mask.isCurrent ? Math.min(1, this.opacity + 0.1) : this.opacity;
+        pen.globalAlpha = this.opacity;
         pen.drawImage(mask.fill, 0, 0);
-        pen.globalAlpha = mask.isCurrent ? 1 : 0.85;
-        pen.drawImage(mask.canvas, 0, 0);
         pen.globalAlpha = 1;
+        for (const [colour, thick] of [["#000", mask.isCurrent ? 5 : 3], [mask.colour, mask.isCurrent ? 3 : 1.5]]) {
+          pen.strokeStyle = colour;
+          pen.lineWidth = (thick * ratio) / scale;
+          pen.stroke(mask.outline);
+        }
       }
     }
     pen.setTransform(1, 0, 0, 1, 0, 0);
@@ -223,28 +226,39 @@ function decoded({ width, height, runs }) {
   return mask;
 }
 
-function canvasOf(mask, isSet) {
+// The mask in its colour, to be laid over the picture, and its outline as a path along the edges of its pixels.
+function painted(mask) {
   const { width, height, colour } = mask;
-  const canvas = new OffscreenCanvas(width, height);
-  const pen = canvas.getContext("2d");
+  const inside = decoded(mask);
+  const fill = new OffscreenCanvas(width, height);
+  const pen = fill.getContext("2d");
   const pixels = pen.createImageData(width, height);
   const [red, green, blue] = [1, 3, 5].map((k) => parseInt(colour.slice(k, k + 2), 16));
-  for (let at = 0; at < width * height; at++) if (isSet(at)) pixels.data.set([red, green, blue, 255], 4 * at);
+  for (let at = 0; at < width * height; at++) if (inside[at]) pixels.data.set([red, green, blue, 255], 4 * at);
   pen.putImageData(pixels, 0, 0);
-  return canvas;
+  return { fill, outline: outlined(inside, width, height) };
 }
 
-function filled(mask) {
-  const inside = decoded(mask);
-  return canvasOf(mask, (at) => inside[at]);
-}
-
-function painted(mask) {
-  const inside = decoded(mask);
-  const { width, height } = mask;
-  const isEdge = (at) => {
-    const x = at % width;
-    return !(x && inside[at - 1] && x < width - 1 && inside[at + 1] && at >= width && inside[at - width] && at < width * (height - 1) && inside[at + width]);
-  };
-  return canvasOf(mask, (at) => inside[at] && isEdge(at));
+function outlined(inside, width, height) {
+  const path = new Path2D();
+  const at = (x, y) => (x >= 0 && y >= 0 && x < width && y < height ? inside[y * width + x] : 0);
+  for (let y = 0; y <= height; y++) {
+    for (let x = 0; x < width; x++) {
+      if (at(x, y) === at(x, y - 1)) continue;
+      const start = x;
+      while (x < width && at(x, y) !== at(x, y - 1)) x++;
+      path.moveTo(start, y);
+      path.lineTo(x, y);
+    }
+  }
+  for (let x = 0; x <= width; x++) {
+    for (let y = 0; y < height; y++) {
+      if (at(x, y) === at(x - 1, y)) continue;
+      const start = y;
+      while (y < height && at(x, y) !== at(x - 1, y)) y++;
+      path.moveTo(x, start);
+      path.lineTo(x, y);
+    }
+  }
+  return path;
 }
