@@ -100,4 +100,5 @@ def serve(settings: Settings, *, when_ready: Callable[[str], None]) -> None:
         server_header=False,
         timeout_graceful_shutdown=3,
     )
-    Server(config).run()
+    with contextlib.suppress(KeyboardInterrupt):  # how a server is ended; uvicorn has shut down by then
+        Server(config).run()

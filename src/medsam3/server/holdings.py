@@ -6,11 +6,13 @@ All of an image lies in one private folder, and goes with it: on demand, after i
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from medsam3.server.pool import Progress, Worker
 from medsam3.server.problems import RefusedError, not_here
@@ -18,7 +20,14 @@ from medsam3.server.reader import remove
 from medsam3.server.schemas import Found, ImageAnswer, JobAnswer, SessionAnswer, SessionPlace, Step
 from medsam3.server.settings import Limits
 
+try:
+    import fcntl
+except ImportError:  # Windows: what a killed server left is not found there
+    fcntl = None  # type: ignore[assignment]
+
 ID_BYTES = 24
+_PREFIX = "medsam3-serve-"
+_LOCK = "in-use"
 
 
 def new_id() -> str:
@@ -52,7 +61,7 @@ class HeldSession:
 
     def place(self) -> SessionPlace:
         """Give what a worker needs to know."""
-        return SessionPlace(self.id, self.image.place, self.window, tuple(self.steps))
+        return SessionPlace(self.id, self.image.place, self.window, tuple(self.steps), self.image.about.frames > 1)
 
     def answer(self) -> SessionAnswer:
         """Give the session as it stands."""
@@ -133,8 +142,10 @@ class Holdings:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._temporary = tempfile.TemporaryDirectory(prefix="medsam3-serve-", ignore_cleanup_errors=True)  # mode 0700
+        self._temporary = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)  # mode 0700
         self.folder = Path(self._temporary.name)
+        self._lock = lock(self.folder)
+        remove_left(self.folder.parent)
         self._images: dict[str, HeldImage] = {}
 
     def __len__(self) -> int:
@@ -221,4 +232,27 @@ class Holdings:
         """Remove everything."""
         for held in list(self._images.values()):
             self.remove(held)
+        self._lock.close()
         self._temporary.cleanup()
+
+
+def lock(folder: Path) -> IO[bytes]:
+    """Mark a folder as in use for as long as this process lives."""
+    stream = (folder / _LOCK).open("wb")
+    if fcntl is not None:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return stream
+
+
+def remove_left(place: Path) -> None:
+    """Remove the folders of servers that were killed, which could not do so themselves."""
+    if fcntl is None:
+        return
+    for folder in place.glob(f"{_PREFIX}*"):
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            continue
+        try:
+            lock(folder).close()
+        except OSError:  # another server is at work in it, or it has just gone
+            continue
+        remove(folder)

@@ -25,7 +25,7 @@ from medsam3.io.labels import orientation
 from medsam3.prompts import Box, Point, Prompt
 from medsam3.server.schemas import Display, ImageAnswer
 from medsam3.server.settings import Limits
-from medsam3.view.grey import WINDOWS, window_named
+from medsam3.view.grey import SOFT_TISSUE_HU, WINDOWS, window_named
 from medsam3.view.view import View, view_of
 
 THUMBNAIL_PIXELS = 160
@@ -73,7 +73,7 @@ def describe(place: Path, name: str, limits: Limits) -> ImageAnswer:
         spacing_mm=image.spacing_mm,
         modality=image.metadata.get("modality"),
         fps=image.fps,
-        windows=list(WINDOWS) if image.channels == 1 and image.pixels(0).dtype != np.uint8 else [],
+        windows=list(WINDOWS) if image.metadata.get("modality") == "CT" or view.window == SOFT_TISSUE_HU else [],
         display=_display(view),
     )
 

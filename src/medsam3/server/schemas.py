@@ -111,7 +111,7 @@ class Display(BaseModel):
 
 
 class ImageAnswer(BaseModel):
-    """An image that was opened."""
+    """An image that was opened; `windows` names the presets that suit it, which are those of CT."""
 
     id: str
     name: str
@@ -257,9 +257,11 @@ class SessionPlace:
         image: The file or folder.
         window: The grey window, None for the automatic one.
         steps: Steps that were done so far.
+        is_long: The steps, which a worker may have to do again, may take as long as a job.
     """
 
     id: str
     image: Path
     window: str | None
     steps: tuple[Step, ...]
+    is_long: bool

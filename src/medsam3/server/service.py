@@ -20,7 +20,7 @@ from medsam3.server.guard import Metrics
 from medsam3.server.holdings import HeldImage, HeldJob, HeldResult, HeldSession, Holdings, new_id
 from medsam3.server.pool import StoppedError, Worker
 from medsam3.server.problems import RefusedError
-from medsam3.server.schemas import JobAsked, ModelAnswer, SessionAnswer, Step
+from medsam3.server.schemas import JobAsked, ModelAnswer, SessionAnswer, SessionPlace, Step
 from medsam3.server.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -79,12 +79,14 @@ class Service:
     async def ask(self, worker: Worker, function: str, *arguments: Any, job: HeldJob | None = None) -> Any:
         """Do a task of `medsam3.server.modelling` in a model process."""
         limits = self.settings.limits
+        of_session = next((one for one in arguments if isinstance(one, SessionPlace)), None)
+        is_long = job is not None or (of_session is not None and of_session.is_long)
         return await worker.run(
             call,
             MODELLING,
             function,
             *arguments,
-            limit_s=limits.step_s if job is None else limits.job_s,
+            limit_s=limits.job_s if is_long else limits.step_s,
             progress=None if job is None else job.progress,
         )
 

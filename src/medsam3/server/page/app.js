@@ -44,6 +44,7 @@ function say(error) {
 async function during(text, work) {
   if (state.isBusy) return false;
   state.isBusy = true;
+  showButtons();
   say(null);
   byId("busy-text").textContent = text;
   byId("busy-bar").removeAttribute("value");
@@ -93,6 +94,7 @@ async function open(source, phrase) {
 async function choose(study) {
   state.study = study;
   state.bitmaps.clear();
+  showPlace(null);
   showImages();
   const { about } = study;
   byId("slices").hidden = byId("only-here-part").hidden = !study.isStack;
@@ -209,7 +211,7 @@ async function showFrame(isSameImage = true) {
 async function showMasks() {
   const study = state.study;
   const { frame } = study;
-  const answer = await study.masks();
+  const answer = state.job ? null : await study.masks(); // the model is at work, and would answer only afterwards
   if (state.study !== study || study.frame !== frame) return;
   viewer.setMasks((answer?.masks ?? []).map((mask) => ({
     ...mask, width: answer.width, height: answer.height, colour: colourOf(mask.concept), isCurrent: mask.number === study.found.current,
@@ -254,11 +256,12 @@ function showScale() {
 
 // ---- steps
 
-async function act(text, step, isLong = false) {
+async function act(text, step) {
   const study = state.study;
   if (!study) return false;
   return during(text, async () => {
-    await study.step(step, isLong ? jobTold : undefined);
+    await study.step(step, jobTold);
+    state.job = null;
     const fullest = study.found.concepts.find((one) => one.phrase === step.phrase)?.fullest_frame;
     if (step.do === "segment" && study.isStack && step.frame === undefined && Number.isInteger(fullest)) study.frame = fullest;
     await showFrame();
@@ -272,7 +275,7 @@ async function find(phrase) {
   const isHere = study.isStack && byId("only-here").checked;
   const step = { do: "segment", phrase: phrase.trim() };
   if (isHere) step.frame = study.frame;
-  if (await act(`looking for ${step.phrase}`, step, study.isStack && !isHere)) byId("phrase").select();
+  if (await act(`looking for ${step.phrase}`, step)) byId("phrase").select();
 }
 
 function draw(step, points) {
@@ -297,7 +300,7 @@ function draw(step, points) {
 function sentence(one) {
   const name = one.phrase ? one.phrase[0].toUpperCase() + one.phrase.slice(1) : "Drawn by hand";
   if (!one.phrase) return `${counted(one.objects)}`;
-  const percent = one.presence === null ? "" : ` (presence ${Math.round(one.presence * 100)} %)`;
+  const percent = one.presence === null ? "" : ` (presence ${Math.round(one.presence * 100)}\u00a0%)`;
   if (one.objects && one.is_present === false) return `Not sure: the model says that it is not there${percent}, but ${counted(one.objects)} found.`;
   if (!one.objects && one.is_present) return `Not sure: it seems to be there${percent}, but no outline was found.`;
   if (!one.objects) return `${name} is not there${percent}.`;
@@ -309,8 +312,9 @@ function counted(count) {
 }
 
 function sizeOf(one) {
-  if (one.volume_ml !== null && one.volume_ml !== undefined) return `${one.volume_ml.toPrecision(3)} mL`;
-  if (one.area_mm2 !== null && one.area_mm2 !== undefined) return `${one.area_mm2.toPrecision(3)} mm²`;
+  const short = (value) => Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 });
+  if (Number.isFinite(one.volume_ml)) return `${short(one.volume_ml)} mL`;
+  if (Number.isFinite(one.area_mm2)) return `${short(one.area_mm2)} mm²`;
   const { frames, width, height } = state.study.about;
   const share = (100 * one.pixels) / (frames * width * height);
   return `${one.pixels.toLocaleString("en")} px, ${share < 0.1 ? share.toFixed(3) : share.toFixed(1)} %`;
@@ -344,8 +348,10 @@ function conceptLine(one) {
 }
 
 function objectLine(object, k) {
-  const { found, isStack } = state.study;
-  const range = isStack && object.first_frame !== null ? `, ${object.first_frame + 1} to ${object.last_frame + 1}` : "";
+  const { about, found, isStack } = state.study;
+  const what = about.kind === "video" ? "frame" : "slice";
+  const [first, last] = [object.first_frame + 1, object.last_frame + 1];
+  const range = !isStack || object.first_frame === null ? "" : first === last ? `, ${what} ${first}` : `, ${what}s ${first} to ${last}`;
   const pick = element("button", {
     type: "button", className: "pick", textContent: `${k + 1}: ${sizeOf(object)}, score ${object.score.toFixed(2)}${range}`, title: "Choose: the next click corrects it",
     onclick: async () => {
@@ -473,7 +479,7 @@ function listen() {
   byId("undo").onclick = () => act("undoing", { do: "undo" });
   byId("redo").onclick = () => act("doing again", { do: "redo" });
   byId("reset").onclick = () => act("beginning again", { do: "reset" });
-  byId("propagate").onclick = () => act("following", { do: "propagate" }, true);
+  byId("propagate").onclick = () => act("following", { do: "propagate" });
   byId("cancel").onclick = () => state.job && api.request("DELETE", `/v1/jobs/${state.job}`).catch(say);
   byId("slice").oninput = () => toFrame(Number(byId("slice").value));
   byId("opacity").oninput = () => { viewer.opacity = Number(byId("opacity").value); viewer.draw(); };

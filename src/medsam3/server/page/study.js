@@ -34,8 +34,8 @@ export class Study {
     this.session = `${this.path}/sessions/${answer.id}`;
   }
 
-  // Does one step: at once, or as a job that tells its progress.
-  async step(step, onJob) {
+  // Does one step; what goes through all slices or frames is a job that tells its progress.
+  async step(step, onJob = () => {}) {
     if (!this.session) await this.begin();
     const answer = await this.send(step, onJob);
     if (!answer) return false;
@@ -50,7 +50,8 @@ export class Study {
   }
 
   async send(step, onJob) {
-    if (!onJob) return this.api.json("POST", `${this.session}/steps`, step);
+    const isLong = this.isStack && (step.do === "propagate" || (step.do === "segment" && step.frame === undefined));
+    if (!isLong) return this.api.json("POST", `${this.session}/steps`, step);
     const job = await this.api.json("POST", `${this.session}/steps/job`, step);
     const ended = await this.api.follow(job.id, (told) => onJob({ ...told, id: job.id }));
     return ended.state === "done" ? ended.session : null;
