@@ -46,23 +46,23 @@ MOST_LOST = 0.005
 Row = dict[str, Any]
 
 
-class CachedImages:
-    """The frozen image encoder with its answers on disk, by the content of the square and the encoder's weights."""
+class CachedNecks:
+    """LiteMedSAM with its encoder's answers on disk, by the content of the square and the encoder's weights."""
 
-    def __init__(self, images: Any, folder: Path) -> None:
-        self.images, self.folder = images, folder
+    def __init__(self, model: Any, folder: Path) -> None:
+        self.model, self.folder, self.decode = model, folder, model.decode
         folder.mkdir(parents=True, exist_ok=True)
-        weights = b"".join(value.float().numpy().tobytes() for value in list(images.model.state_dict().values())[-4:])
+        weights = b"".join(value.float().numpy().tobytes() for value in list(model.encoder.state_dict().values())[-4:])
         self.key = hashlib.sha256(weights)
 
     def neck(self, square: NDArray[np.uint8]) -> Tensor:
-        """As `ImageEncoder.neck`, rounded to half precision."""
+        """As `LiteMedSam.neck`, rounded to half precision."""
         key = self.key.copy()
         key.update(square.tobytes())
         path = self.folder / f"{key.hexdigest()[:24]}.npy"
         if not path.exists():
             temporary = path.with_suffix(".tmp.npy")
-            np.save(temporary, self.images.neck(square).half().numpy())
+            np.save(temporary, self.model.neck(square).half().numpy())
             temporary.replace(path)
         return torch.from_numpy(np.load(path)).float()
 
@@ -75,8 +75,8 @@ def collect(args: argparse.Namespace) -> None:
         read_index(args.data), EvalConfig(split=args.split, datasets=tuple(args.datasets), limit=args.limit)
     )
     segmenter: Any = medsam3.load("mini", weights=args.weights)
-    if args.cache is not None and hasattr(segmenter, "images"):
-        segmenter.images = CachedImages(segmenter.images, args.cache)
+    if args.cache is not None and hasattr(segmenter, "lite_medsam"):
+        segmenter.lite_medsam = CachedNecks(segmenter.lite_medsam, args.cache)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "rows.jsonl"
     weights = weights_hash("mini", args.weights)

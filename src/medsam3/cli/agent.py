@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     segmenter.add_argument("--segmenter", default="mini", metavar="NAME", help="mini (default) or SAM 3, as in segment")
     segmenter.add_argument("--weights", type=Path, metavar="FILE", help="weights of your own, made by medsam3 train")
     add_sam3_arguments(segmenter)
-    segmenter.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default); for SAM 3 also cuda or mps")
+    segmenter.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1 or mps")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass, field
 
 from medsam3 import __version__
-from medsam3.cli.model_choice import ModelChoice, adapter_from, vocabulary_from
+from medsam3.cli.model_choice import ModelChoice, adapter_from, precision_from, vocabulary_from
 from medsam3.cli.reading import FrameRange, frame_ranges
 from medsam3.cli.stacks import StackChoice, stack_choice
 from medsam3.errors import InputError
@@ -43,6 +43,7 @@ class Job:
         frames = [asdict(one) for one in self.frames]
         adapter = self.model.adapter
         numbers = None if adapter is None else (adapter.alpha, adapter.rank)
+        running = (self.model.precision, self.model.image_size)
         asked = (
             __version__,
             prompt.to_json(),
@@ -53,6 +54,7 @@ class Job:
             self.model.sha256,
             numbers,
             *(("flips",) if self.model.flips else ()),
+            *(("running", *running) if any(running) else ()),
             self.stacks.key(),
         )
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
@@ -75,7 +77,16 @@ def job_from(args: argparse.Namespace) -> Job:
         formats=None if args.format is None else _formats(args.format),
         threshold=args.threshold,
         frames=frame_ranges(args.frame),
-        model=ModelChoice(args.model, args.weights, adapter_from(args), vocabulary_from(args), args.device, args.flips),
+        model=ModelChoice(
+            name=args.model,
+            weights=args.weights,
+            adapter=adapter_from(args),
+            vocabulary=vocabulary_from(args),
+            device=args.device,
+            flips=args.flips,
+            precision=precision_from(args),
+            image_size=args.image_size,
+        ),
         stacks=stack_choice(args),
     )
 

@@ -66,6 +66,8 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # PyTorch's threads spin while they wait, unless told before it loads: beside a busy process that costs six times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _run(arguments)
     except SystemExit as stop:  # argparse ends --help and --version so

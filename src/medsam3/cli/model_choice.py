@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,12 +11,15 @@ from typing import TYPE_CHECKING
 
 import medsam3
 from medsam3.errors import InputError
+from medsam3.store import remembered_sha256
 
 if TYPE_CHECKING:
+    from medsam3.models.registry import Precision
     from medsam3.models.sam3.lora import LoraSource
     from medsam3.models.segmenter import Segmenter
 
 _SHIPPED = Path(medsam3.__file__).parent / "weights"
+_PRECISIONS: dict[str, Precision] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _BESIDE = ("config.json", "vocab.json", "merges.txt", "tokenizer.json")
 
 
@@ -60,6 +62,8 @@ class ModelChoice:
         vocabulary: CLIP's, for SAM 3's phrases; None looks in the usual places.
         device: Where it runs.
         flips: Ask phrases of the mirrored picture too.
+        precision: Number format of SAM 3's weights and activations; None takes float32.
+        image_size: Side of the square that SAM 3 sees; None takes the weights' own.
     """
 
     name: str = "mini"
@@ -68,6 +72,8 @@ class ModelChoice:
     vocabulary: Path | None = None
     device: str = "cpu"
     flips: bool = False
+    precision: Precision | None = None
+    image_size: int | None = None
 
     def load(self) -> Segmenter:
         """The model, ready to segment.
@@ -80,7 +86,7 @@ class ModelChoice:
         lora = None if self.adapter is None else self.adapter.source()
         return registry.load(
             self.name,
-            device=self.device,
+            device=registry.Running(self.device, self.precision, self.image_size),
             weights=self.weights,
             lora=lora,
             vocabulary=self.vocabulary,
@@ -101,19 +107,19 @@ class ModelChoice:
         return hashes | {f"lora/{path.name}": _sha256_of(path) for path in files if path.is_file()}
 
     def _files(self) -> Iterator[Path]:
-        from medsam3.models.registry import SAM3_NAME, is_sam3  # noqa: PLC0415
+        from medsam3.models.registry import is_sam3  # noqa: PLC0415
 
         if not is_sam3(self.name):
             weights = self.weights or _SHIPPED / f"{self.name}.safetensors"
             yield from (weights, weights.with_suffix(".json"))
         elif self.weights is not None:
             yield from _sam3_files(self.weights)
-        elif self.name == SAM3_NAME:
+        elif Path(self.name).exists():
+            yield from _sam3_files(Path(self.name))
+        else:
             from medsam3.models.sam3.checkpoints import locate  # noqa: PLC0415  torch
 
             yield from _sam3_files(locate(self.name))
-        else:
-            yield from _sam3_files(Path(self.name))
 
 
 def add_sam3_arguments(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
@@ -130,6 +136,23 @@ def add_sam3_arguments(group: argparse._ArgumentGroup | argparse.ArgumentParser)
         metavar="PATH",
         help="CLIP's vocabulary for SAM 3's phrases, where it is not beside the weights",
     )
+
+
+def add_running_arguments(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """Declare how a model runs: `--device`, `--precision`, `--image-size`."""
+    group.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1 or mps")
+    group.add_argument("--precision", choices=tuple(_PRECISIONS), help="number format of SAM 3 (default: fp32)")
+    group.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PX",
+        help="side of the square that SAM 3 sees: a multiple of 14 from 336 on (default: the weights' own, 1008)",
+    )
+
+
+def precision_from(args: argparse.Namespace) -> Precision | None:
+    """The number format that the arguments ask for."""
+    return None if args.precision is None else _PRECISIONS[args.precision]
 
 
 def adapter_from(args: argparse.Namespace) -> AdapterChoice | None:
@@ -168,13 +191,13 @@ def _sam3_files(place: Path) -> Iterator[Path]:
     if place.is_file():
         yield place
     else:
-        yield from sorted(folder.glob("*.safetensors")) or [folder / "sam3.pt"]
+        pickled = [path for ending in ("pt", "pth", "bin") for path in sorted(folder.glob(f"*.{ending}"))]
+        yield from sorted(folder.glob("*.safetensors")) or pickled
     yield from (folder / name for name in _BESIDE)
 
 
 def _sha256_of(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return remembered_sha256(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): give a file that you may read") from error

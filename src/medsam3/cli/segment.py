@@ -12,7 +12,7 @@ from pathlib import Path
 
 from medsam3.cli.inputs import Input, find_inputs
 from medsam3.cli.job import Job, job_from
-from medsam3.cli.model_choice import add_sam3_arguments
+from medsam3.cli.model_choice import add_running_arguments, add_sam3_arguments
 from medsam3.cli.outputs import OutputFolder, Task, check_formats
 from medsam3.cli.reading import Chosen, read_chosen
 from medsam3.cli.results import HEADINGS, ResultRow
@@ -127,7 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--weights", type=Path, metavar="FILE", help="weights of your own, made by medsam3 train")
     model.add_argument("--flips", action="store_true", help="ask phrases of the mirrored picture too (mini)")
     add_sam3_arguments(model)
-    model.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default); for SAM 3 also cuda or mps")
+    add_running_arguments(model)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,15 +22,13 @@ from torch import Tensor, nn
 from medsam3 import __version__
 from medsam3.data.samples import Sample
 from medsam3.errors import InputError
-from medsam3.models.mini.box_decoder import BoxDecoder
 from medsam3.models.mini.card import MiniCard, MiniThresholds, read_card
 from medsam3.models.mini.detector import MiniDetector, MiniDetectorConfig
 from medsam3.models.mini.encoder_files import LITE_MEDSAM, TRUNK, locate, locate_trunk
+from medsam3.models.mini.lite_medsam import LiteMedSam
 from medsam3.models.mini.segmenter import (
-    ImageEncoder,
     MiniSegmenter,
     load_mini,
-    read_lite_medsam,
 )
 from medsam3.models.mini.text_encoder import TextEncoder, blank_text_model
 from medsam3.models.mini.tinyvit import TinyViT
@@ -116,7 +114,7 @@ def estimate_run(samples: Sequence[Sample], settings: RunSettings) -> list[str]:
         for number, own in cached_parts(samples, config)
     ]
     texts = TextEncoder.from_files(encoders.text_model, encoders.tokenizer)
-    images = ImageEncoder(read_lite_medsam(encoders.lite_medsam), dtype=torch.bfloat16)
+    images = LiteMedSam(encoders.lite_medsam, dtype=torch.bfloat16)
     state = new_state(config)
 
     def step(batch: Batch) -> dict[str, float]:
@@ -156,13 +154,12 @@ def train_and_export(
     encoders, config = locate(), settings.config
     hooks, workers = hooks or RunHooks(), workers or OneProcess(torch.device("cpu"))
     settings.out.mkdir(parents=True, exist_ok=True)
-    lite_medsam = read_lite_medsam(encoders.lite_medsam)
     texts = TextEncoder.from_files(encoders.text_model, encoders.tokenizer)
-    encode = _half_precision_encoder(ImageEncoder(lite_medsam, dtype=torch.bfloat16))
+    encode = _half_precision_encoder(LiteMedSam(encoders.lite_medsam, dtype=torch.bfloat16))
     parts = cached_parts(samples, config)
     kept = _cached_views(parts, settings, encode, workers, hooks)
     val, val_view = parts[-1][1], kept[-1]
-    segmenter_of = _segmenters(lite_medsam, texts, config)
+    segmenter_of = _segmenters(LiteMedSam(encoders.lite_medsam), texts, config)
     views: Views = CachedViews(kept[:-1]) if config.detector.is_frozen else LiveViews(config.sampling.closer)
     maker = BatchMaker([s for s in samples if s.split == "train"], views, config.sampling, seed=config.seed)
     hooks.on_phase("training", config.steps)
@@ -203,12 +200,11 @@ def _cached_views(
 
 
 def _segmenters(
-    lite_medsam: dict[str, Tensor], texts: TextEncoder, config: FitConfig
+    lite_medsam: LiteMedSam, texts: TextEncoder, config: FitConfig
 ) -> Callable[[MiniDetector], MiniSegmenter]:
     """Makes the model of a detector that is being trained."""
-    images, boxes = ImageEncoder(lite_medsam), BoxDecoder.from_lite_medsam(lite_medsam)
     card = MiniCard((config.detector,), MiniThresholds())
-    return lambda detector: MiniSegmenter(images, texts, boxes, [detector], card)
+    return lambda detector: MiniSegmenter(lite_medsam, texts, [detector], card)
 
 
 def join_and_export(
@@ -235,10 +231,10 @@ def join_and_export(
         detectors = [averaged(detectors)]
     first = members[0]
     card = MiniCard(tuple(detector.config for detector in detectors), MiniThresholds())
-    joined = MiniSegmenter(first.images, first.texts, first.boxes, detectors, card)
+    joined = MiniSegmenter(first.lite_medsam, first.texts, detectors, card)
     val = [sample for sample in samples if sample.split == "val"]
     settings.out.mkdir(parents=True, exist_ok=True)
-    encode = _half_precision_encoder(ImageEncoder(read_lite_medsam(encoders.lite_medsam), dtype=torch.bfloat16))
+    encode = _half_precision_encoder(LiteMedSam(encoders.lite_medsam, dtype=torch.bfloat16))
     [view] = _cached_views([(0, val)], settings, encode, OneProcess(torch.device("cpu")), hooks)
     hooks.on_phase("thresholds, val", len(val))
     calibration = calibrate(collect(joined, val, view, on_image=hooks.on_item), first.card.thresholds)
@@ -271,7 +267,7 @@ def averaged(detectors: Sequence[MiniDetector]) -> MiniDetector:
     return mean
 
 
-def _half_precision_encoder(images: ImageEncoder) -> Callable[[NDArray[np.uint8]], NDArray[np.float16]]:
+def _half_precision_encoder(images: LiteMedSam) -> Callable[[NDArray[np.uint8]], NDArray[np.float16]]:
     def encode(square: NDArray[np.uint8]) -> NDArray[np.float16]:
         neck: NDArray[np.float16] = images.neck(square)[0].half().numpy()
         return neck

@@ -12,13 +12,13 @@ import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sam3_small import random_tensors, small_architecture
 
 import medsam3
 from medsam3.cli.main import main
 from medsam3.errors import InputError
 from medsam3.models import registry
 from medsam3.models.sam3 import checkpoints
+from sam3_small import random_tensors, small_architecture
 
 QKV = "backbone.vision_backbone.trunk.blocks.0.attn.qkv"
 Q_WEIGHT = "detector_model.vision_encoder.backbone.layers.0.attention.q_proj.weight"
