@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from medsam3.cli.inputs import find_inputs
 from medsam3.cli.model_choice import ModelChoice, adapter_from, add_sam3_arguments, vocabulary_from
 from medsam3.cli.terminal import progress_bar
-from medsam3.errors import InputError
+from medsam3.errors import InputError, printable
 
 if TYPE_CHECKING:
     from medsam3.agent.loop import AgentResult
-    from medsam3.agent.values import Policy, Step
+    from medsam3.agent.values import Policy, ToolStep
 
 OFFLINE = "offline"
 _EXAMPLES = """examples:
@@ -65,9 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `medsam3 agent`."""
-    from medsam3.agent.loop import Options  # noqa: PLC0415  numpy, not for --help
-    from medsam3.agent.loop import run as run_agent  # noqa: PLC0415
-    from medsam3.agent.values import Budget  # noqa: PLC0415
+    from medsam3.agent import Budget, RunOptions  # noqa: PLC0415  numpy, not for --help
+    from medsam3.agent import run as run_agent  # noqa: PLC0415
     from medsam3.io import read  # noqa: PLC0415
 
     budget = Budget(args.rounds, args.budget_tokens, args.budget_seconds, args.budget_usd)
@@ -80,11 +79,11 @@ def run(args: argparse.Namespace) -> int:
     weights = "+".join(digest[:16] for digest in choice.sha256.values())
     segmenter = choice.load()
     with progress_bar(1) as bar:
-        options = Options(budget, args.transcript, args.send_images, weights, _tell, bar.show_slices)
+        options = RunOptions(budget, args.transcript, args.send_images, weights, _tell, bar.show_slices)
         result = run_agent(image, args.instruction, segmenter, policy, options)
     written = _write(result, image, args.out, inputs[0].stem)
     if args.transcript is not None:
-        from medsam3.agent.html import write_html  # noqa: PLC0415
+        from medsam3.agent import write_html  # noqa: PLC0415
 
         page = args.transcript / "index.html"
         write_html(args.transcript, page)
@@ -101,8 +100,8 @@ def _policy(args: argparse.Namespace) -> Policy | None:
                 "--send-images names a provider, but no LLM is asked: give one with --model, or leave it out"
             )
         return None
-    from medsam3.agent.policies.llm import llm_policy  # noqa: PLC0415
-    from medsam3.agent.pricing import check_money_budget  # noqa: PLC0415
+    from medsam3.agent import llm_policy  # noqa: PLC0415
+    from medsam3.agent.chat import check_money_budget  # noqa: PLC0415
 
     policy = llm_policy(args.model, send_images_to=args.send_images)
     if args.budget_usd is not None:
@@ -121,9 +120,10 @@ def _write(result: AgentResult, image: Any, out: Path, stem: str) -> list[Path]:
     return [write_format(name, [result.masks], image, out, f"{stem}_agent") for name in formats]
 
 
-def _tell(step: Step) -> None:
+def _tell(step: ToolStep) -> None:
     first = step.seen.text.splitlines()[0] if step.seen.text else ""
-    print(f"{step.number}. {step.call.name} {step.call.arguments[:120]}: {first[:160]}", file=sys.stderr)
+    line = " ".join(f"{step.number}. {step.call.name} {step.call.arguments[:120]}: {first[:160]}".split("\n"))
+    print(printable(line), file=sys.stderr)
 
 
 def _show(result: AgentResult, written: list[Path], *, as_json: bool) -> None:
@@ -143,11 +143,11 @@ def _show(result: AgentResult, written: list[Path], *, as_json: bool) -> None:
         }
         print(json.dumps(entry, indent=2))
         return
-    print(f"{result.verdict.outcome}: {len(result.masks)} objects; {result.verdict.reason}")
+    print(printable(f"{result.verdict.outcome}: {len(result.masks)} objects; {result.verdict.reason}"))
     cost = "no LLM"
     if usage.requests:
         price = "price not known" if usage.usd is None else f"${usage.usd:.4f}"
         cost = f"{usage.input_tokens + usage.output_tokens} tokens, {price}"
     print(f"{result.rounds} rounds, {result.seconds:.1f} s, {cost}")
     if written:
-        print("written: " + ", ".join(map(str, written)))
+        print(printable("written: " + ", ".join(map(str, written))))

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from medsam3.errors import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -82,7 +84,7 @@ def progress_bar(count: int) -> Iterator[ProgressBar]:
 
 def error_line(message: str) -> str:
     """An error as its one line on stderr; what the library calls `frame=` is an option here."""
-    return f"medsam3: error: {in_options(' '.join(message.split()))}"
+    return f"medsam3: error: {in_options(printable(' '.join(message.split())))}"
 
 
 def in_options(message: str) -> str:

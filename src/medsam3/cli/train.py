@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset-power", type=float, help="data sets are drawn by their size to this power (default: 0.6; sam3: 0.7)"
     )
     parser.add_argument("--seed", type=int, help="seed of weights, views and batches (default: 0)")
-    parser.add_argument("--no-bf16", action="store_true", help="compute in float32 (slower)")
+    parser.add_argument("--no-bf16", action="store_true", help="compute in float32 even if bfloat16 is fast here")
     parser.add_argument(
         "--image-encoder",
         choices=("lite0", "lite-medsam"),
