@@ -40,9 +40,10 @@ class _Masks(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, queries: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-        *maps, fused, prompt = rest
-        masks, whole = self.decoder(queries, maps, fused, prompt)
+    def forward(
+        self, queries: Tensor, fine: Tensor, middle: Tensor, coarse: Tensor, fused: Tensor, prompt: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        masks, whole = self.decoder(queries, [fine, middle, coarse], fused, prompt)
         return masks, whole
 
 
