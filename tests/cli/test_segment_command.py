@@ -327,9 +327,9 @@ def test_missing_encoders_say_what_to_run(
     assert error.endswith("run: medsam3 weights fetch\n")
 
 
-def test_mini_runs_on_the_cpu_only() -> None:
-    with pytest.raises(InputError, match="'cuda', it runs on cpu"):
-        registry.load("mini", device="cuda")
+def test_mini_has_one_precision_and_image_size() -> None:
+    with pytest.raises(InputError, match="model mini has one precision and image size, SAM 3 has several"):
+        registry.load("mini", device=registry.Running(precision="bfloat16"))
 
 
 def test_info_tells_size_and_spacing(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
