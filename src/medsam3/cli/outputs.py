@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -242,8 +242,13 @@ class OutputFolder:
             if self._has_one_coco and parts:
                 self._join(parts)
         finally:
+            is_empty = not self._list.records
             self._list.close()
             self._list = None
+            if is_empty:  # nothing came of the run: the folder is left as it was found
+                with suppress(OSError):
+                    (self.path / LIST_NAME).unlink()
+                    self.path.rmdir()
 
     def finished(self, task: Task) -> ResultRow | None:
         """Find the result of a task that was done before and whose files are all still there."""
