@@ -26,6 +26,8 @@ from medsam3.agent.tools import (
 from medsam3.agent.values import Observation, ToolError
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks, ObjectMask
+from medsam3.models.phrase_reader import Reading
+from medsam3.models.segmenter import reading_alone
 from medsam3.prompts import Point, Prompt, check_phrase
 from medsam3.view.crops import Crop, closer_window, quarters
 from medsam3.view.grey import WINDOWS, window_named
@@ -42,9 +44,10 @@ def segment(session: Session, values: Arguments) -> Observation:
     """Masks of a phrase; several phrasings and closer views are averaged into one answer."""
     n, bench = session.frame, session.bench
     phrases = [check_phrase(text) for text in dict.fromkeys([values["phrase"], *values.get("also", [])])]
+    reading = reading_alone(bench.segmenter, phrases[0])
     windows = _windows(session, values)
     if bench.shape[0] > 1 and len(phrases) == 1 and not windows:
-        return _segment_whole(session, phrases[0])
+        return _segment_whole(session, phrases[0], _read_as(reading))
     answers = [bench.ask(n, phrase) for phrase in phrases]
     presence = float(np.mean([answer.presence for answer in answers]))
     if len(phrases) == 1 and not windows:
@@ -57,7 +60,7 @@ def segment(session: Session, values: Arguments) -> Observation:
     marks = session.new_marks(found, "segment", **about)
     votes = [answer.is_present for answer in answers]
     said = "present" if is_present else "absent: the masks are what it would be, if it were there"
-    text = f"{phrases[0]!r}: presence {presence:.2f}, the model says {said}; {len(marks)} masks"
+    text = f"{phrases[0]!r}{_read_as(reading)}: presence {presence:.2f}, the model says {said}; {len(marks)} masks"
     facts = {"presence": presence, "is_present": is_present, "votes": votes, "marks": numbers_of(marks)}
     return Observation(
         "\n".join(filter(None, [text, describe(marks, bench.shape)])),
@@ -67,7 +70,14 @@ def segment(session: Session, values: Arguments) -> Observation:
     )
 
 
-def _segment_whole(session: Session, phrase: str) -> Observation:
+def _read_as(reading: Reading) -> str:
+    """What the model takes a phrase for, to be told after it."""
+    if reading.told is not None:
+        return f" (read as {reading.told})"
+    return " (not taught to the model, a guess)" if reading.is_taught is False else ""
+
+
+def _segment_whole(session: Session, phrase: str, read_as: str) -> Observation:
     """Masks of a phrase through all slices or frames, as `medsam3.segment` finds them."""
     found = session.bench.ask_whole(phrase)
     presence, is_present = found.stated_presence, found.says_present
@@ -75,7 +85,9 @@ def _segment_whole(session: Session, phrase: str) -> Observation:
     frame = fullest_frame(marks[0]) if marks else session.frame
     where = f" in slices {marks[0].mask.start[0]} and on; shown is slice {frame}" if marks else ""
     said = "present" if is_present else "absent"
-    text = f"{phrase!r} in all slices: presence {presence:.2f}, the model says {said}; {len(marks)} masks{where}"
+    text = (
+        f"{phrase!r}{read_as} in all slices: presence {presence:.2f}, the model says {said}; {len(marks)} masks{where}"
+    )
     facts = {
         "presence": presence,
         "is_present": is_present,

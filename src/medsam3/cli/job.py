@@ -12,7 +12,8 @@ from medsam3.cli.model_choice import ModelChoice, adapter_from, vocabulary_from
 from medsam3.cli.reading import FrameRange, frame_ranges
 from medsam3.cli.stacks import StackChoice, stack_choice
 from medsam3.errors import InputError
-from medsam3.prompts import Box, Point, Prompt
+from medsam3.phrases import separated
+from medsam3.prompts import Box, Point, Prompt, check_phrase
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,15 @@ def job_from(args: argparse.Namespace) -> Job:
     boxes = tuple(_box("--box", text) for text in args.box)
     points = tuple(_point(text) for text in args.point)
     exemplars = tuple(_box("--exemplar", text, has_label=True) for text in args.exemplar)
-    prompts = [Prompt(phrase, boxes, points, exemplars) for phrase in args.text or [None]]
+    model = ModelChoice(args.model, args.weights, adapter_from(args), vocabulary_from(args), args.device, args.flips)
+    phrases: list[str | None] = [one for text in args.text for one in separated(check_phrase(text), model.taught)]
+    prompts = [Prompt(phrase, boxes, points, exemplars) for phrase in phrases or [None]]
     return Job(
         prompts=tuple(dict.fromkeys(prompts)),
         formats=None if args.format is None else _formats(args.format),
         threshold=args.threshold,
         frames=frame_ranges(args.frame),
-        model=ModelChoice(args.model, args.weights, adapter_from(args), vocabulary_from(args), args.device, args.flips),
+        model=model,
         stacks=stack_choice(args),
     )
 

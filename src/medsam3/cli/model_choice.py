@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,6 +100,19 @@ class ModelChoice:
         hashes = {path.name: _sha256_of(path) for path in self._files() if path.is_file()}
         files = () if self.adapter is None else self.adapter.files()
         return hashes | {f"lora/{path.name}": _sha256_of(path) for path in files if path.is_file()}
+
+    @cached_property
+    def taught(self) -> tuple[str, ...]:
+        """Names of the concepts that the weights were taught, as their card says; () if they have none."""
+        from medsam3.models.registry import is_sam3  # noqa: PLC0415
+
+        if is_sam3(self.name):
+            return ()
+        *_, card = self._files()
+        try:
+            return tuple(json.loads(card.read_text(encoding="utf-8"))["concepts"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ()  # `load` says what is wrong with it
 
     def _files(self) -> Iterator[Path]:
         from medsam3.models.registry import SAM3_NAME, is_sam3  # noqa: PLC0415

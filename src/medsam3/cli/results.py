@@ -44,7 +44,8 @@ class ResultRow:
         area_px: Pixels of all objects together, overlaps counted once.
         area_mm2: The same in square millimetres; None where the spacing is not known.
         outputs: Names of the files that were written.
-        read_as: What the phrase was taken for; None where it was asked as it stands.
+        read_as: What the phrase was taken for, with what is taken away, a side, and what is not heeded; None if it was
+            asked as it stands.
         is_taught: Whether the weights were taught what the phrase means; None where that is not known.
     """
 
@@ -88,7 +89,7 @@ class ResultRow:
             area_px=area_px,
             area_mm2=_scaled(area_px, pixel_mm2),
             outputs=outputs,
-            read_as=None if reading is None or reading.text == reading.phrase else reading.text,
+            read_as=None if reading is None else reading.told,
             is_taught=None if reading is None else reading.is_taught,
         )
 

@@ -20,7 +20,7 @@ from medsam3.cli.stacks import add_stack_arguments, find_stacks
 from medsam3.cli.terminal import ProgressBar, in_options, print_table, progress_bar, unexpected
 from medsam3.errors import InputError
 from medsam3.image import Image, Kind, Masks
-from medsam3.models.segmenter import Segmenter, reading_of
+from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Prompt
 
 _log = logging.getLogger(__name__)
@@ -34,11 +34,13 @@ _EXAMPLES = """examples:
   medsam3 segment colonoscopy.png --text polyp
   medsam3 segment scans/ "more/**/*.dcm" --text "optic disc" --text "optic cup" --out results
   medsam3 segment breast.png --text "breast tumor" --box 80,40,210,160 --format png,coco --json
-  medsam3 segment ct.nii.gz --text liver --frame 40-59 --format nifti
+  medsam3 segment ct.nii.gz --text "liver and kidney" --text "kidney without tumor" --frame 40-59
   medsam3 segment study/ --series 3 --text liver --format seg,rtstruct,csv
   medsam3 segment clip.mp4 --box 80,40,210,160 --format mp4,coco
   medsam3 segment colonoscopy.png --text polyp --model sam3.pt --lora best_lora_weights.pt
 
+A phrase that joins concepts gives a row and files for each; "without" takes one from another; "on the left of the
+image" is a side of the image as it is shown, "left kidney" one of the patient. What denies ("no liver") is refused.
 positions are pixels from the upper left, x to the right, y down; the first frame or slice is 0.
 Write a negative first number with an equals sign: --box=-5,0,30,40
 Boxes, points and exemplars hold for every --text and every file; without --text they are asked alone.
@@ -221,10 +223,12 @@ class _Work:
         self.folder.forget(journal)
 
     def _write(self, found: Sequence[Masks], image: Image, formats: Sequence[str], segmenter: Segmenter) -> None:
+        from medsam3.segmentation.composing import readings_of  # noqa: PLC0415
+
         for (prompt, task), masks in zip(self._open, found, strict=True):
             stem = self.folder.stem(task, self.item.stem)
             names = self.folder.write(stem, masks, image, formats)
-            reading = reading_of(segmenter, prompt.text)
+            reading = None if prompt.text is None else readings_of(image, prompt.text, segmenter)[0]
             row = ResultRow.from_masks(self.item.label, prompt, masks, image, names, reading)
             self.folder.record(stem, task, row)
             self.rows.append(row)

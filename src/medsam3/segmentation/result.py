@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -78,3 +79,19 @@ def object_of(trail: Trail, least_share: float = 0.0) -> ObjectMask | None:
         return None
     n, row, column = (a + b for a, b in zip(whole.start, cleaned.start, strict=True))
     return ObjectMask((n, row, column), cleaned.crop, trail.score)
+
+
+def joined(shape: tuple[int, int, int], masks: Sequence[Masks]) -> Masks:
+    """Put masks of one prompt over the same image, found on different frames of it, together."""
+    if len(masks) == 1:
+        return masks[0]
+    presences = [one.presence for one in masks if one.presence is not None]
+    verdicts = [one.is_present for one in masks if one.is_present is not None]
+    return Masks(
+        shape,
+        tuple(sorted((item for one in masks for item in one.objects), key=lambda item: -item.score)),
+        concept=masks[0].concept,
+        presence=max(presences, default=None),
+        is_present=any(verdicts) if verdicts else None,
+        found_as=next((one.found_as for one in masks if one.found_as), ""),
+    )

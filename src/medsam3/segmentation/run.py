@@ -19,11 +19,12 @@ import numpy as np
 
 from medsam3.errors import InputError
 from medsam3.geometry import BoolArray
-from medsam3.image import Image, Masks
+from medsam3.image import Image, Masks, Window
 from medsam3.models.segmenter import Segmenter
 from medsam3.models.tracker import BoxPromptTracker, Past, Tracker
 from medsam3.prompts import Prompt
 from medsam3.segmentation.asking import Answer, ask, asked_elsewhere, has_geometry
+from medsam3.segmentation.composing import questions
 from medsam3.segmentation.fusion import fuse
 from medsam3.segmentation.journal import Journal
 from medsam3.segmentation.kept import KeptFrames
@@ -31,7 +32,7 @@ from medsam3.segmentation.options import Options
 from medsam3.segmentation.packed import PackedMask
 from medsam3.segmentation.presence import held
 from medsam3.segmentation.recognise import clearest, is_named, recognised
-from medsam3.segmentation.result import StackMasks
+from medsam3.segmentation.result import StackMasks, joined
 from medsam3.segmentation.sweep import Found, PastMask, Step, TrackingRules, sweep
 from medsam3.segmentation.voting import voted
 from medsam3.view.planes import PLANES
@@ -54,8 +55,9 @@ def segment(
 
     Args:
         image: What to segment, or a path that `medsam3.read` takes.
-        prompts: A phrase, a prompt, or several. Phrases are asked on every frame; boxes, points and exemplars are on
-            the frame that `options.at` says.
+        prompts: A phrase, a prompt, or several. A phrase may join concepts ("liver and kidney"), take one from another
+            ("kidney without tumor") or name a side ("lung on the left of the image"). Phrases are asked on every frame;
+            boxes, points and exemplars are on the frame that `options.at` says.
         segmenter: A model, as `medsam3.load` gives.
         options: Settings; None takes what is best for the kind of image.
         threshold: Least score in 0..1 of an object that is kept; None takes that of the options.
@@ -63,18 +65,21 @@ def segment(
         progress: Called with the number of steps that are done and that there are, first with 0.
 
     Returns:
-        One `Masks` over (N, H, W) for each prompt, in their order; objects best score first. The presence of a stack is
-        that of its best frame.
+        One `Masks` over (N, H, W) for each concept that is asked, in the order of the prompts: one for a prompt, and
+        several for a phrase that joins several, each with its own `concept`. Objects best score first. The presence of
+        a stack is that of its best frame, that of a difference or a side that of the concept it is taken from.
 
     Raises:
-        InputError: No prompt, one that lies outside the image, a frame that does not exist, a threshold outside 0..1,
-            something drawn in a volume without the slice it is on, a plane that does not fit.
+        InputError: No prompt, a phrase that is not understood, something that lies outside the image, a frame that does
+            not exist, a threshold outside 0..1, something drawn in a volume without the slice it is on, a
+            plane that does not fit.
     """
     if not isinstance(image, Image):
         from medsam3.io import read  # noqa: PLC0415  readers are heavy and not needed for an image at hand
 
         image = read(image)
-    asked = as_prompts(prompts)
+    plan = [question for prompt in as_prompts(prompts) for question in questions(image, prompt, segmenter)]
+    asked = list(dict.fromkeys(prompt for question in plan for prompt in question.prompts))
     settings = options or Options()
     if threshold is not None:
         settings = replace(settings, threshold=threshold)
@@ -83,10 +88,34 @@ def segment(
     for prompt in asked:
         prompt.check_inside(*image.shape[1:])
     report = progress or (lambda done, count: None)
-    if settings.plane == "vote":
-        return _segment_by_vote(image, asked, segmenter, settings, report)
-    by_run = segment_runs(image, asked, segmenter, settings, report)
-    return [_joined(image.shape, [run[k] for run in by_run]) for k in range(len(asked))]
+    found = dict(zip(asked, _segment_each(image, asked, segmenter, settings, report), strict=True))
+
+    def view() -> View:  # only to know the sides, so in any window
+        is_drawn = any(has_geometry(prompt) for prompt in asked)
+        return _shown(image, replace(settings, window=Window(0, 1)), is_drawn=is_drawn)
+
+    return [question.answer(found, view) for question in plan]
+
+
+def _segment_each(
+    image: Image, prompts: Sequence[Prompt], segmenter: Segmenter, options: Options, report: Report
+) -> list[Masks]:
+    """Segment each prompt as the model is asked it."""
+    if options.plane == "vote":
+        return _segment_by_vote(image, prompts, segmenter, options, report)
+    by_run = segment_runs(image, prompts, segmenter, options, report)
+    return [joined(image.shape, [run[k] for run in by_run]) for k in range(len(prompts))]
+
+
+def _shown(image: Image, options: Options, *, is_drawn: bool) -> View:
+    """Show an image as the options say; of a vote, as if they left the plane open."""
+    return view_of(
+        image,
+        "auto" if options.plane == "vote" else options.plane,
+        window=options.window,
+        has_neighbours=options.has_neighbours,
+        keeps_slices=is_drawn or options.frames is not None,
+    )
 
 
 def as_prompts(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
@@ -114,13 +143,7 @@ def segment_runs(
     """Segment each run of neighbouring frames that was chosen: its masks over the whole image, by prompt."""
     is_drawn = any(has_geometry(prompt) for prompt in prompts)
     assert options.plane != "vote", "each plane is asked by itself"
-    view = view_of(
-        image,
-        options.plane,
-        window=options.window,
-        has_neighbours=options.has_neighbours,
-        keeps_slices=is_drawn or options.frames is not None,
-    )
+    view = _shown(image, options, is_drawn=is_drawn)
     runs = _runs(options.frames, view)
     at = _drawn_on(image, runs, options, view) if is_drawn else None
     is_any_followed = any(is_followed(options, image, prompt) for prompt in prompts)
@@ -377,28 +400,12 @@ def stack_frames(shape: tuple[int, int, int], frames: Sequence[int], masks: Sequ
         replace(one, shape=shape, objects=tuple(replace(item, start=(n, *item.start[1:])) for item in one.objects))
         for n, one in zip(frames, masks, strict=True)
     ]
-    return _joined(shape, moved)
+    return joined(shape, moved)
 
 
 def in_video(rules: TrackingRules) -> TrackingRules:
     """Objects of a video move as far as they like between frames, and come back after they were lost."""
     return replace(rules, stop_iou=0.0, may_return=True)
-
-
-def _joined(shape: tuple[int, int, int], masks: Sequence[Masks]) -> Masks:
-    """Masks of one prompt over the same image, found on different frames of it, as one."""
-    if len(masks) == 1:
-        return masks[0]
-    presences = [one.presence for one in masks if one.presence is not None]
-    verdicts = [one.is_present for one in masks if one.is_present is not None]
-    return Masks(
-        shape,
-        tuple(sorted((item for one in masks for item in one.objects), key=lambda item: -item.score)),
-        concept=masks[0].concept,
-        presence=max(presences, default=None),
-        is_present=any(verdicts) if verdicts else None,
-        found_as=next((one.found_as for one in masks if one.found_as), ""),
-    )
 
 
 def _segment_by_vote(

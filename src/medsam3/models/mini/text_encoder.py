@@ -76,6 +76,10 @@ class TextEncoder:
         state = _read_tensors(weights)
         return cls(_load_model(state, weights), _read_tokenizer(tokenizer))
 
+    def knows_word(self, word: str) -> bool:
+        """Whether a word, in small letters, is common enough to be one token."""
+        return self._tokenizer.token_to_id(word) is not None
+
     def encode(self, phrases: Sequence[str]) -> TextTokens:
         """Token features of each phrase; the same whether phrases come alone or together.
 
