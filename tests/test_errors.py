@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from medsam3.errors import InputError, require
+from medsam3.errors import InputError, printable, require
 
 
 def test_require_returns_the_module() -> None:
@@ -26,3 +26,8 @@ def test_imports_load_no_torch_and_no_format_library(names: str) -> None:
     code = f"import sys, {names}; print([name for name in {heavy!r} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_what_cannot_be_printed_is_shown_as_escapes() -> None:
+    assert printable("a\x1b[2J\n\u202eb é") == "a\\x1b[2J\n\\u202eb é"
+    assert printable("Größe 3") == "Größe 3"

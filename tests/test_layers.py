@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "segmentation": CORE | {"view", "models", "io"},  # io only to read a path
     "measure": CORE,
     "data": BASE | {"measure"},
-    "agent": BASE,  # models: the protocol; io: whole files
+    "agent": BASE | {"measure"},  # models: the protocol; io: whole files
     "eval": BASE | {"measure", "data", "agent"},  # agent: it is measured beside the plain phrase
     "train": BASE | {"measure", "data", "eval"},
     "cli": BASE | {"measure", "data", "eval", "train", "agent"},
@@ -51,7 +51,9 @@ OWNERS = {
     "highdicom": ("io",),
     "nibabel": ("io",),
     "pycocotools": ("io", "data.samples"),
-    "pydantic": ("data.samples",),
+    "pydantic": ("data.samples", "agent", "cli.outputs"),
+    "cyclopts": ("cli",),
+    "jinja2": ("agent.transcript",),
     "av": ("io.video",),
     "accelerate": ("train",),
     "peft": ("train", "models"),
@@ -62,7 +64,7 @@ OWNERS = {
     "matplotlib": ("eval.report",),
     "pydantic_ai": ("agent.providers",),
     "httpx2": ("agent.providers",),
-    "genai_prices": ("agent.pricing", "agent.providers"),
+    "genai_prices": ("agent.chat", "agent.providers"),
     "monai": ("eval.baselines",),
 }
 """Where each heavy library may be imported, as dotted prefixes below `medsam3`."""

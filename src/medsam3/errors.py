@@ -1,4 +1,7 @@
-"""Errors that the user can mend, and the check for optional packages. Knows nothing of images or models."""
+"""Errors that the user can mend, text that may be printed, and the check for optional packages.
+
+It knows nothing of images or models.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,13 @@ from types import ModuleType
 
 class InputError(ValueError):
     """Bad input: the message says in one line what was got, what is allowed, and what to do."""
+
+
+def printable(text: str) -> str:
+    """Show what cannot be printed, such as a terminal's control codes or a change of direction, as Python's escapes."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text)
 
 
 def require(module: str, *, extra: str) -> ModuleType:

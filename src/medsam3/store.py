@@ -84,13 +84,16 @@ class Journal:
     cut off when the file is opened again. While one process has the file open, another one is refused.
     """
 
-    def __init__(self, path: Path | None, heading: Mapping[str, Any], *, other: Literal["refuse", "replace"]) -> None:
+    def __init__(
+        self, path: Path | None, heading: Mapping[str, Any], *, other: Literal["refuse", "replace", "keep"]
+    ) -> None:
         """Open a journal, and read its records if it has the same heading.
 
         Args:
             path: The file; None keeps the records in memory alone.
             heading: What must be equal for the work to be resumed, such as hashes of the input and the settings.
-            other: Refuse a file of another heading, or begin it anew.
+            other: Refuse a file of another heading, begin it anew, or keep it with all its records; damaged lines are
+                then passed over.
 
         Raises:
             InputError: The file belongs to other work, is no journal, is open in another process, or cannot be written.
@@ -107,7 +110,10 @@ class Journal:
                 raise InputError(f"{path} is no file: choose another place")
             self._stream = path.open("r+b" if path.exists() else "w+b")
             _lock(self._stream, path)
-            self._read(self._stream, path, is_replaced=other == "replace")
+            if other == "keep":
+                self._read_all(self._stream)
+            else:
+                self._read(self._stream, path, is_replaced=other == "replace")
         except OSError as error:
             self.close()
             raise cannot_write(path, error) from error
@@ -182,21 +188,37 @@ class Journal:
         if not is_same:
             self._write(self.heading)
 
+    def _read_all(self, stream: IO[bytes]) -> None:
+        """Take each whole line that is a record, and go on after whatever the file holds."""
+        text = stream.read()
+        records = [_record(line) for line in text.splitlines(keepends=True)]
+        self.records = [record for record in records if record is not None and record != self.heading]
+        if not text:
+            self._write(self.heading)
+        elif not text.endswith(b"\n"):
+            stream.write(b"\n")
+
 
 def read_lines(stream: IO[bytes]) -> tuple[list[Record], int]:
     """Read JSON objects up to the first line that is cut off or is none, and say how many bytes they take."""
     records: list[Record] = []
     good = 0
     for line in stream:
-        try:
-            record = json.loads(line) if line.endswith(b"\n") else None
-        except (ValueError, RecursionError):  # no JSON, or no UTF-8
-            record = None
-        if not isinstance(record, dict):
+        record = _record(line)
+        if record is None:
             break
         records.append(record)
         good += len(line)
     return records, good
+
+
+def _record(line: bytes) -> Record | None:
+    """Read one whole line; None if it is cut off or holds no JSON object."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):  # no JSON, or no UTF-8
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _has_line(stream: IO[bytes]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medsam3.agent.chat import Picture, Reply, ToolCall, ToolResult, Usage
+from medsam3.agent.chat import Reply, ShownPicture, ToolCall, ToolResult, Usage
 from medsam3.agent.values import Decision, Situation
 from medsam3.image import Image
 
@@ -49,7 +49,7 @@ class ScriptedPolicy:
 @dataclass
 class Asked:
     text: str
-    pictures: tuple[Picture, ...]
+    pictures: tuple[ShownPicture, ...]
     results: tuple[ToolResult, ...]
     timeout_s: float
 
@@ -64,7 +64,7 @@ class ScriptedChat:
     provider: str = "fake"
 
     def ask(
-        self, text: str, pictures: Sequence[Picture] = (), results: Sequence[ToolResult] = (), *, timeout_s: float
+        self, text: str, pictures: Sequence[ShownPicture] = (), results: Sequence[ToolResult] = (), *, timeout_s: float
     ) -> Reply:
         turn = min(len(self.asked), len(self.script) - 1)
         self.asked.append(Asked(text, tuple(pictures), tuple(results), timeout_s))

@@ -14,9 +14,8 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCall
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 
-from medsam3.agent import pricing
-from medsam3.agent.chat import Address, ChatError, Picture, ToolResult, ToolSpec, Usage, parse_address
-from medsam3.agent.connect import open_chat
+from medsam3.agent import chat as pricing
+from medsam3.agent.chat import Address, ChatError, ShownPicture, ToolResult, ToolSpec, Usage, open_chat, parse_address
 from medsam3.agent.providers import ProviderChat, Terms
 from medsam3.errors import InputError
 
@@ -127,7 +126,7 @@ def test_the_conversation_is_remembered() -> None:
         return ModelResponse([TextPart("done")])
 
     chat = ProviderChat("localhost", "m", lambda client: FunctionModel(answer), TERMS)
-    first = chat.ask("?", [Picture(b"png", "raw")], timeout_s=5)
+    first = chat.ask("?", [ShownPicture(b"png", "raw")], timeout_s=5)
     last = chat.ask("", results=[ToolResult("c1", "cure", "no such tool")], timeout_s=5)
     assert (first.text, [(call.id, call.name, call.arguments) for call in first.calls]) == (
         "look",

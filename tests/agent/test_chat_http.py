@@ -15,8 +15,7 @@ import pytest
 from llm_server import KEY, Answer, Call, Cut, Format, Hang, LlmServer, Raw, Refuse, Step
 from PIL import Image
 
-from medsam3.agent.chat import Chat, ChatError, Picture, Reply, ToolResult, ToolSpec, Usage
-from medsam3.agent.connect import open_chat
+from medsam3.agent.chat import Chat, ChatError, Reply, ShownPicture, ToolResult, ToolSpec, Usage, open_chat
 from medsam3.errors import InputError
 
 pytest.importorskip("pydantic_ai")
@@ -62,8 +61,8 @@ def test_a_run_with_pictures_calls_and_usage(format: Format, monkeypatch: pytest
     ]
     with LlmServer(script) as server:
         chat = chat_with(server, monkeypatch, format)
-        first = chat.ask("Find polyps.", (Picture(png(1), "the raw picture"),), timeout_s=10)
-        result = ToolResult(first.calls[0].id, "segment", "mask 1 found", (Picture(png(2), "the overlay"),))
+        first = chat.ask("Find polyps.", (ShownPicture(png(1), "the raw picture"),), timeout_s=10)
+        result = ToolResult(first.calls[0].id, "segment", "mask 1 found", (ShownPicture(png(2), "the overlay"),))
         last = chat.ask("Go on.", results=(result,), timeout_s=10)
 
     assert (first.text, last.text, last.calls) == ("I look.", "One polyp.", ())
@@ -164,7 +163,7 @@ def test_unreadable_answers_to_the_end_are_billed_in_the_error(monkeypatch: pyte
     body = b'{"usage": {"prompt_tokens": 40, "completion_tokens": 6}, '
     with LlmServer([Raw(body)], repeats=True) as server, pytest.raises(ChatError, match="cannot be read") as raised:
         chat_with(server, monkeypatch).ask("?", timeout_s=20)
-    assert replace(raised.value.usage, usd=None) == Usage(160, 24, 4, None)  # four tries
+    assert replace(raised.value.usage, usd=None) == Usage(80, 12, 2, None)  # one more try has hope, no third
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -229,14 +228,14 @@ def test_pictures_do_not_follow_a_redirect(format: Format, monkeypatch: pytest.M
             LlmServer([away]) as server,
             pytest.raises(ChatError, match=r"a redirect \(status 307\), which is not followed"),
         ):
-            chat_with(server, monkeypatch, format).ask("?", [Picture(png(1), "raw")], timeout_s=5)
+            chat_with(server, monkeypatch, format).ask("?", [ShownPicture(png(1), "raw")], timeout_s=5)
     assert other.requests == []
 
 
 def test_no_picture_leaves_without_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     with LlmServer([Answer(calls=(Call("segment", {}, "c1"),)), *ASKED]) as server:
         chat = open_chat(server.model(monkeypatch, "openai"), system="s", tools=(SEGMENT,), send_images=False)
-        shown = Picture(png(1), "raw")
+        shown = ShownPicture(png(1), "raw")
         with pytest.raises(InputError, match="pictures may not be sent to openai: allow it by name with --send-images"):
             chat.ask("?", [shown], timeout_s=5)
         assert server.requests == []

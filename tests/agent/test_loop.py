@@ -15,12 +15,18 @@ import pytest
 from blocks_segmenter import BlocksSegmenter
 from scripted import Script, ScriptedPolicy, two_blocks
 
-from medsam3.agent.chat import ChatError, Usage
-from medsam3.agent.html import write_html
-from medsam3.agent.loop import AgentResult, Options, run
-from medsam3.agent.replay import replay
-from medsam3.agent.transcript import FILE_NAME, read_transcript
-from medsam3.agent.values import Budget, Decision, Situation
+from medsam3.agent.chat import ChatError, ShownPicture, ToolCall, Usage
+from medsam3.agent.loop import AgentResult, RunOptions, replay, run
+from medsam3.agent.transcript import (
+    FILE_NAME,
+    Ending,
+    Heading,
+    RecordedRun,
+    page_of,
+    read_transcript,
+    write_html,
+)
+from medsam3.agent.values import Budget, Decision, Observation, Situation, ToolStep, Verdict
 from medsam3.errors import InputError
 
 ACCEPT: list[tuple[str, Any]] = [("accept", {"masks": [1], "reason": "the larger one"})]
@@ -28,7 +34,9 @@ GOOD: Script = [[("segment", {"phrase": "nodule"})], [("measure", {"mask": 1}), 
 
 
 def done(script: Script, folder: Path | None = None, **options: Any) -> AgentResult:
-    return run(two_blocks(), "nodule", BlocksSegmenter(), ScriptedPolicy(script), Options(transcript=folder, **options))
+    return run(
+        two_blocks(), "nodule", BlocksSegmenter(), ScriptedPolicy(script), RunOptions(transcript=folder, **options)
+    )
 
 
 def test_a_run_ends_with_the_accepted_masks() -> None:
@@ -69,10 +77,17 @@ def test_an_endless_loop_of_one_call_is_ended_by_the_turns() -> None:
     assert [part.voxels for part in result.masks.objects] == [80, 24]  # the best so far
 
 
+def test_a_model_that_only_talks_is_asked_three_times_and_quoted() -> None:
+    policy = ScriptedPolicy([[]])
+    result = run(two_blocks(), "nodule", BlocksSegmenter(), policy)
+    assert result.verdict.outcome == "undecided" and len(policy.seen) == 3
+    assert "3 answers in a row called no tool, the last said 'so be it'" in result.verdict.reason
+
+
 def test_rounds_are_counted_by_turns_that_segment() -> None:
     three = [[("segment", {"phrase": name}), ("segment", {"phrase": f"{name} again"})] for name in "abc"]
     policy = ScriptedPolicy([*three, [("segment", {"phrase": "d"})], ACCEPT])
-    result = run(two_blocks(), "nodule", BlocksSegmenter(), policy, Options(Budget(rounds=3)))
+    result = run(two_blocks(), "nodule", BlocksSegmenter(), policy, RunOptions(Budget(rounds=3)))
     assert result.rounds == 3 and result.verdict.outcome == "found"
     assert "all 3 rounds are used" in policy.seen[-1].steps[-1].seen.text
 
@@ -88,7 +103,7 @@ def test_rounds_are_counted_by_turns_that_segment() -> None:
 )
 def test_a_budget_ends_the_run_undecided(budget: Budget, usage: Usage, says: str) -> None:
     policy = ScriptedPolicy(GOOD, usage)
-    result = run(two_blocks(), "nodule", BlocksSegmenter(), policy, Options(budget))
+    result = run(two_blocks(), "nodule", BlocksSegmenter(), policy, RunOptions(budget))
     assert result.verdict.outcome == "undecided" and says in result.verdict.reason
     assert len(policy.seen) <= 1
 
@@ -103,7 +118,7 @@ def test_a_bad_budget_is_refused(values: dict[str, Any]) -> None:
 
 def test_the_transcript_holds_everything_and_replays(tmp_path: Path) -> None:
     policy = ScriptedPolicy(GOOD, Usage(10, 5, 1, 0.25), is_shown_pictures=True)
-    run(two_blocks(), "nodule", BlocksSegmenter(), policy, Options(transcript=tmp_path))
+    run(two_blocks(), "nodule", BlocksSegmenter(), policy, RunOptions(transcript=tmp_path))
     saved = read_transcript(tmp_path)
     assert [step.call.name for step in saved.steps] == ["segment", "measure", "measure", "accept"]
     assert saved.ending is not None and saved.ending.usage == Usage(30, 15, 3, 0.75)
@@ -123,15 +138,15 @@ def test_a_replay_on_another_picture_tells_what_differs(tmp_path: Path) -> None:
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     first = done(GOOD, tmp_path)
     segmenter, policy = BlocksSegmenter(), ScriptedPolicy(GOOD)
-    again = run(two_blocks(), "nodule", segmenter, policy, Options(transcript=tmp_path))
+    again = run(two_blocks(), "nodule", segmenter, policy, RunOptions(transcript=tmp_path))
     assert policy.seen == [] and segmenter.encoded == 0
     assert [part.voxels for part in again.masks.objects] == [80] and again.verdict == first.verdict
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     done(GOOD, tmp_path)
-    with pytest.raises(InputError, match="holds another run"):
-        run(two_blocks(), "lesion", BlocksSegmenter(), ScriptedPolicy(GOOD), Options(transcript=tmp_path))
+    with pytest.raises(InputError, match="belongs to other work"):
+        run(two_blocks(), "lesion", BlocksSegmenter(), ScriptedPolicy(GOOD), RunOptions(transcript=tmp_path))
 
 
 def test_our_error_stops_the_run_and_keeps_the_transcript(tmp_path: Path) -> None:
@@ -151,7 +166,7 @@ def test_a_provider_that_fails_stops_the_run_with_its_cost_counted(tmp_path: Pat
 
     policy = Failing(GOOD, Usage(10, 5, 1, 0.25))
     with pytest.raises(ChatError):
-        run(two_blocks(), "nodule", BlocksSegmenter(), policy, Options(transcript=tmp_path))
+        run(two_blocks(), "nodule", BlocksSegmenter(), policy, RunOptions(transcript=tmp_path))
     saved = read_transcript(tmp_path)
     assert saved.ending is not None and saved.ending.usage == Usage(17, 5, 2, 0.75)
     again = done(GOOD, tmp_path)  # mended by now: it goes on after the first step, with the lost answer still counted
@@ -167,7 +182,7 @@ def test_a_line_that_was_cut_off_is_done_again(tmp_path: Path) -> None:
     )  # heading, opening, decision, step, decision, step | half a step
     assert [next(iter(json.loads(line))) for line in lines[2:7]] == ["decision", "step", "decision", "step", "step"]
     policy = ScriptedPolicy(GOOD)
-    result = run(two_blocks(), "nodule", BlocksSegmenter(), policy, Options(transcript=tmp_path))
+    result = run(two_blocks(), "nodule", BlocksSegmenter(), policy, RunOptions(transcript=tmp_path))
     assert result.verdict.outcome == "found" and len(policy.seen) == 1  # the second turn was not asked for again
     assert len(read_transcript(tmp_path).steps) == 4
 
@@ -187,7 +202,7 @@ from pathlib import Path
 from blocks_segmenter import BlocksSegmenter
 from scripted import ScriptedPolicy, two_blocks
 from medsam3.agent.chat import Usage
-from medsam3.agent.loop import Options, run
+from medsam3.agent.loop import RunOptions, run
 from test_loop import GOOD
 
 def slow(step):
@@ -196,7 +211,7 @@ def slow(step):
         time.sleep(60)
 
 policy = ScriptedPolicy(GOOD, Usage(10, 5, 1, 0.25))
-run(two_blocks(), "nodule", BlocksSegmenter(), policy, Options(transcript=Path(sys.argv[1]), on_step=slow))
+run(two_blocks(), "nodule", BlocksSegmenter(), policy,RunOptions(transcript=Path(sys.argv[1]), on_step=slow))
 """
 
 
@@ -211,7 +226,7 @@ def test_a_run_that_was_killed_goes_on_and_costs_nothing_twice(tmp_path: Path) -
     assert read_transcript(tmp_path).ending is None
     segmenter, policy = BlocksSegmenter(), ScriptedPolicy(GOOD, Usage(10, 5, 1, 0.25))
     started = time.monotonic()
-    result = run(two_blocks(), "nodule", segmenter, policy, Options(transcript=tmp_path))
+    result = run(two_blocks(), "nodule", segmenter, policy, RunOptions(transcript=tmp_path))
     assert time.monotonic() - started < 30
     assert result.verdict.outcome == "found" and [part.voxels for part in result.masks.objects] == [80]
     assert len(policy.seen) == 1 and segmenter.asked == []  # only the last turn was decided, nothing segmented again
@@ -223,10 +238,11 @@ def test_the_page_holds_each_picture_and_runs_nothing_that_a_model_wrote(tmp_pat
     evil = "<script>alert(1)</script>"
     script: Script = [[("segment", {"phrase": "nodule"})], [("accept", {"masks": [1], "reason": evil})]]
     policy = ScriptedPolicy(script, Usage(10, 5, 1, None), is_shown_pictures=True)
-    run(two_blocks(), "nodule", BlocksSegmenter(), policy, Options(transcript=tmp_path / "run", sent_to="fake"))
+    run(two_blocks(), "nodule", BlocksSegmenter(), policy, RunOptions(transcript=tmp_path / "run", sent_to="fake"))
     write_html(tmp_path / "run", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("<img") == 3  # the image, the marks, what was accepted
+    assert "the whole frame" not in page and "coordinates in calls" in page
     assert "<script" not in page and "&lt;script&gt;" in page
     assert "http" not in page.replace('http-equiv="Content-Security-Policy"', "")
     assert "price not known" in page and "pictures were sent to</th><td>fake" in page
@@ -235,11 +251,26 @@ def test_the_page_holds_each_picture_and_runs_nothing_that_a_model_wrote(tmp_pat
 def test_the_instruction_and_the_pixels_make_the_run(tmp_path: Path) -> None:
     done(GOOD, tmp_path)
     darker = two_blocks()
-    with pytest.raises(InputError, match="another run"):
+    with pytest.raises(InputError, match="belongs to other work"):
         run(
             replace(darker, frames=darker.array() // 2 + 60),
             "nodule",
             BlocksSegmenter(),
             ScriptedPolicy(GOOD),
-            Options(transcript=tmp_path),
+            RunOptions(transcript=tmp_path),
         )
+
+
+def test_every_field_of_the_page_is_escaped() -> None:
+    evil: Any = "<script>\x1b[2J</script>"
+    budget, usage = Budget(), Usage(1, 1, 1, None)
+    heading = Heading(evil, evil * 9, (1, 40, 60), evil, evil * 9, evil, budget, evil)
+    shown = (ShownPicture(b"png", evil),)
+    verdict = Verdict(evil, (evil, evil), evil)
+    seen = Observation(evil, shown, (), {evil: evil}, verdict)
+    step = ToolStep(1, 1, ToolCall(evil, evil, evil), seen, 0.1, True)
+    called = Decision(evil, (ToolCall(evil, evil, evil),), usage)
+    for ending in (Ending(verdict, None, usage, 1.0), Ending(None, evil, usage, 1.0)):
+        page = page_of(RecordedRun(heading, shown, [called], [step], usage, ending))
+        assert "<script" not in page and "\x1b" not in page
+        assert page.count("&lt;script&gt;") >= 13

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,24 @@ import pytest
 from blocks_segmenter import BlocksSegmenter
 from scripted import ScriptedChat, ScriptedPolicy, two_blocks
 
+from medsam3.agent import llm
 from medsam3.agent.chat import Chat
-from medsam3.agent.loop import AgentResult, Options, run
-from medsam3.agent.policies import llm
-from medsam3.agent.policies.llm import LlmPolicy, llm_policy, system_prompt
-from medsam3.agent.policies.offline import KINDS, Gain, OfflinePolicy, Selection, selection_from, shipped_selection
-from medsam3.agent.policies.oracle import OraclePolicy
-from medsam3.agent.values import Budget, Policy, Step
+from medsam3.agent.llm import LlmPolicy, llm_policy, system_prompt
+from medsam3.agent.loop import AgentResult, RunOptions, run
+from medsam3.agent.offline import OfflinePolicy
+from medsam3.agent.values import Budget, Policy, ToolStep
 from medsam3.errors import InputError
-from medsam3.image import Masks
+from medsam3.eval.oracle import OraclePolicy
+from medsam3.image import Image
 from medsam3.measure.outline import dice
-from medsam3.prompts import Prompt
-
-PLAIN = Selection()
 
 
-def found(instruction: str, policy: Policy, segmenter: Any = None, **options: Any) -> tuple[AgentResult, list[Step]]:
-    steps: list[Step] = []
+def found(
+    instruction: str, policy: Policy, segmenter: Any = None, **options: Any
+) -> tuple[AgentResult, list[ToolStep]]:
+    steps: list[ToolStep] = []
     result = run(
-        two_blocks(), instruction, segmenter or BlocksSegmenter(), policy, Options(on_step=steps.append, **options)
+        two_blocks(), instruction, segmenter or BlocksSegmenter(), policy, RunOptions(on_step=steps.append, **options)
     )
     return result, steps
 
@@ -44,73 +42,44 @@ def found(instruction: str, policy: Policy, segmenter: Any = None, **options: An
     ],
 )
 def test_simple_instructions_are_followed_without_an_llm(instruction: str, voxels: list[int]) -> None:
-    result, _ = found(instruction, OfflinePolicy(PLAIN))
+    result, _ = found(instruction, OfflinePolicy())
     assert result.verdict.outcome == "found" and [part.voxels for part in result.masks.objects] == voxels
 
 
 def test_what_is_not_meant_is_taken_away() -> None:
-    result, steps = found("nodule, not the vessel", OfflinePolicy(PLAIN))  # the vessel covers the larger block
+    result, steps = found("nodule, not the vessel", OfflinePolicy())  # the vessel covers the larger block
     assert [step.call.name for step in steps if step.call.name == "segment"] == ["segment", "segment"]
     assert "nothing would be left" in next(step.seen.text for step in steps if step.call.name == "subtract")
     assert result.verdict.outcome == "found"
 
 
 def test_absence_is_reported_with_its_presence() -> None:
-    result, _ = found("absent", OfflinePolicy(PLAIN))
+    result, _ = found("absent", OfflinePolicy())
     assert result.verdict.outcome == "absent" and "0.10" in result.verdict.reason and len(result.masks) == 0
 
 
-def test_without_a_fitted_gain_the_plain_answer_is_taken() -> None:
-    result, steps = found("nodule", OfflinePolicy(PLAIN, tries=KINDS))
-    assert "the plain answer" in result.verdict.reason
-    kinds = [step.call.name for step in steps]
-    assert kinds == ["segment", "segment_box", "segment_box", "accept"]  # no synonyms known, nothing to look closer at
+def dotted(count: int) -> Image:
+    pixels = np.zeros((1, 40, 100, 3), dtype=np.uint8)
+    for n in range(count):
+        pixels[0, 5 + 10 * (n // 8) : 9 + 10 * (n // 8), 4 + 12 * (n % 8) : 8 + 12 * (n % 8)] = 200
+    return Image(pixels)
 
 
-def test_an_expected_gain_takes_another_answer() -> None:
-    gain = Gain("boxes", (0.2, 0.0, 0.0, 0.0, 0.0))
-    result, _ = found("nodule", OfflinePolicy(Selection((gain,))))
-    assert "by boxes, expected to gain 0.200 Dice" in result.verdict.reason
-    loss = Gain("boxes", (-0.2, 0.0, 0.0, 0.0, 0.0))
-    assert "the plain answer" in found("nodule", OfflinePolicy(Selection((loss,))))[0].verdict.reason
-
-
-class Voting(BlocksSegmenter):
-    """Says present for the given phrases only."""
-
-    def __init__(self, *present: str) -> None:
-        super().__init__()
-        self.present = present
-
-    def decode(self, features: Any, prompt: Prompt, *, threshold: float | None = None) -> Masks:
-        answer = super().decode(features, prompt, threshold=threshold)
-        is_present = prompt.text is None or prompt.text in self.present
-        kept = answer.objects if is_present or threshold is not None else ()
-        return replace(answer, objects=kept, is_present=is_present, presence=0.9 if is_present else 0.2)
-
-
-def test_other_phrasings_may_affirm_what_the_plain_phrase_denies_and_deny_what_it_affirms() -> None:
-    from medsam3.concepts import find  # noqa: PLC0415
-
-    concept = find("polyp")
-    assert concept is not None
-    others = [phrase for phrase in concept.phrases if phrase != "polyp"][:4]
-    affirming = OfflinePolicy(Selection(votes_to_affirm=0.8))
-    result, _ = found("polyp", affirming, Voting(*others))  # 4 of 5 say yes
-    assert result.verdict.outcome == "found" and [part.voxels for part in result.masks.objects] == [80, 24]
-    assert found("polyp", affirming, Voting(*others[:2]))[0].verdict.outcome == "absent"
-    keeping = OfflinePolicy(Selection(votes_to_keep=0.5))
-    assert found("polyp", keeping, Voting("polyp"))[0].verdict.outcome == "absent"  # 1 of 5
+@pytest.mark.parametrize(("count", "tools"), [(15, ["segment", "accept"]), (16, ["segment", "segment", "accept"])])
+def test_many_parts_are_looked_at_in_tiles(count: int, tools: list[str]) -> None:
+    steps: list[ToolStep] = []
+    result = run(dotted(count), "nuclei", BlocksSegmenter(), OfflinePolicy(), RunOptions(on_step=steps.append))
+    assert [step.call.name for step in steps] == tools and len(result.masks) == count
+    assert result.verdict.reason == ("seen in tiles" if len(tools) == 3 else "the plain answer")
+    if len(tools) == 3:
+        assert json.loads(steps[1].call.arguments) == {"phrase": "nuclei", "tiles": True}
 
 
 def test_a_limit_of_one_round_leaves_the_plain_answer() -> None:
-    result, steps = found("nodule", OfflinePolicy(PLAIN, tries=KINDS), budget=Budget(rounds=1))
+    steps: list[ToolStep] = []
+    options = RunOptions(Budget(rounds=1), on_step=steps.append)
+    result = run(dotted(20), "nuclei", BlocksSegmenter(), OfflinePolicy(), options)
     assert result.verdict.outcome == "found" and [step.call.name for step in steps] == ["segment", "accept"]
-
-
-def test_the_shipped_numbers_are_read_and_say_how_they_were_made() -> None:
-    selection = shipped_selection()
-    assert selection.about and selection_from(json.loads(json.dumps(selection.to_json()))) == selection
 
 
 def test_the_oracle_takes_the_best_answer_and_leaves_out_what_only_costs() -> None:
@@ -135,7 +104,8 @@ def test_an_llm_is_shown_pictures_results_and_its_mistakes() -> None:
     result, _ = found("the larger nodule", LlmPolicy(chat, send_images=True))
     assert result.verdict.reason == "bright and round" and [part.voxels for part in result.masks.objects] == [80]
     first, second, third = chat.asked
-    assert 'Request: "the larger nodule"' in first.text and "60 x 40 pixels" in first.text and len(first.pictures) == 1
+    assert 'Request: "the larger nodule"' in first.text and len(first.pictures) == 1
+    assert "60 x 40 pixels. Picture 1 shows all of it at 512 x 341 pixels" in first.text and "1000 at the" in first.text
     assert [len(result.pictures) for result in second.results] == [1]
     assert [(result.name, result.call_id) for result in third.results] == [("examine", "c10"), ("fly", "c11")]
     assert "there is no tool 'fly'" in third.results[1].text and len(third.results[0].pictures) == 3
@@ -207,7 +177,7 @@ def test_the_system_prompt_holds_what_keeps_a_run_safe() -> None:
 
 
 def test_a_scripted_policy_keeps_the_protocol() -> None:
-    policies: list[Policy] = [ScriptedPolicy([]), OfflinePolicy(PLAIN), LlmPolicy(ScriptedChat([]), send_images=False)]
+    policies: list[Policy] = [ScriptedPolicy([]), OfflinePolicy(), LlmPolicy(ScriptedChat([]), send_images=False)]
     assert [policy.name for policy in policies] == ["scripted", "offline", "fake:fake-1"]
 
 

@@ -11,12 +11,13 @@ import pytest
 from blocks_segmenter import BlocksSegmenter
 from scripted import call, two_blocks
 
-from medsam3.agent.bench import Bench
-from medsam3.agent.chat import Picture
-from medsam3.agent.toolbox import TOOLS
-from medsam3.agent.tools import Session
+from medsam3.agent.chat import ShownPicture
+from medsam3.agent.frames import QueriedImage, relative_box, relative_crop, whole_frame
+from medsam3.agent.session import ToolSession
+from medsam3.agent.tools import TOOLS
 from medsam3.agent.values import Observation
 from medsam3.image import Image
+from medsam3.view.crops import Crop
 
 
 class Table:
@@ -24,7 +25,7 @@ class Table:
 
     def __init__(self, image: Image | None = None, *, has_pictures: bool = False) -> None:
         self.segmenter = BlocksSegmenter()
-        self.session = Session(Bench(image or two_blocks(), self.segmenter), has_pictures=has_pictures)
+        self.session = ToolSession(QueriedImage(image or two_blocks(), self.segmenter), has_pictures=has_pictures)
 
     def __call__(self, tool: str, **values: Any) -> Observation:
         return self.session.run(call(1, tool, values), TOOLS)
@@ -35,8 +36,11 @@ def table() -> Table:
     return Table()
 
 
-def size(picture: Picture) -> tuple[int, int]:
-    return PIL.Image.open(io.BytesIO(picture.png)).size
+def size(picture: ShownPicture) -> tuple[int, int]:
+    """By Pillow, which must agree with the picture's own word."""
+    found = PIL.Image.open(io.BytesIO(picture.png)).size
+    assert picture.size == found and f"{found[0]} x {found[1]} pixels" in picture.caption
+    return found
 
 
 def test_segment_numbers_each_object_and_tells_presence(table: Table) -> None:
@@ -46,7 +50,7 @@ def test_segment_numbers_each_object_and_tells_presence(table: Table) -> None:
         (2, 24, "nodule"),
     ]
     assert seen.facts["presence"] == 0.9 and seen.facts["is_present"] is True
-    assert "mask 2: score 0.70, box [40, 20, 46, 24]" in seen.text
+    assert "mask 2: score 0.70, box [666.7, 500.0, 766.7, 600.0]" in seen.text
 
 
 def test_numbers_are_never_given_twice(table: Table) -> None:
@@ -67,7 +71,7 @@ def test_phrasings_are_averaged_and_vote(table: Table) -> None:
 
 
 def test_a_region_is_encoded_by_itself(table: Table) -> None:
-    seen = table("segment", phrase="nodule", region=[0, 0, 30, 40])
+    seen = table("segment", phrase="nodule", region=[0, 0, 500, 1000])
     assert table.segmenter.encoded == 2
     assert [mark.mask.voxels for mark in seen.marks] == [80, 24]
 
@@ -84,8 +88,49 @@ def test_a_frame_is_encoded_once(table: Table) -> None:
 
 
 def test_a_box_becomes_a_mask(table: Table) -> None:
-    seen = table("segment_box", boxes=[[3.5, 4.5, 9.5, 7.5]])
-    assert [(mark.mask.voxels, mark.origin) for mark in seen.marks] == [(18, "segment_box")]  # 6 x 3
+    seen = table("segment_box", boxes=[[100, 100, 200, 200]])  # of 60 x 40 pixels: columns 6 to 12, rows 4 to 8
+    assert [(mark.mask.start, mark.mask.crop.shape) for mark in seen.marks] == [((0, 4, 6), (1, 4, 6))]
+    assert seen.marks[0].origin == "segment_box" and seen.facts["boxes_px"] == [[5.5, 3.5, 11.5, 7.5]]
+
+
+def test_a_box_means_the_same_pixels_in_the_frame_and_in_an_enlarged_picture() -> None:
+    pixels = np.zeros((1, 2400, 1800, 1), dtype=np.uint8)  # shown at 768 x 1024
+    table = Table(Image(pixels), has_pictures=True)
+    (zoomed,) = table("look", region=[500, 250, 1000, 500]).pictures  # columns 900 to 1800, rows 600 to 1200
+    assert (zoomed.number, zoomed.size, zoomed.part) == (1, (900, 600), (900, 600, 1800, 1200))
+    assert zoomed.caption.startswith("picture 1, 900 x 600 pixels: ")
+    assert "whole frame's part 500, 250, 1000, 500" in zoomed.caption
+    inside = table("segment_box", boxes=[[100, 500, 200, 750]], picture=1).marks[0].mask
+    assert (inside.start, inside.crop.shape) == ((0, 900, 990), (1, 150, 90))
+    whole = table("segment_box", boxes=[[550, 375, 600, 437.5]]).marks[0].mask
+    assert (whole.start, whole.crop.shape) == (inside.start, inside.crop.shape)
+    (again,) = table("look", region=[0, 0, 500, 500], picture=1).pictures  # a part of the part
+    assert again.part == (900, 600, 1350, 900)
+    assert "there is no picture 9, shown were 1 to 4" in table("look", picture=9).text
+
+
+def test_coordinates_in_a_picture_of_another_slice_go_there() -> None:
+    table = Table(Image(np.zeros((3, 40, 60, 1), dtype=np.int16), kind="volume"), has_pictures=True)
+    table("next_slice")  # picture 1 shows slice 2
+    table("previous_slice")
+    seen = table("segment_box", boxes=[[100, 100, 200, 200]], picture=1)
+    assert seen.marks[0].mask.start == (2, 4, 6) and table.session.frame == 2
+
+
+def test_a_click_lands_on_the_pixel_that_is_meant(table: Table) -> None:
+    table("segment", phrase="nodule")
+    table("refine", mask=1, points=[[175, 362.5, 1]])  # of 60 x 40: column 10.5 and row 14.5 from the edges
+    assert [(point.x, point.y) for point in table.segmenter.asked[-1].points] == [(10.0, 14.0)]
+
+
+@pytest.mark.parametrize("shape", [(352, 352), (40, 60), (1080, 1920), (8000, 6000), (33, 7)])
+def test_pixels_come_back_from_relative_coordinates(shape: tuple[int, int]) -> None:
+    rows, columns = shape
+    crop = Crop(rows // 3, rows - 1, columns // 5, columns)
+    assert whole_frame(0, shape).crop(relative_crop(crop, shape)) == crop
+    box = (0.25, 0.5, columns - 1.75, rows - 2.5)
+    assert whole_frame(0, shape).box(relative_box(box, shape, digits=9)).xyxy == pytest.approx(box, abs=1e-6)
+    assert whole_frame(0, shape).box([0, 0, 1000, 1000]).xyxy == (-0.5, -0.5, columns - 0.5, rows - 0.5)
 
 
 def test_masks_are_merged_and_subtracted(table: Table) -> None:
@@ -121,10 +166,10 @@ def test_a_mask_is_measured_in_millimetres_where_the_spacing_is_known() -> None:
         ("report_absent", {"reason": ""}, "reason is empty"),
         ("segment", {"phrase": "  "}, "the phrase is empty"),
         ("segment", {"phrase": "x" * 301}, "301 characters"),
-        ("segment", {"phrase": "a", "region": [1, 1, 2, 2]}, "smaller than 16 pixels"),
-        ("segment", {"phrase": "a", "region": [0, 0, 30, 30], "tiles": True}, "not both"),
-        ("segment_box", {"boxes": [[5, 5, 1, 1]]}, "inverted or empty"),
-        ("segment_box", {"boxes": [[100, 100, 120, 120]]}, "outside the image"),
+        ("segment", {"phrase": "a", "region": [10, 10, 30, 30]}, "smaller than 16 pixels"),
+        ("segment", {"phrase": "a", "region": [0, 0, 500, 500], "tiles": True}, "not both"),
+        ("segment_box", {"boxes": [[50, 50, 10, 10]]}, "inverted or empty"),
+        ("segment_box", {"boxes": [[100, 100, 1200, 120]]}, "less than or equal to 1000"),
         ("refine", {"mask": 1}, "either points or a box"),
         ("next_slice", {}, "allowed are 0 to 0"),
         ("look", {"window": "lung"}, "8 bits"),
@@ -153,19 +198,19 @@ def test_slices_are_gone_through() -> None:
     pixels[1, 10:18, 5:15] = 900
     table = Table(Image(pixels, kind="volume"), has_pictures=True)  # it begins in the middle
     seen = table("next_slice")
-    assert seen.facts["frame"] == 2 and seen.pictures[0].caption == "slice 2"
+    assert seen.facts["frame"] == 2 and seen.pictures[0].caption == "picture 1, 512 x 341 pixels: slice 2"
     found = table("segment", phrase="nodule")
     assert found.marks[0].mask.start == (1, 10, 5) and found.facts["frame"] == 1
     assert table("previous_slice").facts["frame"] == 0
     assert table("next_slice").facts["frame"] == 1  # the same call from another slice is no repetition
-    assert table("look", window="lung").pictures[0].caption == "the frame in the lung window"
+    assert table("look", window="lung").pictures[0].caption.endswith(": the frame in the lung window")
 
 
 def test_pictures_are_large_enough_to_read_the_numbers() -> None:
     table = Table(has_pictures=True)
     [drawn] = table("segment", phrase="nodule").pictures
     assert size(drawn) == (512, 341)
-    raw = np.asarray(PIL.Image.open(io.BytesIO(table("look", region=[0, 0, 30, 40]).pictures[0].png)))
+    raw = np.asarray(PIL.Image.open(io.BytesIO(table("look", region=[0, 0, 500, 1000]).pictures[0].png)))
     assert raw.shape[:2] == (512, 384) and set(np.unique(raw[..., 0] == raw[..., 1])) == {
         True
     }  # grey: nothing is drawn
@@ -175,7 +220,7 @@ def test_pictures_are_large_enough_to_read_the_numbers() -> None:
 def test_no_picture_is_made_for_who_may_see_none(table: Table) -> None:
     table("segment", phrase="nodule")
     assert table("examine", mask=1).pictures == ()
-    assert table("look", region=[0, 0, 30, 40]).is_mistake
+    assert table("look", region=[0, 0, 500, 1000]).is_mistake
 
 
 def test_every_tool_has_a_schema_that_json_can_hold() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import subprocess
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -20,39 +22,55 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"medsam3 {__version__}\n"
 
 
-def test_help_lists_every_command_within_half_a_second() -> None:
+def cpu_seconds(*arguments: str) -> float:
+    """Least time of the processor, of three runs, which other work on the machine does not change much."""
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "medsam3.cli.main", "--help"], capture_output=True, text=True, check=True
-        )
-        seconds.append(time.perf_counter() - start)
-    assert all(command.name in done.stdout for command in COMMANDS)
-    assert min(seconds) < 0.5
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(seconds)
+
+
+def test_help_lists_every_command_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {command.name} " in printed for command in COMMANDS)
+    assert cpu_seconds("-m", "medsam3", "--help") - cpu_seconds("-c", "pass") < 0.3
+
+
+def test_the_help_of_a_command_imports_no_arrays() -> None:
+    code = "import sys; from medsam3.cli.main import COMMANDS, app_for; [app_for(one) for one in COMMANDS]"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(sorted(set(sys.modules) & {{'numpy', 'torch', 'pydantic', 'rich'}}))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("command", [command.name for command in COMMANDS])
 def test_the_help_of_every_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     assert f"medsam3 {command} " in capsys.readouterr().out.partition("\nexample")[2]
-
-
-@pytest.mark.parametrize("action", ["fetch", "list", "convert"])
-def test_the_help_of_every_action_has_an_example(action: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["weights", action, "--help"]) == 0
-    assert f"medsam3 weights {action}" in capsys.readouterr().out.partition("\nexample")[2]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "arguments are required: COMMAND"),
-        (["sgement"], "invalid choice: 'sgement'"),
-        (["segment"], "arguments are required: FILES"),
-        (["segment", "a.png", "--colour", "red"], "unrecognized arguments: --colour red"),
-        (["segment", "a.png", "--threshold", "high"], "invalid float value: 'high'"),
-        (["weights"], "arguments are required: fetch|list|convert"),
+        ([], "no command was given, allowed are segment, agent"),
+        (["sgement"], "there is no command 'sgement': did you mean segment?"),
+        (["weights", "fecth"], "there is no command 'weights fecth': did you mean weights fetch?"),
+        (["segment"], "FILES is missing, or has no value"),
+        (["segment", "a.png", "--tresh", "1"], "Unknown option: --tresh. Did you mean --threshold?"),
+        (["segment", "a.png", "--threshold", "high"], '--threshold: unable to convert "high" into float'),
+        (["info", "a.png", "b.png"], "there is no place for 'b.png'"),
+        (["segment", "a.png", "--no-json"], "Unknown option: --no-json"),
+        (["train", "data"], "--out is missing, or has no value"),
+        (["train", "--concept", "polyp", "--out", "run"], "--concept belongs to a --folder"),
+        (["weights"], "there is no command 'weights'"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(
@@ -74,13 +92,14 @@ class _Broken:
     """A command's module whose run fails in the given way."""
 
     def __init__(self, error: BaseException) -> None:
-        self.error = error
+        @dataclass(frozen=True)
+        class Info:
+            EXAMPLES: ClassVar[str] = ""
 
-    def add_arguments(self, parser: object) -> None:
-        pass
+            def run(self) -> int:
+                raise error
 
-    def run(self, args: object) -> int:
-        raise self.error
+        self.Info = Info
 
 
 def test_an_interrupt_is_one_line_and_exit_code_130(
@@ -106,12 +125,6 @@ def test_debug_logs_the_traceback(monkeypatch: pytest.MonkeyPatch, caplog: pytes
         assert main(["info", "--debug"]) == 1
     assert "RuntimeError: broken" in caplog.text
     logging.getLogger("medsam3").setLevel(logging.NOTSET)
-
-
-def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m medsam3.cli.main concepts | head -n 1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_concepts_finds_by_synonym(capsys: pytest.CaptureFixture[str]) -> None:

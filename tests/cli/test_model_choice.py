@@ -13,8 +13,8 @@ import PIL.Image
 import pytest
 
 import medsam3
+from medsam3.cli.job import ModelChoice, Sam3Choice
 from medsam3.cli.main import main
-from medsam3.cli.model_choice import AdapterChoice, ModelChoice
 from threshold_segmenter import ThresholdSegmenter
 
 
@@ -55,7 +55,7 @@ def test_an_adapter_is_hashed_with_its_yaml_apart_from_the_weights(tmp_path: Pat
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "sam3.pt").write_bytes(b"adapter")
     (tmp_path / "lora" / "a.yaml").write_bytes(b"yaml")
-    choice = ModelChoice(str(tmp_path / "sam3.pt"), adapter=AdapterChoice(tmp_path / "lora" / "sam3.pt"))
+    choice = ModelChoice(str(tmp_path / "sam3.pt"), sam3=Sam3Choice(tmp_path / "lora" / "sam3.pt"))
     assert choice.sha256 == {
         "sam3.pt": _sha256(b"weights"),
         "lora/sam3.pt": _sha256(b"adapter"),

@@ -13,9 +13,8 @@ import pydicom
 import pytest
 
 from dicom_files import write_ct_series
-from medsam3.cli.inputs import Input
+from medsam3.cli.inputs import FrameRange, Input, frame_ranges, part, read_chosen
 from medsam3.cli.main import main
-from medsam3.cli.reading import FrameRange, frame_ranges, part, read_chosen
 from medsam3.errors import InputError
 from threshold_segmenter import ThresholdSegmenter
 

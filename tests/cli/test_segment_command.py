@@ -119,8 +119,10 @@ def test_boxes_points_and_exemplars_reach_the_prompt(work: Path, capsys: pytest.
     assert row["outputs"] == ["scan_prompt_mask.png", "scan_prompt_overlay.png"]
 
 
-def test_a_box_may_begin_left_of_the_image_with_an_equals_sign(work: Path) -> None:
-    assert main(["segment", "scan.png", "--box=-3,0,5,4", *MODEL]) == 0
+def test_a_box_may_begin_left_of_the_image(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for box in (["--box=-3,0,5,4"], ["--box", "-3,0,5,4"], ["--box", "-.5,0,5,4"]):
+        assert main(["segment", "scan.png", *box, "--json", *MODEL]) == 0
+        assert _json(capsys)["results"][0]["mode"] == "I"
 
 
 def test_a_dicom_series_is_a_volume_with_areas_in_mm2(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,7 +281,7 @@ def _huge_png(path: Path) -> None:
         (["scan.png", "--point", "80,2"], "point 80.0,2.0 is outside the image of 8 x 6 pixels"),
         (["scan.png", "--exemplar", "0,0,0,3"], "inverted or empty"),
         (["scan.png", "--text", "polyp", "--slice", "1"], "frame 1 was asked for, allowed is 0 to 0"),
-        (["scan.png", "--text", "polyp", "--threshold", "1.5"], "--threshold is 1.5, allowed is 0 to 1"),
+        (["scan.png", "--text", "polyp", "--threshold", "1.5"], "--threshold. Must be <= 1"),
         (["scan.png", "--text", "polyp", "--format", "png,gif"], "--format is 'png,gif', allowed are png, overlay,"),
         (["scan.png", "--text", "polyp", "--out", "text.png/out"], "output folder text.png/out cannot be written"),
         (["scan.png", "--text", "polyp", "--out", "scan.png"], "output folder scan.png cannot be written"),
@@ -351,3 +353,52 @@ def test_info_tells_size_and_spacing(work: Path, capsys: pytest.CaptureFixture[s
     assert _json(capsys)
     assert main(["info", "gone.png"]) == 2
     assert "gone.png" in capsys.readouterr().err
+
+
+def test_of_a_folder_one_coco_file_holds_all_images_and_of_a_single_picture_its_own(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pycocotools", reason="needs the extra coco")
+    for name in ("1.png", "deep/1.png"):
+        _picture(work / "in" / name)
+    command = ["segment", "in", "--text", "polyp", "--text", "absent", "--format", "coco", "--json", *MODEL]
+    for number in range(2):  # the second run finds all done, and makes the same file
+        assert main([*command, "--out", "out"]) == 0
+        answer = _json(capsys)
+        assert answer["skipped"] == 2 * number
+        assert {name for row in answer["results"] for name in row["outputs"]} == {"annotations.coco.json"}
+        content = json.loads((work / "out" / "annotations.coco.json").read_text())
+        assert [image["file_name"] for image in content["images"]] == ["1.png", "deep/1.png"]
+        assert [category["name"] for category in content["categories"]] == ["polyp", "absent"]
+        assert [(one["image_id"], one["category_id"], one["area"]) for one in content["annotations"]] == [
+            (1, 1, 6),
+            (2, 1, 6),
+        ]
+        (work / "out" / "annotations.coco.json").unlink()
+    assert main(["segment", "scan.png", "--text", "polyp", "--format", "coco", "--out", "one", *MODEL]) == 0
+    assert _names(work / "one") == ["results.jsonl", "scan_polyp.coco.json"]
+
+
+def test_a_long_picture_is_warned_of_in_the_table_and_the_json(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    PIL.Image.fromarray(np.zeros((6, 60), dtype=np.uint8)).save("strip.png")
+    command = ["segment", "strip.png", "scan.png", "--text", "polyp", *MODEL]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "(see below)" in next(line for line in printed.splitlines() if "strip.png" in line)
+    assert "warning: strip.png: 60 x 6 pixels are shown to the model whole, and so very small" in printed
+    assert main([*command, "--json"]) == 0
+    strip, scan = _json(capsys)["results"]
+    assert "cut the picture into pieces" in strip["warning"] and scan["warning"] is None
+
+
+def test_a_name_that_is_no_utf8_is_segmented_and_found_again(
+    work: Path, threshold_model: ThresholdSegmenter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = b"scan\xff\x1b.png".decode(errors="surrogateescape")
+    (work / "scan.png").rename(work / name)
+    for _ in range(2):
+        assert main(["segment", ".", "--text", "polyp", "--format", "png", *MODEL]) == 0
+        printed = capsys.readouterr().out
+        assert r"scan\udcff\x1b.png" in printed and "\x1b" not in printed
+    assert threshold_model.encoded == 1
+    assert (work / "medsam3_out" / name.replace(".png", "_polyp_mask.png")).is_file()

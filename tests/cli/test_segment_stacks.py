@@ -114,7 +114,7 @@ def test_a_time_point_of_a_4d_nifti_is_chosen_by_frame(
     [
         (["--box", "1,1,5,5"], "on one slice of a volume: say which, 0 to 3"),
         (["--text", "liver", "--window", "purple"], "window is 'purple', allowed are soft tissue"),
-        (["--text", "liver", "--key-every", "0"], "--key-every is 0"),
+        (["--text", "liver", "--key-every", "0"], "--key-every. Must be >= 1"),
         (["--text", "liver", "--frame", "4"], "frame 4 was asked for, allowed is 0 to 3"),
         (["--text", "liver", "--frame", "1", "--plane", "coronal"], "take plane 'axial'"),
         (["--text", "liver", "--format", "png"], "use the format nifti"),
@@ -143,4 +143,4 @@ def test_the_default_is_the_same_as_asking_for_it(
     assert found[0] == found[1]
     assert found[0] == found[2]  # a block without gaps: following finds the same
     assert segment(study, "--text", "liver", "--each-slice", "--out", tmp_path / "out") == 2
-    assert "not allowed with argument" in capsys.readouterr().err
+    assert "--each-slice was given with --propagate" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Several sources at once: what is taken, what is left out, and how often each is drawn."""
 
-import argparse
 import os
 from pathlib import Path
 
@@ -8,8 +7,8 @@ import pytest
 from test_folder_samples import folders
 
 from made_data import data_folder, picture
-from medsam3.cli.main import main
-from medsam3.cli.train_data import add_data_arguments, sources_from
+from medsam3.cli.main import main, parse
+from medsam3.cli.train import Train
 from medsam3.data.folders import FolderSource
 from medsam3.data.index import COLUMNS, Fold, in_fold, read_index
 from medsam3.data.licences import is_open, licences
@@ -21,9 +20,9 @@ DATA = os.environ.get("MEDSAM3_DATA", "")
 
 
 def parsed(*arguments: str) -> Sources:
-    parser = argparse.ArgumentParser()
-    add_data_arguments(parser)
-    return sources_from(parser.parse_args(arguments))
+    args = parse(["train", "--out", "run", *arguments])
+    assert isinstance(args, Train)
+    return args.sources.sources(args.data)
 
 
 def both(root: Path) -> Sources:
@@ -115,7 +114,7 @@ def test_the_options_after_a_folder_are_that_folder_s(tmp_path: Path) -> None:
         (["--weight", "one=0"], "allowed is SET=W with W above 0"),
         (["--weight", "2"], "allowed is SET=W"),
         (["--fold", "4/3"], "fold is 4/3, allowed are 1/n to n/n"),
-        (["--slices-every", "-1"], "allowed is 0 and above"),
+        (["--slices-every", "-1"], "--slices-every. Must be >= 0"),
         (["--coco", "train.json"], "--coco was given without --images"),
     ],
 )

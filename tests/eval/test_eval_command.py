@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import re
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 from colour_data import ColourSegmenter, DataFolder, polyp_folder
 
-from medsam3.cli.eval import add_arguments, run
+from medsam3.cli.main import run
 from medsam3.data.index import read_index
 from medsam3.errors import InputError
 from medsam3.eval.compare import compare
@@ -31,9 +30,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataFolder:
 
 
 def command(*arguments: str | Path) -> int:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run(parser.parse_args([str(argument) for argument in arguments]))
+    return run(["eval", *map(str, arguments)])
 
 
 def test_a_run_prints_its_tables_and_writes_its_files(

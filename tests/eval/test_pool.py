@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 from colour_data import ColourSegmenter, DataFolder, block, polyp_folder
 
-from medsam3.cli.eval import add_arguments, run
+from medsam3.cli.main import run
 from medsam3.data.index import Fold
 from medsam3.errors import InputError
 from medsam3.eval.pool import pool
@@ -29,9 +28,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataFolder:
 
 
 def command(*arguments: str | Path) -> int:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run(parser.parse_args([str(argument) for argument in arguments]))
+    return run(["eval", *map(str, arguments)])
 
 
 def measured(data: DataFolder, out: Path, *arguments: str) -> Path:

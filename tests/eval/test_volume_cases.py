@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medsam3.cli.eval import add_arguments, run
+from medsam3.cli.main import run
 from medsam3.data.index import read_index
 from medsam3.eval.answers import Bench, Failure
 from medsam3.eval.benchmark import run_benchmark
@@ -174,9 +173,7 @@ def test_what_does_not_fit_is_a_failure_in_one_line_and_the_rest_goes_on(tmp_pat
 
 
 def command(*arguments: str | Path) -> int:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run(parser.parse_args([str(argument) for argument in arguments]))
+    return run(["eval", *map(str, arguments)])
 
 
 def test_the_report_has_volumes_in_mm_with_a_middle_slice_and_none_left_out(

@@ -158,7 +158,7 @@ def test_the_mean_of_detectors_is_one_of_their_form() -> None:
     ("options", "message"),
     [
         (["--average"], "--average was given without several weights"),
-        (["--steps", "0"], "--steps is 0, it must be positive"),
+        (["--steps", "0"], "--steps. Must be >= 1"),
         (["--images-per-step", "3"], "there are only 2 train images"),
         (["--datasets", "two"], "there is no data set two"),
         (["--views-of", "one=x"], "allowed is SET=N"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from dataclasses import replace
@@ -15,7 +14,7 @@ import sam3_tiny as tiny
 import torch
 
 import medsam3
-from medsam3.cli import train as command
+from medsam3.cli.main import run as command
 from medsam3.data.samples import samples_from_index
 from medsam3.errors import InputError
 from medsam3.measure.outline import dice
@@ -53,11 +52,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(place: Path, out: Path, *options: str) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
     data = ["--coco", str(place / "train.json"), "--coco-val", str(place / "val.json")]
     data += ["--images", str(place / "pictures"), "--base", "sam3", "--weights", str(place / "weights")]
-    return command.run(parser.parse_args([*data, "--out", str(out), "--device", "cpu", *options]))
+    return command(["train", *data, "--out", str(out), "--device", "cpu", *options])
 
 
 def quick(place: Path, out: Path, *options: str) -> int:
@@ -133,7 +130,7 @@ def test_the_same_command_again_reads_the_cache_and_makes_the_same_weights(place
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--steps", "0"), "--steps is 0, allowed is above 0"),
+        (("--steps", "0"), "--steps. Must be >= 1"),
         (("--rank", "4"), "belong to the adapter"),
         (("--init", "mini.safetensors"), "belongs to the small model"),
         (("--image-size", "100"), "multiples of 56"),
@@ -147,14 +144,12 @@ def test_an_option_that_cannot_be_is_refused(place: Path, tmp_path: Path, option
 
 
 def test_weights_are_asked_for_by_name(place: Path, tmp_path: Path) -> None:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
     coco = ["--coco", str(place / "train.json"), "--coco-val", str(place / "val.json")]
     data = [*coco, "--images", str(place / "pictures"), "--out", str(tmp_path)]
     with pytest.raises(InputError, match="without --weights"):
-        command.run(parser.parse_args([*data, "--base", "sam3"]))
+        command(["train", *data, "--base", "sam3"])
     with pytest.raises(InputError, match="add --base sam3"):
-        command.run(parser.parse_args([*data, "--alpha", "16"]))
+        command(["train", *data, "--alpha", "16"])
 
 
 @pytest.mark.slow

@@ -1,8 +1,7 @@
 """Conversations over the wire: Gemini, OpenAI and its like, Anthropic; the only module that uses pydantic-ai.
 
 It works at the level of single requests, not of pydantic-ai's agents, so that unknown tools and bad JSON reach our
-loop. What became of a request is judged by what came over the wire, never by a library's exception, whose text may
-hold a key.
+loop. `wire` judges what came; a library's exception, whose text may hold a key, never reaches the user.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ import re
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import httpx2
@@ -38,41 +35,50 @@ from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
-from medsam3.agent import pricing
-from medsam3.agent.chat import Address, ChatError, Picture, Reply, ToolCall, ToolResult, ToolSpec, Usage
+from medsam3.agent.chat import (
+    VENDORS,
+    Address,
+    ChatError,
+    Reply,
+    ShownPicture,
+    ToolCall,
+    ToolResult,
+    ToolSpec,
+    Usage,
+    price_usd,
+)
+from medsam3.agent.wire import (
+    KEYS,
+    LONGEST_ANSWER,
+    URL_KEY,
+    Dialect,
+    HttpAnswer,
+    Trouble,
+    counted,
+    read_answer,
+)
 from medsam3.errors import InputError, require
 
 log = logging.getLogger(__name__)
 
-LONGEST_ANSWER = 8 * 2**20
-"""Bytes of an answer, unpacked; the longest that is read."""
-
-PAUSES_S = (0.5, 1.0, 2.0, 4.0)
-"""Before each further try, where the provider names no time of its own; its length bounds the tries."""
-
-TRANSIENT = frozenset({408, 429, 500, 502, 503, 504, 529})
-"""Statuses after which the same request may succeed (529 is Anthropic's word for overloaded)."""
-
-KEYS = {
-    "google": ("GOOGLE_API_KEY", "GEMINI_API_KEY"),
-    "openai": ("OPENAI_API_KEY",),
-    "anthropic": ("ANTHROPIC_API_KEY",),
-}
-URL_KEY = "MEDSAM3_API_KEY"
-"""The key for a server by URL; OPENAI_API_KEY is not sent there, it is not for strangers."""
-
-_COUNTED = (
-    ("input_tokens", rb"prompt_tokens|promptTokenCount|input_tokens"),
-    ("output_tokens", rb"completion_tokens|candidatesTokenCount|thoughtsTokenCount|output_tokens"),
-)
+PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Pauses before each further try, or longer if the provider says so; their count bounds the tries."""
 
 T = TypeVar("T")
 Connect = Callable[[httpx2.AsyncClient], Model]
+_FRAMING = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+_ORDER = re.compile(r"\brole\W{0,3}user\W{0,3}\s+after\s+(?:\w+\s+)?role\W{0,3}tool|must alternate", re.IGNORECASE)
+"""Mistral's templates, and others, refuse a user's message right after a tool's."""
+_TOO_MANY = re.compile(
+    r"max_?(?:completion_?|output_?)?tokens\b.{0,80}(?:large|at most|maximum|>|range)|in the completion", re.I
+)
+"""Some models may write less than others, and say so; what they read is not at fault."""
+_LEAST_OUTPUT_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a conversation is held under; see `open_chat`."""
+    """The terms of a conversation; see `open_chat`."""
 
     system: str
     tools: tuple[ToolSpec, ...]
@@ -80,46 +86,38 @@ class Terms:
     max_output_tokens: int
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What came over the wire for one request.
-
-    Attributes:
-        wait_s: What the provider asks to wait before the next try, where it does.
-        is_too_long: It is longer than `LONGEST_ANSWER`; `body` is empty then.
-    """
-
-    status: int
-    body: bytes
-    wait_s: float | None = None
-    is_too_long: bool = False
-
-
 class BoundedClient(httpx2.AsyncClient):
-    """An HTTP client that reads every answer whole up to a bound, and keeps the last one.
+    """An HTTP client that reads every answer whole up to a bound, mends it, and keeps what it came to.
 
     It follows no redirect, so that pictures reach nobody but the provider that was named.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, dialect: Dialect = "openai", tools: Sequence[str] = ()) -> None:
         super().__init__(timeout=httpx2.Timeout(timeout_s, pool=None), follow_redirects=False)
+        self._dialect, self._tools = dialect, tools
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the last answer."""
         self.has_sent = False
-        self.answer: Answer | None = None
+        self.answer: HttpAnswer | None = None
+        self.trouble: Trouble | None = None
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """As `httpx2.AsyncClient.send`, with the answer read, or emptied where it is too long."""
-        self.has_sent, self.answer = True, None
+        """Send as `httpx2.AsyncClient.send` does, and give the answer read and mended, or empty if it is too long."""
+        self.forget()
+        self.has_sent = True
         response = await super().send(request, **{**options, "stream": True, "follow_redirects": False})
         try:
             body, is_too_long = await _read(response)
         finally:
             await response.aclose()
-        self.answer = Answer(response.status_code, body, _wait_s(response.headers), is_too_long)
-        kept = [(name, value) for name, value in response.headers.items() if name not in _FRAMING]
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        self.answer = HttpAnswer(response.status_code, body, headers, is_too_long)
+        if request.method == "POST":
+            body, self.trouble = read_answer(self.answer, self._dialect, self._tools)
+        kept = [(name, value) for name, value in response.headers.items() if name.lower() not in _FRAMING]
         return httpx2.Response(response.status_code, headers=kept, content=body, request=request)
-
-
-_FRAMING = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 
 
 async def _read(response: httpx2.Response) -> tuple[bytes, bool]:
@@ -131,40 +129,14 @@ async def _read(response: httpx2.Response) -> tuple[bytes, bool]:
     return bytes(body), False
 
 
-def _wait_s(headers: httpx2.Headers) -> float | None:
-    """Retry-After, in seconds or as a date (RFC 9110, 10.2.3)."""
-    text = headers.get("retry-after", "")
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        pass
-    try:
-        date = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """Why a request gave no reply.
-
-    Attributes:
-        wait_s: See `Answer`.
-        is_final: Asking again is of no use.
-    """
-
-    what: str
-    wait_s: float | None = None
-    is_final: bool = False
-
-
 @dataclass
-class Asking:
-    """One `ask` under way: what it has cost, and what went wrong last."""
+class Attempts:
+    """The tries of one `ask`: what they cost, what went wrong last, and how many answers were of no use."""
 
+    timeout_s: float
     usage: Usage = field(default_factory=Usage)
     trouble: str = "no answer"
+    unusable: int = 0
 
 
 class ProviderChat:
@@ -176,6 +148,8 @@ class ProviderChat:
         self._connect = connect
         self._terms = terms
         self._history: list[ModelMessage] = []
+        self._has_bridges = False
+        self._max_tokens = terms.max_output_tokens
 
     @classmethod
     def open(cls, address: Address, terms: Terms) -> ProviderChat:
@@ -198,18 +172,18 @@ class ProviderChat:
         return self._provider
 
     def ask(
-        self, text: str, pictures: Sequence[Picture] = (), results: Sequence[ToolResult] = (), *, timeout_s: float
+        self, text: str, pictures: Sequence[ShownPicture] = (), results: Sequence[ToolResult] = (), *, timeout_s: float
     ) -> Reply:
         """See `Chat.ask`."""
         messages = [*self._history, self._request(text, pictures, results)]
-        asking = Asking()
-        response = _run(self._until_answered(messages, asking, timeout_s))
+        attempts = Attempts(timeout_s)
+        response = _run(self._until_answered(messages, attempts))
         if response is None:
-            raise ChatError(f"{self._model} at {self._provider}: {asking.trouble}", asking.usage)
+            raise ChatError(f"{self._model} at {self._provider}: {attempts.trouble}", attempts.usage)
         self._history = [*messages, response]
-        return Reply(_text(response), _calls(response), asking.usage)
+        return Reply(_text(response), _calls(response), attempts.usage)
 
-    def _request(self, text: str, pictures: Sequence[Picture], results: Sequence[ToolResult]) -> ModelRequest:
+    def _request(self, text: str, pictures: Sequence[ShownPicture], results: Sequence[ToolResult]) -> ModelRequest:
         if not self._terms.send_images and (pictures or any(result.pictures for result in results)):
             raise InputError(f"pictures may not be sent to {self._provider}: allow it by name with --send-images")
         last = self._history[-1] if self._history else None
@@ -224,41 +198,61 @@ class ProviderChat:
             parts.append(UserPromptPart([*([text] if text else []), *_shown(pictures)]))
         return ModelRequest(parts)
 
-    async def _until_answered(
-        self, messages: list[ModelMessage], asking: Asking, timeout_s: float
-    ) -> ModelResponse | None:
-        """The response, or None with `asking.trouble` said."""
-        loop = asyncio.get_running_loop()
+    async def _until_answered(self, messages: list[ModelMessage], attempts: Attempts) -> ModelResponse | None:
+        """Ask until there is a response, or no hope of one: None, with `attempts.trouble` said."""
+        loop, timeout_s = asyncio.get_running_loop(), attempts.timeout_s
         end_s = loop.time() + timeout_s
+        dialect: Dialect = VENDORS.get(self._provider, "openai")
+        names = [tool.name for tool in self._terms.tools]
         try:
-            async with asyncio.timeout(timeout_s), BoundedClient(timeout_s) as client:
+            async with asyncio.timeout(timeout_s), BoundedClient(timeout_s, dialect, names) as client:
                 model = self._connect(client)
                 for pause_s in (*PAUSES_S, None):
-                    found = await self._once(model, client, messages, asking)
+                    found = await self._once(model, client, messages, attempts)
                     if isinstance(found, ModelResponse):
                         return found
-                    asking.trouble = found.what
-                    wait_s = found.wait_s if found.wait_s is not None else pause_s
-                    if found.is_final or pause_s is None or wait_s is None:
-                        return None
-                    if loop.time() + wait_s >= end_s:
-                        asking.trouble += f"; the next try in {wait_s:g} s is past the limit of {timeout_s:g} s"
+                    attempts.trouble = found.what
+                    wait_s = self._pause_s(found, pause_s, attempts, end_s - loop.time())
+                    if wait_s is None:
                         return None
                     log.warning("%s at %s: %s; asking again in %g s", self._model, self._provider, found.what, wait_s)
                     await asyncio.sleep(wait_s)
         except TimeoutError:
-            asking.trouble = f"no answer within {timeout_s:g} s (before that: {asking.trouble})"
+            attempts.trouble = f"no answer within {timeout_s:g} s (before that: {attempts.trouble})"
         return None
 
+    def _pause_s(self, found: Trouble, pause_s: float | None, attempts: Attempts, left_s: float) -> float | None:
+        """The pause before the next try; None if there is to be none."""
+        if found.hope == "none" and self._adapts(found.what):
+            return 0.0
+        attempts.unusable += found.hope == "once"
+        if found.hope == "none" or attempts.unusable > 1 or pause_s is None:
+            return None
+        wait_s = max(found.wait_s or 0.0, pause_s)
+        if wait_s >= left_s:
+            attempts.trouble += f"; the next try in {wait_s:g} s is past the limit of {attempts.timeout_s:g} s"
+            return None
+        return wait_s
+
+    def _adapts(self, what: str) -> bool:
+        """Change what a provider cannot take, and say whether there was something to change."""
+        if not self._has_bridges and _ORDER.search(what):
+            self._has_bridges = True
+        elif self._max_tokens > _LEAST_OUTPUT_TOKENS and _TOO_MANY.search(what):
+            self._max_tokens //= 4
+        else:
+            return False
+        return True
+
     async def _once(
-        self, model: Model, client: BoundedClient, messages: list[ModelMessage], asking: Asking
+        self, model: Model, client: BoundedClient, messages: list[ModelMessage], attempts: Attempts
     ) -> ModelResponse | Trouble:
-        client.has_sent, client.answer = False, None
+        client.forget()
         try:
             response = await model_request(
                 model,
-                messages,
-                model_settings=ModelSettings(max_tokens=self._terms.max_output_tokens, max_retries=0),
+                _bridged(messages) if self._has_bridges else messages,
+                model_settings=ModelSettings(max_tokens=self._max_tokens, max_retries=0),
                 model_request_parameters=ModelRequestParameters(function_tools=_definitions(self._terms.tools)),
                 instrument=False,
             )
@@ -267,66 +261,50 @@ class ProviderChat:
                 raise
             name = type(error).__name__
         else:
-            if client.answer is None or client.answer.body:
-                asking.usage += self._billed(response.usage)
+            if client.trouble is None:
+                attempts.usage += self._billed(response.usage)
                 return response
-            name = "it is empty"  # which google-genai takes for an answer
+            name = ""
         answer = client.answer
-        if answer is not None and answer.status < 300:
-            asking.usage += self._billed(_counted(answer.body))
-        return _trouble(answer, name)
+        if answer is None:
+            return Trouble(f"the connection failed ({name})", "later")
+        if answer.status < 300:
+            tokens = counted(answer.body)
+            attempts.usage += self._billed(TokenCounts(input_tokens=tokens[0], output_tokens=tokens[1]))
+        return client.trouble or Trouble(f"an answer that cannot be read ({name})", "once")
 
     def _billed(self, tokens: Any) -> Usage:
-        price = pricing.usd(self._provider, self._model, tokens)
+        price = price_usd(self._provider, self._model, tokens)
         return Usage(tokens.input_tokens or 0, tokens.output_tokens or 0, 1, price)
 
 
-def _trouble(answer: Answer | None, error_name: str) -> Trouble:
-    """What went wrong, told from what came over the wire."""
-    if answer is None:
-        return Trouble(f"the connection failed ({error_name})")
-    if answer.status < 300:
-        if answer.is_too_long:
-            return Trouble(f"an answer of more than {LONGEST_ANSWER >> 20} MB, which is not read")
-        return Trouble(f"an answer that cannot be read ({error_name})")
-    if answer.status < 400:
-        return Trouble(
-            f"a redirect (status {answer.status}), which is not followed: give the URL it leads to", None, True
-        )
-    if answer.status in (401, 403):  # its text may repeat the key
-        return Trouble(f"status {answer.status}: the key is refused, or not allowed this model", is_final=True)
-    what = f"status {answer.status}: {_message(answer.body)}"
-    return Trouble(what, answer.wait_s, is_final=answer.status not in TRANSIENT)
-
-
-def _message(body: bytes) -> str:
-    """A provider's own words on an error, as one short line without keys."""
-    text = body[:4000].decode("utf-8", "replace")
-    try:
-        error = json.loads(text)["error"]
-        text = str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError):
-        pass
-    for name in (URL_KEY, *(name for names in KEYS.values() for name in names)):
-        key = os.environ.get(name, "").strip()
-        text = text.replace(key, "***") if key else text
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:300]
-
-
-def _counted(body: bytes) -> TokenCounts:
-    """The tokens that an answer names, even where it is no JSON; 0 where it names none."""
-    counts = {}
-    for kind, names in _COUNTED:
-        found = {name: int(count) for name, count in re.findall(rb'(?<!\\)"(%s)"\s*:\s*(\d{1,9})' % names, body)}
-        counts[kind] = sum(found.values())
-    return TokenCounts(**counts)
+def _bridged(messages: Sequence[ModelMessage]) -> list[ModelMessage]:
+    """The messages with a word of the assistant between the results of tools and what the user says next."""
+    bridged: list[ModelMessage] = []
+    for message in messages:
+        returns = [part for part in message.parts if isinstance(part, ToolReturnPart)]
+        if not isinstance(message, ModelRequest) or not returns:
+            bridged.append(message)
+            continue
+        shown: list[Any] = []
+        for at, each in enumerate(returns):
+            if isinstance(each.content, list):
+                shown += each.content[1:]
+                returns[at] = ToolReturnPart(each.tool_name, each.content[0], each.tool_call_id)
+        for part in message.parts:
+            if isinstance(part, UserPromptPart):
+                shown += [part.content] if isinstance(part.content, str) else part.content
+        bridged.append(ModelRequest(returns))
+        if shown:
+            bridged += [ModelResponse([TextPart("I see.")]), ModelRequest([UserPromptPart(shown)])]
+    return bridged
 
 
 def _content(result: ToolResult) -> str | list[str | BinaryContent]:
     return [result.text, *_shown(result.pictures)] if result.pictures else result.text
 
 
-def _shown(pictures: Sequence[Picture]) -> list[str | BinaryContent]:
+def _shown(pictures: Sequence[ShownPicture]) -> list[str | BinaryContent]:
     return [part for each in pictures for part in (each.caption, BinaryContent(each.png, media_type="image/png"))]
 
 
@@ -338,9 +316,7 @@ def _definitions(tools: Sequence[ToolSpec]) -> list[ToolDefinition]:
 
 
 def _text(response: ModelResponse) -> str:
-    """What the model said; where it refuses in a field of its own (OpenAI), that."""
-    said = "".join(part.content for part in response.parts if isinstance(part, TextPart))
-    return said or str((response.provider_details or {}).get("refusal", ""))
+    return "".join(part.content for part in response.parts if isinstance(part, TextPart))
 
 
 def _calls(response: ModelResponse) -> tuple[ToolCall, ...]:
@@ -429,7 +405,7 @@ def _only_model(address: Address, key: str) -> str:
     raise InputError(f"{address.url} has {len(names)} models, choose one with #NAME: {', '.join(names[:10])}")
 
 
-async def _models(address: Address, key: str) -> Answer | None:
+async def _models(address: Address, key: str) -> HttpAnswer | None:
     async with BoundedClient(timeout_s=10) as client:
         try:
             await client.get(f"{address.url}/models", headers={"Authorization": f"Bearer {key}"})

@@ -19,7 +19,7 @@ from scipy import ndimage, sparse, spatial
 from medsam3.errors import InputError
 from medsam3.geometry import BoolArray
 
-Box = tuple[float, float, float, float]
+TextBox = tuple[float, float, float, float]
 Gray = NDArray[np.float32]
 
 BORDER = 0.25
@@ -35,7 +35,7 @@ FEWEST_LETTERS = 3
 """So many in a line are text, where they stand over the picture."""
 
 LEVELS = (0.45, 0.6, 0.78)
-"""Of the picture's brightest: letters part from the tissue around them at one of these."""
+"""Shares of the picture's brightest value: letters part from the tissue around them at one of these."""
 
 FAINTEST = 100
 """Letters over the picture are brighter than this."""
@@ -50,14 +50,14 @@ DARK = 18
 """Gray values up to this are the black around the picture, with what JPEG adds to it."""
 
 LONGEST_WORD = 0.3
-"""Of the picture's width or height: what hangs together over more is no word."""
+"""The share of the picture's width or height: what hangs together over more is no word."""
 
 SHARP = 0.5
 """Mean steps between neighbouring pixels of a thing, over its brightness: drawn letters have 0.7 to 0.97, tissue in the
 black up to 0.29 (measured on drawn text at six sizes after JPEG, and on HC18)."""
 
 
-def hide_burnt_in_text(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[Box]]:
+def hide_burnt_in_text(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[TextBox]]:
     """The picture with burnt-in text made black, and where that was.
 
     Args:
@@ -81,7 +81,7 @@ def hide_burnt_in_text(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[
 
 
 def _text(rgb: NDArray[np.uint8]) -> BoolArray:
-    """Where text is (H, W), with a margin."""
+    """Find text (H, W), with a margin."""
     short = min(rgb.shape[:2])
     if short < SMALLEST:
         return np.zeros(rgb.shape[:2], dtype=bool)
@@ -141,7 +141,7 @@ def _hull(mask: BoolArray) -> BoolArray:
 
 
 def _border(shape: tuple[int, ...]) -> BoolArray:
-    """Where a pixel (H, W) is not in the middle of the picture."""
+    """Mark the pixels (H, W) that are not in the middle of the picture."""
     is_border = np.ones(shape, dtype=bool)
     rows, columns = (slice(round(BORDER * size), round((1 - BORDER) * size)) for size in shape)
     is_border[rows, columns] = False
@@ -150,7 +150,7 @@ def _border(shape: tuple[int, ...]) -> BoolArray:
 
 @dataclass(frozen=True)
 class Things:
-    """Where M connected things lie, (M,) each: rows `top` to `bottom`, columns `left` to `right`, ends excluded."""
+    """The extents of M connected things, (M,) each: rows `top` to `bottom`, columns `left` to `right`, ends out."""
 
     top: NDArray[np.int64]
     bottom: NDArray[np.int64]
@@ -172,7 +172,7 @@ class Things:
 
 
 def _things(labels: NDArray[np.int32]) -> Things:
-    """Where each of the labels 1..M lies."""
+    """Find the extents of the labels 1..M."""
     extents = [(rows.start, rows.stop, columns.start, columns.stop) for rows, columns in ndimage.find_objects(labels)]
     return Things(*np.array(extents, dtype=np.int64).reshape(-1, 4).T)
 

@@ -1,175 +1,397 @@
-"""The tools of the agent: what can be asked for, and a session in which calls are run.
-
-A tool knows nothing of who calls it. What a caller does wrong is a `ToolError`, which becomes an observation; all other
-errors are ours and leave the session as they are.
-"""
+"""The tools of the agent: what can be asked of the segmenter, looked at, measured, combined and decided."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
-from medsam3.agent import arguments as checked
-from medsam3.agent.bench import Bench
-from medsam3.agent.chat import Picture, ToolCall, ToolSpec
-from medsam3.agent.measuring import fullest_frame, measures_text
-from medsam3.agent.pictures import picture
-from medsam3.agent.values import Mark, Observation, Step, ToolError, Verdict
-from medsam3.errors import InputError
-from medsam3.image import ObjectMask
+import numpy as np
+from pydantic import BeforeValidator, Field
+from pydantic.json_schema import SkipJsonSchema
 
-Arguments = dict[str, Any]
-Handler = Callable[["Session", Arguments], Observation]
-MOST_LISTED = 12
-MOST_MARKS = 600
-_REPEATABLE = ("next_slice", "previous_slice")
+from medsam3.agent.frames import Place, averaged, fullest_frame, measures_text, objects_of, pasted, plane_of
+from medsam3.agent.session import (
+    Arguments,
+    Boxes,
+    Clicks,
+    Edges,
+    MaskNumber,
+    MaskNumbers,
+    PictureNumber,
+    Tool,
+    ToolSession,
+    as_list,
+)
+from medsam3.agent.values import Mark, Observation, ToolError, Verdict
+from medsam3.geometry import BoolArray
+from medsam3.image import Masks, ObjectMask
+from medsam3.measure.outline import iou
+from medsam3.models.phrase_reader import Reading
+from medsam3.models.segmenter import reading_alone
+from medsam3.prompts import Prompt, check_phrase
+from medsam3.view.crops import Crop, closer_window, quarters
+from medsam3.view.grey import WINDOWS, window_named
 
+MIX_LEVEL = 0.5
+"""When several answers are averaged, a pixel belongs to the concept above this mean probability."""
+CLOSER_SHARE = 0.5
+"""Weight of what is seen enlarged, when the frame as a whole was asked too."""
+MOST_PHRASES = 8
 
-@dataclass(frozen=True)
-class Tool:
-    """A tool and how it is run; `is_round` where it asks the segmenter."""
-
-    spec: ToolSpec
-    handler: Handler
-    is_round: bool = False
-
-
-class Session:
-    """The state of a run: the image at hand, the slice that is looked at, and all marks."""
-
-    def __init__(self, bench: Bench, *, has_pictures: bool = True) -> None:
-        self.bench = bench
-        self.has_pictures = has_pictures
-        self.frame = bench.shape[0] // 2 if bench.image.kind == "volume" else 0
-        self.marks: dict[int, Mark] = {}
-        self._calls: set[tuple[str, str]] = set()
-        self._presence: dict[str, bool] = {}
-
-    def run(self, call: ToolCall, tools: Mapping[str, Tool]) -> Observation:
-        """Run one call; a caller's mistake becomes an observation that says what is allowed."""
-        try:
-            tool = tools.get(call.name)
-            if tool is None:
-                raise ToolError(f"there is no tool {call.name[:60]!r}, allowed are {', '.join(tools)}")
-            values = checked.parse(call.arguments, tool.spec.parameters)
-            self._refuse_repeats(call.name, values)
-            seen = tool.handler(self, values)
-        except (ToolError, InputError) as error:  # a phrase or box that the segmenter refuses is the caller's mistake
-            return Observation(f"mistake: {error}", is_mistake=True)
-        self._note(call.name, values, seen)
-        return seen
-
-    def replay(self, step: Step, tools: Mapping[str, Tool]) -> None:
-        """Take over what a recorded step changed, without asking the segmenter."""
-        if step.seen.is_mistake or step.call.name not in tools:
-            return
-        self._note(step.call.name, checked.parse(step.call.arguments, tools[step.call.name].spec.parameters), step.seen)
-
-    def mark(self, number: int) -> Mark:
-        """The mark under a number.
-
-        Raises:
-            ToolError: There is none.
-        """
-        if number not in self.marks:
-            known = _listed(sorted(self.marks)) or "none yet"
-            raise ToolError(f"there is no mask {number}, known are {known}")
-        return self.marks[number]
-
-    def new_marks(self, masks: Sequence[ObjectMask], origin: str, **about: Any) -> tuple[Mark, ...]:
-        """Marks for masks, under numbers that were never given; they count once the step is noted."""
-        first = len(self.marks) + 1
-        if len(self.marks) + len(masks) > MOST_MARKS:
-            raise ToolError(f"there would be more than {MOST_MARKS} masks: accept some, or look at a smaller region")
-        facts = {"phrase": "", "presence": None, "is_present": None, **about}
-        return tuple(Mark(number, mask, origin=origin, **facts) for number, mask in enumerate(masks, start=first))
-
-    def shown(self, caption: str, marks: Sequence[Mark] = (), **how: Any) -> tuple[Picture, ...]:
-        """A picture of the current frame, or of frame `n`; none for a policy that looks at none."""
-        if not self.has_pictures:
-            return ()
-        n = how.pop("n", self.frame)
-        here = [mark for mark in marks if _is_in(mark.mask, n)]
-        return (picture(self.bench.rgb(n, how.pop("grey", None)), caption, n, marks=here, **how),)
-
-    def _refuse_repeats(self, name: str, values: Arguments) -> None:
-        key = (name, f"{self.frame} {sorted(values.items())}")
-        if key in self._calls and name not in _REPEATABLE:
-            raise ToolError(
-                f"{name} was called with these very arguments before: its result is above, do something else"
-            )
-
-    def _note(self, name: str, values: Arguments, seen: Observation) -> None:
-        self._calls.add((name, f"{self.frame} {sorted(values.items())}"))
-        self.marks.update({mark.number: mark for mark in seen.marks})
-        self.frame = int(seen.facts.get("frame", self.frame))
+Phrase = Annotated[str, Field(description="a short noun phrase, one concept")]
+Reason = Annotated[str, Field(description="in one or two sentences, from what was seen")]
+OnePhrase = Phrase | SkipJsonSchema[None]
+OneRegion = Edges | SkipJsonSchema[None]
 
 
-def describe(marks: Sequence[Mark], shape: tuple[int, int, int]) -> str:
-    """Marks in words: number, score, box, area; the first dozen of them."""
-    lines = [
-        f"mask {mark.number}: score {mark.mask.score:.2f}, box {[round(edge + 0.5) for edge in mark.mask.box]}, "
-        f"{100 * mark.mask.voxels / (shape[1] * shape[2]):.2f} % of the frame"
-        for mark in marks[:MOST_LISTED]
-    ]
-    if len(marks) > MOST_LISTED:
-        lines.append(f"and masks {marks[MOST_LISTED].number} to {marks[-1].number}, all smaller in score")
-    return "\n".join(lines)
+class SegmentArguments(Arguments):
+    """The arguments of `segment`."""
+
+    phrase: Phrase
+    also: Annotated[list[str], BeforeValidator(as_list), Field(max_length=MOST_PHRASES - 1)] = Field(default=[])
+    region: OneRegion = None
+    picture: PictureNumber = None
+    tiles: bool = False
 
 
-def numbers_of(marks: Sequence[Mark]) -> list[int]:
-    """Their numbers."""
-    return [mark.number for mark in marks]
+class BoxArguments(Arguments):
+    """The arguments of `segment_box`."""
+
+    boxes: Boxes
+    picture: PictureNumber = None
+    phrase: OnePhrase = None
 
 
-def measure(session: Session, values: Arguments) -> Observation:
-    """Area, diameter, position and brightness of a mask."""
-    mark = session.mark(values["mask"])
-    rgb = session.bench.rgb(fullest_frame(mark))
-    text, facts = measures_text(mark, rgb, session.bench.view.spacing_mm)
+class RefineArguments(Arguments):
+    """The arguments of `refine`."""
+
+    mask: MaskNumber
+    points: Clicks | SkipJsonSchema[None] = None
+    box: OneRegion = None
+    picture: PictureNumber = None
+
+
+class MaskArguments(Arguments):
+    """The number of one mask."""
+
+    mask: MaskNumber
+
+
+class PairArguments(Arguments):
+    """The numbers of two masks."""
+
+    a: MaskNumber
+    b: MaskNumber
+
+
+class MasksArguments(Arguments):
+    """The numbers of some masks."""
+
+    masks: MaskNumbers
+
+
+class SubtractArguments(Arguments):
+    """The numbers of a mask and of what is taken from it."""
+
+    mask: MaskNumber
+    without: MaskNumber
+
+
+class LookArguments(Arguments):
+    """The arguments of `look`."""
+
+    region: OneRegion = None
+    picture: PictureNumber = None
+    window: Annotated[Literal[tuple(WINDOWS)] | SkipJsonSchema[None], Field()] = None  # type: ignore[valid-type]
+
+
+class AcceptArguments(Arguments):
+    """The arguments of `accept`."""
+
+    masks: MaskNumbers
+    reason: Reason
+
+
+class AbsentArguments(Arguments):
+    """The arguments of `report_absent`."""
+
+    reason: Reason
+
+
+def segment(session: ToolSession, given: SegmentArguments) -> Observation:
+    """Find the masks of a phrase; several phrasings and closer views are averaged into one answer."""
+    queried, place = session.queried, session.place(given.picture)
+    phrases = [check_phrase(text) for text in dict.fromkeys([given.phrase, *given.also])]
+    readings = [reading_alone(queried.segmenter, phrase) for phrase in phrases]
+    windows = _windows(session, given, place)
+    if queried.shape[0] > 1 and len(phrases) == 1 and not windows:
+        return _segment_whole(session, phrases[0], _read_as(readings[0]))
+    n = place.frame
+    answers = [queried.ask(n, phrase) for phrase in phrases]
+    presence = float(np.mean([answer.presence for answer in answers]))
+    if len(phrases) == 1 and not windows:
+        found = tuple(_moved(part, n) for part in answers[0].masks.objects)
+    else:
+        closer = [averaged([queried.ask(n, phrase, window) for phrase in phrases]) for window in windows]
+        found = objects_of(pasted(averaged(answers), windows, closer, CLOSER_SHARE), MIX_LEVEL, presence, n)
+    is_present = answers[0].is_present
+    marks = session.new_marks(found, "segment", phrase=phrases[0], presence=presence, is_present=is_present)
+    said = "present" if is_present else "absent: the masks are what it would be, if it were there"
+    text = f"{phrases[0]!r}{_read_as(readings[0])}: presence {presence:.2f}, the model says {said}; {len(marks)} masks"
+    facts = {
+        "presence": presence,
+        "is_present": is_present,
+        "votes": [answer.is_present for answer in answers],
+        "frame": n,
+        "regions_px": [_pixels(window) for window in windows],
+    }
+    return _found(session, text, marks, facts, phrases[0])
+
+
+def _read_as(reading: Reading) -> str:
+    """Say what the model takes a phrase for, to be told after it."""
+    if reading.told is not None:
+        return f" (read as {reading.told})"
+    return " (not taught to the model, a guess)" if reading.is_taught is False else ""
+
+
+def _segment_whole(session: ToolSession, phrase: str, read_as: str) -> Observation:
+    """Find the masks of a phrase through all slices or frames, as `medsam3.segment` does."""
+    found = session.queried.ask_whole(phrase)
+    presence, is_present = found.stated_presence, found.says_present
+    marks = session.new_marks(found.objects, "segment", phrase=phrase, presence=presence, is_present=is_present)
+    frame = fullest_frame(marks[0]) if marks else session.frame
+    where = f" in slices {marks[0].mask.start[0]} and on; shown is slice {frame}" if marks else ""
+    said = "present" if is_present else "absent"
+    text = (
+        f"{phrase!r}{read_as} in all slices: presence {presence:.2f}, the model says {said}; {len(marks)} masks{where}"
+    )
+    facts = {"presence": presence, "is_present": is_present, "votes": [is_present], "frame": frame}
+    return _found(session, text, marks, facts, phrase)
+
+
+def segment_box(session: ToolSession, given: BoxArguments) -> Observation:
+    """Find one mask for each box, with a phrase if it is given."""
+    place = session.place(given.picture)
+    boxes = tuple(session.box(edges, place) for edges in given.boxes)
+    phrase = None if given.phrase is None else check_phrase(given.phrase)
+    return _prompted(session, Prompt(text=phrase, boxes=boxes), "segment_box", place.frame)
+
+
+def refine(session: ToolSession, given: RefineArguments) -> Observation:
+    """Make a mask anew, from points on and off it, or from a box."""
+    mark, place = session.mark(given.mask), session.place(given.picture)
+    if (given.points is None) == (given.box is None):
+        raise ToolError("give either points or a box to refine a mask, not both and not none")
+    if given.box is not None:
+        prompt = Prompt(text=mark.phrase or None, boxes=(session.box(given.box, place),))
+        return _prompted(session, prompt, "refine", place.frame)
+    points = tuple(place.point(x, y, is_positive=bool(kind)) for x, y, kind in given.points or ())
+    if not any(point.is_positive for point in points):  # off-clicks alone: the object itself says where it is
+        rows, columns = np.nonzero(plane_of(mark, session.queried.shape[1:]))
+        inside = len(rows) // 2
+        points = (replace(points[0], x=float(columns[inside]), y=float(rows[inside]), is_positive=True), *points)
+    return _prompted(session, Prompt(points=points), "refine", place.frame)
+
+
+def examine(session: ToolSession, given: MaskArguments) -> Observation:
+    """Show a mask drawn, its place raw, and both enlarged."""
+    mark = session.mark(given.mask)
+    n, window = fullest_frame(mark), closer_window(mark.mask.box, session.queried.shape[1:])
+    pictures = session.shown(f"mask {mark.number} drawn", [mark], n=n)
+    for caption, drawn in (("the same place without it", []), ("enlarged", [mark])):
+        pictures += session.shown(f"mask {mark.number}: {caption}", drawn, window=window, n=n)
+    return Observation(session.describe([mark]), pictures, facts={"frame": n})
+
+
+def compare(session: ToolSession, given: PairArguments) -> Observation:
+    """Say how two masks lie to each other."""
+    first, second = session.mark(given.a), session.mark(given.b)
+    a, b = _planes(session, [first, second])
+    facts = {
+        "iou": round(iou(a, b), 3),
+        "share_of_a_in_b": round(float((a & b).sum() / a.sum()), 3),
+        "share_of_b_in_a": round(float((a & b).sum() / b.sum()), 3),
+        "area_ratio_a_to_b": round(float(a.sum() / b.sum()), 3),
+    }
+    text = f"masks {first.number} and {second.number}: " + ", ".join(f"{name} {value}" for name, value in facts.items())
+    pictures = session.shown(f"masks {first.number} and {second.number}", [first, second], n=fullest_frame(first))
+    return Observation(text, pictures, facts=facts)
+
+
+def merge(session: ToolSession, given: MasksArguments) -> Observation:
+    """Make one mask of several."""
+    marks = [session.mark(number) for number in dict.fromkeys(given.masks)]
+    return _combined(session, np.any(_planes(session, marks), axis=0), marks, "merge")
+
+
+def subtract(session: ToolSession, given: SubtractArguments) -> Observation:
+    """Take one mask from another."""
+    marks = [session.mark(given.mask), session.mark(given.without)]
+    a, b = _planes(session, marks)
+    return _combined(session, a & ~b, marks, "subtract")
+
+
+def measure(session: ToolSession, given: MaskArguments) -> Observation:
+    """Measure area, diameter, position and brightness of a mask."""
+    mark = session.mark(given.mask)
+    rgb = session.queried.rgb(fullest_frame(mark))
+    text, facts = measures_text(mark, rgb, session.queried.view.spacing_mm)
     return Observation(text, facts=facts)
 
 
-def accept(session: Session, values: Arguments) -> Observation:
+def look(session: ToolSession, given: LookArguments) -> Observation:
+    """Show a region enlarged, or the frame in another grey window."""
+    place = session.place(given.picture)
+    if given.window is not None and session.queried.view.window is None:
+        raise ToolError("this image has 8 bits and no Hounsfield units: leave the window out")
+    if not session.has_pictures:
+        raise ToolError("no picture is shown in this run: use measure and compare")
+    grey = None if given.window is None else window_named(given.window)
+    window = None if given.region is None else session.crop(given.region, place)
+    caption = "the frame" if window is None else "a region"
+    caption += "" if given.window is None else f" in the {given.window} window"
+    facts: dict[str, Any] = {"frame": place.frame, "regions_px": [] if window is None else [_pixels(window)]}
+    return Observation(caption, session.shown(caption, window=window, grey=grey, n=place.frame), facts=facts)
+
+
+def next_slice(session: ToolSession, given: Arguments) -> Observation:
+    """Go to the next slice."""
+    return _turned(session, session.frame + 1)
+
+
+def previous_slice(session: ToolSession, given: Arguments) -> Observation:
+    """Go to the slice before."""
+    return _turned(session, session.frame - 1)
+
+
+def accept(session: ToolSession, given: AcceptArguments) -> Observation:
     """End the run with masks."""
-    marks = [session.mark(number) for number in dict.fromkeys(values["masks"])]
-    reason = values["reason"].strip()
-    if not reason:
+    marks = [session.mark(number) for number in dict.fromkeys(given.masks)]
+    if not given.reason.strip():
         raise ToolError("reason is empty: say why these masks answer the instruction")
-    verdict = Verdict("found", tuple(numbers_of(marks)), reason)
-    return Observation("accepted", session.shown("accepted", marks), verdict=verdict)
+    verdict = Verdict("found", tuple(mark.number for mark in marks), given.reason.strip())
+    return Observation("accepted", session.shown("accepted", marks, n=fullest_frame(marks[0])), verdict=verdict)
 
 
-def report_absent(_session: Session, values: Arguments) -> Observation:
+def report_absent(session: ToolSession, given: AbsentArguments) -> Observation:
     """End the run with the answer that nothing of the kind is there."""
-    reason = values["reason"].strip()
-    if not reason:
+    if not given.reason.strip():
         raise ToolError("reason is empty: say what was looked for and what speaks against it")
-    return Observation("reported as absent", verdict=Verdict("absent", (), reason))
+    return Observation("reported as absent", verdict=Verdict("absent", (), given.reason.strip()))
 
 
-def turn_to(session: Session, step: int) -> Observation:
-    """Go to a neighbouring slice."""
-    count = session.bench.shape[0]
-    wanted = session.frame + step
+def _turned(session: ToolSession, wanted: int) -> Observation:
+    count = session.queried.shape[0]
     if not 0 <= wanted < count:
         raise ToolError(f"there is no slice {wanted}, allowed are 0 to {count - 1}")
-    before = session.frame
-    session.frame = wanted
-    seen = Observation(f"slice {wanted} of 0 to {count - 1}", session.shown(f"slice {wanted}"), facts={"frame": wanted})
-    session.frame = before  # it counts once the step is noted
-    return seen
+    pictures = session.shown(f"slice {wanted}", n=wanted)
+    return Observation(f"slice {wanted} of 0 to {count - 1}", pictures, facts={"frame": wanted})
 
 
-def moved(mask: ObjectMask, n: int) -> ObjectMask:
+def _found(
+    session: ToolSession, text: str, marks: tuple[Mark, ...], facts: Mapping[str, Any], what: str = ""
+) -> Observation:
+    numbers = [mark.number for mark in marks]
+    span = "none" if not numbers else f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
+    caption = f"{what}: masks {span}" if what else f"masks {span}"
+    lines = "\n".join(filter(None, [text, session.describe(marks)]))
+    return Observation(lines, session.shown(caption, marks, n=facts["frame"]), marks, {**facts, "marks": numbers})
+
+
+def _prompted(session: ToolSession, prompt: Prompt, origin: str, n: int) -> Observation:
+    prompt.check_inside(*session.queried.shape[1:])
+    found = session.queried.decode(n, prompt)
+    about = {"phrase": found.concept, "presence": found.presence, "is_present": found.is_present}
+    marks = session.new_marks([_moved(part, n) for part in found.objects], origin, **about)
+    boxes = [[round(edge, 2) for edge in box.xyxy] for box in prompt.boxes]
+    points = [[round(point.x, 2), round(point.y, 2), int(point.is_positive)] for point in prompt.points]
+    facts = {"presence": found.presence, "frame": n, "boxes_px": boxes, "points_px": points}
+    return _found(session, "" if marks else "nothing was found there", marks, facts)
+
+
+def _combined(session: ToolSession, plane: BoolArray, marks: Sequence[Mark], origin: str) -> Observation:
+    mask = ObjectMask.from_dense(plane[None], min(mark.mask.score for mark in marks))
+    if mask is None:
+        raise ToolError("nothing would be left of the mask")
+    first, n = marks[0], fullest_frame(marks[0])
+    about: dict[str, Any] = {"phrase": first.phrase, "presence": first.presence, "is_present": first.is_present}
+    made = session.new_marks([_moved(mask, n)], origin, **about)
+    text = f"{origin} of {', '.join(str(mark.number) for mark in marks)}:"
+    return _found(session, text, made, {"frame": n})
+
+
+def _planes(session: ToolSession, marks: Sequence[Mark]) -> list[BoolArray]:
+    """Masks of one slice as (H, W)."""
+    if len({mark.mask.start[0] for mark in marks}) > 1:
+        raise ToolError("the masks lie in different slices")
+    return [plane_of(mark, session.queried.shape[1:]) for mark in marks]
+
+
+def _windows(session: ToolSession, given: SegmentArguments, place: Place) -> list[Crop]:
+    if given.tiles and given.region is not None:
+        raise ToolError("give a region or tiles, not both")
+    if given.tiles:
+        return list(quarters(session.queried.shape[1:]))
+    return [] if given.region is None else [session.crop(given.region, place)]
+
+
+def _pixels(crop: Crop) -> list[int]:
+    return [crop.left, crop.top, crop.right, crop.bottom]
+
+
+def _moved(mask: ObjectMask, n: int) -> ObjectMask:
     """A mask over (1, H, W) as one of frame n."""
     return replace(mask, start=(n, *mask.start[1:]))
 
 
-def _is_in(mask: ObjectMask, n: int) -> bool:
-    return 0 <= n - mask.start[0] < len(mask.crop)
+_ALL = (
+    Tool(
+        "segment",
+        "Find all objects of a concept in the frame. `also`: other phrasings, averaged in. `region`: look closer "
+        "there. `tiles`: look closer everywhere, for many small objects.",
+        SegmentArguments,
+        segment,
+        is_round=True,
+    ),
+    Tool(
+        "segment_box",
+        "One mask for each box; with a phrase, what of that concept is in it.",
+        BoxArguments,
+        segment_box,
+        is_round=True,
+    ),
+    Tool(
+        "refine",
+        "A mask anew from points [x, y, 1 on it or 0 off it], or from a corrected box.",
+        RefineArguments,
+        refine,
+        is_round=True,
+    ),
+    Tool("examine", "See a mask drawn, its place without it, and enlarged.", MaskArguments, examine),
+    Tool("compare", "How two masks overlap.", PairArguments, compare),
+    Tool("merge", "One mask of several.", MasksArguments, merge),
+    Tool("subtract", "A mask without another.", SubtractArguments, subtract),
+    Tool("measure", "Size, place and brightness of a mask.", MaskArguments, measure),
+    Tool("look", "See a region enlarged, or the frame in a grey window (of CT).", LookArguments, look),
+    Tool("next_slice", "Go to the next slice.", Arguments, next_slice),
+    Tool("previous_slice", "Go to the slice before.", Arguments, previous_slice),
+    Tool("accept", "End with these masks.", AcceptArguments, accept),
+    Tool(
+        "report_absent",
+        "End with the answer that nothing of the kind is in the image.",
+        AbsentArguments,
+        report_absent,
+    ),
+)
+TOOLS: Mapping[str, Tool] = MappingProxyType({tool.name: tool for tool in _ALL})
 
 
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:30])) + (" ..." if len(numbers) > 30 else "")
+def result_masks(marks: Mapping[int, Mark], numbers: Sequence[int], shape: tuple[int, int, int]) -> Masks:
+    """Join the accepted marks to masks over the image; the concept is that of the first."""
+    chosen = [marks[number] for number in numbers]
+    objects = tuple(sorted((mark.mask for mark in chosen), key=lambda mask: -mask.score))
+    presences = [mark.presence for mark in chosen if mark.presence is not None]
+    return Masks(shape, objects, chosen[0].phrase if chosen else "", max(presences, default=None), bool(chosen))

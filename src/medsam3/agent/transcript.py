@@ -1,6 +1,6 @@
-"""A run on disk: one line of JSON for each step, its pictures beside it. Written as it happens, read back to replay.
+"""A run on disk: a journal with one line for each step, its pictures beside it, and the page that shows both.
 
-A step stands in the file only after its pictures do. A line that a killed run left half written is cut off.
+A step stands in the journal only after its pictures are on disk, so a killed run can be resumed after any step.
 """
 
 from __future__ import annotations
@@ -8,37 +8,40 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from pydantic import TypeAdapter, ValidationError
 
-from medsam3.agent.chat import Picture, ToolCall, Usage
-from medsam3.agent.values import Budget, Decision, Mark, Observation, Step, Verdict
-from medsam3.errors import InputError
-from medsam3.image import ObjectMask
+from medsam3.agent.chat import ShownPicture, Usage
+from medsam3.agent.values import Budget, Decision, StoredPicture, ToolStep, Verdict
+from medsam3.errors import InputError, printable
+from medsam3.store import Journal, read_lines, replacing
 
 FILE_NAME = "transcript.jsonl"
 PICTURES = "pictures"
+LineKind = Literal["opening", "decision", "lost", "step", "ending"]
 
 
 @dataclass(frozen=True)
 class Heading:
-    """What a run is: it may be taken up again only where this is equal.
+    """The identity of a run: it may be resumed only if this is equal.
 
     Attributes:
         instruction: The user's.
         image: SHA-256 of pixels and shape; the file's name is not kept.
         shape: (N, H, W).
         model: The segmenter.
-        weights: What tells its weights from others; "" where that is not known.
+        weights: What tells its weights from others; "" if that is not known.
         policy: Name of the policy.
         budget: What it may cost.
-        sent_to: The provider that pictures go to; None where they stay here.
+        sent_to: The provider that pictures go to; None if they stay here.
+        coordinates: The unit of places in calls.
     """
 
     instruction: str
@@ -49,6 +52,7 @@ class Heading:
     policy: str
     budget: Budget
     sent_to: str | None
+    coordinates: Literal["0 to 1000 along each side of the picture"] = "0 to 1000 along each side of the picture"
 
 
 @dataclass(frozen=True)
@@ -61,213 +65,147 @@ class Ending:
     seconds: float
 
 
-class Transcript:
-    """A run's record; without a folder it is kept in memory only."""
+@dataclass
+class RecordedRun:
+    """All that a transcript holds; `lost` is what asking cost that came to no decision."""
 
-    def __init__(self, folder: Path | None, heading: Heading) -> None:
-        """Open a folder: begin, or go on where a run with the same heading was broken off.
+    heading: Heading
+    opening: tuple[ShownPicture, ...] | None = None
+    decisions: list[Decision] = field(default_factory=list)
+    steps: list[ToolStep] = field(default_factory=list)
+    lost: Usage = field(default_factory=Usage)
+    ending: Ending | None = None
 
-        Raises:
-            InputError: The folder holds another run, is damaged, or cannot be written.
-        """
-        self.heading = heading
-        self.decisions: list[Decision] = []
-        self.steps: list[Step] = []
-        self.opening: tuple[Picture, ...] | None = None
-        self.lost = Usage()
-        self.ending: Ending | None = None
-        self._folder = folder
-        if folder is None:
-            return
-        try:
-            (folder / PICTURES).mkdir(parents=True, exist_ok=True)
-            if (folder / FILE_NAME).exists():
-                self._take_up(folder)
-            if not (folder / FILE_NAME).exists():
-                self._append({"heading": asdict(heading)})
-        except OSError as error:
-            raise InputError(
-                f"transcript {folder} cannot be written ({error.strerror}): name another folder"
-            ) from error
+    def take(self, kind: LineKind, value: Any) -> None:
+        """Add one line's value; whatever follows an ending resumes the run."""
+        self.ending = value if kind == "ending" else None
+        if kind == "opening":
+            self.opening = value
+        elif kind == "lost":
+            self.lost = self.lost + value
+        elif kind == "decision":
+            self.decisions.append(value)
+        elif kind == "step":
+            self.steps.append(value)
 
-    def open_with(self, pictures: tuple[Picture, ...]) -> None:
-        """Note the pictures that the policy was shown first."""
-        self.opening = pictures
-        self._append({"opening": self._store(pictures)})
 
-    def decide(self, decision: Decision) -> None:
-        """Note a decision, what it cost among it, before any of its calls is run."""
-        self._append({"decision": asdict(decision)})
-        self.decisions.append(decision)
-
-    def lose(self, usage: Usage) -> None:
-        """Note what asking cost that came to no decision."""
-        self._append({"lost": asdict(usage)})
-        self.lost = self.lost + usage
-
-    def add(self, step: Step) -> None:
-        """Write one step so that it outlives this process."""
-        self._append({"step": _step_to_json(step, self._store(step.seen.pictures))})
-        self.steps.append(step)
-
-    def end(self, ending: Ending) -> None:
-        """Write how the run ended."""
-        self.ending = ending
-        self._append({"ending": asdict(ending)})
-
-    def _take_up(self, folder: Path) -> None:
-        path = folder / FILE_NAME
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
-        if not whole:
-            path.unlink()
-            return
-        saved = read_transcript(folder)
-        if saved.heading != self.heading:
-            raise InputError(
-                f"{folder} holds another run (other instruction, image, model or limits): name another folder"
-            )
-        self.opening, self.ending = saved.opening, saved.ending
-        self.decisions, self.steps, self.lost = list(saved.decisions), list(saved.steps), saved.lost
-        if self.ending is not None and self.ending.error is not None:
-            self.ending = None  # what stopped it may be mended by now
-
-    def _store(self, pictures: Sequence[Picture]) -> list[dict[str, str]]:
-        entries = []
-        for picture in pictures:
-            name = f"{hashlib.sha256(picture.png).hexdigest()[:16]}.png"
-            if self._folder is not None and not (self._folder / PICTURES / name).exists():
-                temporary = self._folder / PICTURES / f".{name}"
-                temporary.write_bytes(picture.png)
-                temporary.replace(self._folder / PICTURES / name)
-            entries.append({"file": name, "caption": picture.caption})
-        return entries
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        if self._folder is None:
-            return
-        with (self._folder / FILE_NAME).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+_HEADING = TypeAdapter(Heading)
+_LINES: dict[str, TypeAdapter[Any]] = {
+    "opening": TypeAdapter(tuple[StoredPicture, ...]),
+    "decision": TypeAdapter(Decision),
+    "lost": TypeAdapter(Usage),
+    "step": TypeAdapter(ToolStep),
+    "ending": TypeAdapter(Ending),
+}
 
 
 @dataclass(frozen=True)
-class SavedRun:
-    """A transcript read back."""
+class PictureFolder:
+    """The pictures of a transcript, each once, by its content."""
 
-    heading: Heading
-    opening: tuple[Picture, ...] | None
-    decisions: tuple[Decision, ...]
-    steps: tuple[Step, ...]
-    lost: Usage
-    ending: Ending | None
+    path: Path
+
+    def store(self, picture: ShownPicture) -> dict[str, Any]:
+        """Write a picture unless it is there, and give its entry."""
+        name = f"{hashlib.sha256(picture.png).hexdigest()[:16]}.png"
+        if not (self.path / name).exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path / name, ".png") as temporary:
+                temporary.write_bytes(picture.png)
+        about = {"caption": picture.caption, "number": picture.number, "frame": picture.frame, "part": picture.part}
+        return {"file": name, **about}
+
+    def load(self, entry: dict[str, Any]) -> ShownPicture:
+        """Read the picture of an entry, from this folder alone."""
+        png = (self.path / Path(str(entry["file"])).name).read_bytes()
+        part = None if entry["part"] is None else tuple(map(int, entry["part"]))
+        number, frame = int(entry["number"]), int(entry["frame"])
+        return ShownPicture(png, str(entry["caption"]), number, frame, part)  # type: ignore[arg-type]
 
 
-def read_transcript(folder: Path) -> SavedRun:
+class Transcript:
+    """A run's record as it grows; without a folder it is kept in memory only."""
+
+    def __init__(self, folder: Path | None, heading: Heading) -> None:
+        """Open a folder: begin, or resume a run with the same heading.
+
+        Raises:
+            InputError: The folder holds another run, is damaged, is in use, or cannot be written.
+        """
+        self.run = RecordedRun(heading)
+        self._folder = folder
+        path = None if folder is None else folder / FILE_NAME
+        self._journal = Journal(path, {"heading": _HEADING.dump_python(heading, mode="json")}, other="refuse")
+        try:
+            if folder is not None:
+                self.run = _recorded(folder, [self._journal.heading, *self._journal.records])
+        except BaseException:
+            self.close()
+            raise
+
+    def add(self, kind: LineKind, value: Any) -> None:
+        """Write one line so that it outlives this process: its pictures first."""
+        if self._folder is not None:
+            context = {"pictures": PictureFolder(self._folder / PICTURES)}
+            self._journal.append({kind: _LINES[kind].dump_python(value, mode="json", context=context)})
+        self.run.take(kind, value)
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._journal.close()
+
+
+def read_transcript(folder: Path) -> RecordedRun:
     """Read a run that `Transcript` wrote; a half line at the end is left out.
 
     Raises:
         InputError: There is none, or it is damaged.
     """
-    path = folder / FILE_NAME
     try:
-        content = path.read_bytes()
-        lines = [json.loads(line) for line in content[: content.rfind(b"\n") + 1].decode().splitlines()]
-        heading = _heading(lines[0]["heading"])
-        found: dict[str, Any] = {"opening": None, "ending": None, "lost": Usage()}
-        decisions: list[Decision] = []
-        steps: list[Step] = []
-        for line in lines[1:]:
-            if "step" in line:
-                steps.append(_step_from_json(line["step"], folder))
-            elif "decision" in line:
-                decisions.append(_decision(line["decision"]))
-            elif "opening" in line:
-                found["opening"] = _pictures(line["opening"], folder)
-            elif "lost" in line:
-                found["lost"] = found["lost"] + Usage(**line["lost"])
-            elif "ending" in line:
-                found["ending"] = _ending(line["ending"])
-        return SavedRun(heading, found["opening"], tuple(decisions), tuple(steps), found["lost"], found["ending"])
+        with (folder / FILE_NAME).open("rb") as stream:
+            lines, _ = read_lines(stream)
     except OSError as error:
-        raise InputError(f"{error.filename or path} cannot be read ({error.strerror}): name a transcript") from error
-    except (ValueError, KeyError, TypeError, IndexError, zlib.error) as error:
-        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}): name another folder") from error
+        raise InputError(f"{folder} holds no transcript ({error.strerror}): name a folder of --transcript") from error
+    return _recorded(folder, lines)
 
 
-def _step_to_json(step: Step, pictures: list[dict[str, str]]) -> dict[str, Any]:
-    seen = step.seen
-    return {
-        "number": step.number,
-        "turn": step.turn,
-        "call": asdict(step.call),
-        "seconds": round(step.seconds, 3),
-        "is_round": step.is_round,
-        "seen": {
-            "text": seen.text,
-            "pictures": pictures,
-            "marks": [_mark_to_json(mark) for mark in seen.marks],
-            "facts": dict(seen.facts),
-            "verdict": None if seen.verdict is None else asdict(seen.verdict),
-            "is_mistake": seen.is_mistake,
-        },
-    }
+def _recorded(folder: Path, lines: list[dict[str, Any]]) -> RecordedRun:
+    context = {"pictures": PictureFolder(folder / PICTURES)}
+    try:
+        run = RecordedRun(_HEADING.validate_python(lines[0]["heading"]))
+        for line in lines[1:]:
+            ((kind, entry),) = line.items()
+            run.take(kind, _LINES[kind].validate_python(entry, context=context))  # type: ignore[arg-type]
+    except (OSError, ValidationError, ValueError, KeyError, IndexError, TypeError, zlib.error) as error:
+        what = str(error).splitlines()[0][:200]
+        raise InputError(
+            f"{folder / FILE_NAME} is damaged ({type(error).__name__}: {what}): name another folder"
+        ) from error
+    return run
 
 
-def _step_from_json(entry: dict[str, Any], folder: Path) -> Step:
-    seen = entry["seen"]
-    observation = Observation(
-        text=seen["text"],
-        pictures=_pictures(seen["pictures"], folder),
-        marks=tuple(_mark_from_json(mark) for mark in seen["marks"]),
-        facts=seen["facts"],
-        verdict=None if seen["verdict"] is None else _verdict(seen["verdict"]),
-        is_mistake=seen["is_mistake"],
+def write_html(folder: Path, page: Path) -> None:
+    """Write the transcript in a folder as one HTML page that needs nothing else.
+
+    Raises:
+        InputError: No transcript, or a place that cannot be written.
+    """
+    text = page_of(read_transcript(folder))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(page, ".html") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def page_of(run: RecordedRun) -> str:
+    """Fill the page's template; whatever a model, an image or a transcript says is escaped."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_printable
     )
-    rest = {name: entry[name] for name in ("number", "turn", "seconds", "is_round")}
-    return Step(call=ToolCall(**entry["call"]), seen=observation, **rest)
+    environment.filters["base64"] = lambda png: base64.b64encode(png).decode()
+    environment.filters["as_json"] = json.dumps
+    source = resources.files("medsam3.agent").joinpath("prompts", "transcript.html").read_text(encoding="utf-8")
+    return environment.from_string(source).render(run=run) + "\n"
 
 
-def _mark_to_json(mark: Mark) -> dict[str, Any]:
-    crop = mark.mask.crop
-    packed = base64.b64encode(zlib.compress(np.packbits(crop).tobytes())).decode()
-    about = {name: getattr(mark, name) for name in ("number", "phrase", "presence", "is_present", "origin")}
-    return {**about, "start": mark.mask.start, "shape": crop.shape, "score": mark.mask.score, "bits": packed}
-
-
-def _mark_from_json(entry: dict[str, Any]) -> Mark:
-    about = dict(entry)
-    shape = tuple(about.pop("shape"))
-    bits = np.frombuffer(zlib.decompress(base64.b64decode(about.pop("bits"))), dtype=np.uint8)
-    crop = np.unpackbits(bits, count=int(np.prod(shape))).astype(np.bool_).reshape(shape)
-    start = about.pop("start")
-    mask = ObjectMask((start[0], start[1], start[2]), crop, float(about.pop("score")))
-    return Mark(mask=mask, **about)
-
-
-def _pictures(entries: list[dict[str, str]], folder: Path) -> tuple[Picture, ...]:
-    return tuple(
-        Picture((folder / PICTURES / Path(entry["file"]).name).read_bytes(), entry["caption"]) for entry in entries
-    )
-
-
-def _verdict(entry: dict[str, Any]) -> Verdict:
-    return Verdict(entry["outcome"], tuple(entry["marks"]), entry["reason"])
-
-
-def _ending(entry: dict[str, Any]) -> Ending:
-    verdict = None if entry["verdict"] is None else _verdict(entry["verdict"])
-    return Ending(verdict, entry["error"], Usage(**entry["usage"]), entry["seconds"])
-
-
-def _decision(entry: dict[str, Any]) -> Decision:
-    calls = tuple(ToolCall(**call) for call in entry["calls"])
-    return Decision(entry["said"], calls, Usage(**entry["usage"]))
-
-
-def _heading(entry: dict[str, Any]) -> Heading:
-    about = {**entry, "shape": tuple(entry["shape"]), "budget": Budget(**entry["budget"])}
-    return Heading(**about)
+def _printable(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

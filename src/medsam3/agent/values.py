@@ -1,21 +1,54 @@
-"""What the agent's parts hand to each other: steps, marks, budgets, verdicts, and the protocol of a policy.
+"""The values that the agent's parts hand to each other: steps, marks, budgets, verdicts, and the protocol of a policy.
 
-Everything that a policy may know stands in a `Situation`, so that a run taken up again decides as if never broken off.
+Everything that a policy may know stands in a `Situation`, so that a resumed run decides as if never broken off.
 """
 
 from __future__ import annotations
 
+import base64
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from medsam3.agent.chat import Picture, ToolCall, Usage
+import numpy as np
+from pydantic import PlainSerializer, PlainValidator, ValidationInfo
+
+from medsam3.agent.chat import ShownPicture, ToolCall, Usage
 from medsam3.errors import InputError
 from medsam3.image import ObjectMask
 
 Outcome = Literal["found", "absent", "undecided"]
 MOST_ROUNDS = 20
+
+
+def _packed(mask: ObjectMask) -> dict[str, Any]:
+    bits = base64.b64encode(zlib.compress(np.packbits(mask.crop).tobytes())).decode()
+    return {"start": mask.start, "shape": mask.crop.shape, "score": mask.score, "bits": bits}
+
+
+def _unpacked(entry: Any) -> ObjectMask:
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(entry["bits"])), dtype=np.uint8)
+    shape = tuple(entry["shape"])
+    crop = np.unpackbits(bits, count=int(np.prod(shape))).astype(np.bool_).reshape(shape)
+    n, row, column = entry["start"]
+    return ObjectMask((n, row, column), crop, float(entry["score"]))
+
+
+def _loaded(entry: Any, about: ValidationInfo) -> ShownPicture:
+    shown: ShownPicture = (about.context or {})["pictures"].load(entry)
+    return shown
+
+
+StoredMask = Annotated[ObjectMask, PlainValidator(_unpacked), PlainSerializer(_packed)]
+"""A mask that JSON holds as packed bits."""
+StoredPicture = Annotated[
+    ShownPicture,
+    PlainValidator(_loaded),
+    PlainSerializer(lambda picture, about: about.context["pictures"].store(picture)),
+]
+"""A picture that JSON holds as the name of its file; the context's `pictures` stores and loads it."""
 
 
 class ToolError(Exception):
@@ -24,7 +57,7 @@ class ToolError(Exception):
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may cost; None sets no limit.
+    """The limits of a run's cost; None sets no limit.
 
     Attributes:
         rounds: Turns in which the segmenter is asked. Looking, measuring and deciding are free of it.
@@ -82,7 +115,7 @@ class Mark:
     """
 
     number: int
-    mask: ObjectMask
+    mask: StoredMask
     phrase: str
     presence: float | None
     is_present: bool | None
@@ -106,7 +139,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a tool gave.
+    """The result of a tool.
 
     Attributes:
         text: For the model.
@@ -118,7 +151,7 @@ class Observation:
     """
 
     text: str
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[StoredPicture, ...] = ()
     marks: tuple[Mark, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     verdict: Verdict | None = None
@@ -126,7 +159,7 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class Step:
+class ToolStep:
     """One call and what came of it, as the transcript keeps it.
 
     Attributes:
@@ -148,7 +181,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a policy wants done: words, calls, and what thinking about it cost."""
+    """The next step that a policy wants: words, calls, and what thinking about it cost."""
 
     said: str
     calls: tuple[ToolCall, ...]
@@ -157,7 +190,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Situation:
-    """What a policy decides on.
+    """The state that a policy decides on.
 
     Attributes:
         instruction: The user's.
@@ -172,10 +205,10 @@ class Situation:
     """
 
     instruction: str
-    opening: tuple[Picture, ...]
+    opening: tuple[ShownPicture, ...]
     shape: tuple[int, int, int]
     decisions: Sequence[Decision]
-    steps: Sequence[Step]
+    steps: Sequence[ToolStep]
     marks: Mapping[int, Mark]
     rounds_left: int
     turns_left: int

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from cyclopts import Parameter
+
+from medsam3.cli.job import SEVERAL, Help
+from medsam3.cli.terminal import complain, print_table, progress_bar, say, say_json
 from medsam3.errors import InputError
 
 if TYPE_CHECKING:
-    from medsam3.eval.answers import Progress
-    from medsam3.eval.cases import EvalConfig, EvalMode
+    from medsam3.eval.cases import EvalConfig
     from medsam3.eval.results import Results
     from medsam3.eval.tables import Table
 
-_EXAMPLES = """modes: T text alone; TB text, then its own boxes as prompts; I and TI boxes drawn from the truth (oracle)
+
+@dataclass(frozen=True)
+class Eval:
+    """Arguments of `medsam3 eval`."""
+
+    EXAMPLES: ClassVar[
+        str
+    ] = """modes: T text alone; TB text, then its own boxes as prompts; I and TI boxes drawn from the truth (oracle)
 
 examples:
   medsam3 eval DATA_DIR
@@ -32,94 +39,201 @@ examples:
   medsam3 eval DATA_DIR --duplicates
   medsam3 eval --pool runs/fold*/results.json --out runs/folds
   medsam3 eval --compare runs/a/results.json runs/b/results.json"""
-_WIDTH_OF_A_FILE = 200  # columns, where stdout is not a terminal
 
+    data: Annotated[Path | None, Parameter(name="DATA_DIR"), Help("folder with an index.csv")] = None
+    _: KW_ONLY
+    model: Annotated[str, Help("name of the model (default: mini)")] = "mini"
+    weights: Annotated[Path | None, Help("weights in place of the model's own")] = None
+    flips: Annotated[bool, Help("ask phrases of the mirrored picture too (mini)")] = False
+    datasets: Annotated[str, Help("only these data sets, joined by commas")] = ""
+    split: Annotated[Literal["train", "val", "test"], Help("which split, default: test")] = "test"
+    fold: Annotated[str | None, Help("K/N: split each data set anew by group, and take fold K of N as test")] = None
+    modes: Annotated[str | None, Help("how to ask: T, TB, I, TI, joined by commas, default: T")] = None
+    synonyms: Annotated[bool, Help("ask a panel of other phrasings of each concept too")] = False
+    absent: Annotated[int, Help("ask N concepts of other kinds of image in each picture")] = 0
+    jitter: Annotated[str, Help("shift oracle boxes by up to P % of their side; several are joined by commas")] = "0"
+    boxes: Annotated[Literal["parts", "whole"], Help("oracle boxes, default: parts")] = "parts"
+    volumes: Annotated[
+        Literal["slices", "follow", "vote"],
+        Help("each slice for itself (default), objects followed, or a vote of three planes"),
+    ] = "slices"
+    tolerance: Annotated[float, Help("tolerance of NSD, px or mm, default: 2")] = 2.0
+    limit: Annotated[int | None, Help("at most N images of each data set")] = None
+    seed: Annotated[int, Help("seed of the jitter and the intervals, default: 0")] = 0
+    out: Annotated[Path, Help("folder of the report, default: eval-results")] = Path("eval-results")
+    resume: Annotated[bool, Help("go on with the run that is in --out")] = False
+    baseline: Annotated[
+        Literal["unet", "litemedsam"] | None, Help("in place of the model: U-Nets trained here, or LiteMedSAM")
+    ] = None
+    baseline_minutes: Annotated[float, Help("minutes to train each U-Net, default: 20")] = 20.0
+    beside: Annotated[tuple[Path, ...], SEVERAL, Help("files results.json to set this run against")] = ()
+    duplicates: Annotated[bool, Help("list pictures that stand in two splits, and stop")] = False
+    json: Annotated[bool, Help("print JSON to stdout in place of tables")] = False
+    agent: Annotated[
+        str | None, Help("POLICY: measure the agent beside the plain phrase: offline, oracle, or an LLM's name")
+    ] = None
+    rounds: Annotated[int, Help("rounds of the agent, default: 3")] = 3
+    send_images: Annotated[str | None, Help("let pictures of the agent go to this provider")] = None
+    pool: Annotated[
+        tuple[Path, ...],
+        SEVERAL,
+        Help(
+            "files results.json of folds, or of data sets evaluated apart, as one; with DATA_DIR its pictures are drawn"
+        ),
+    ] = ()
+    compare: Annotated[tuple[Path, Path] | None, Help("two files results.json")] = None
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `medsam3 eval`."""
-    parser.epilog = _EXAMPLES
-    parser.add_argument("data", nargs="?", type=Path, metavar="DATA_DIR", help="folder with an index.csv")
-    parser.add_argument("--model", default="mini", help="name of the model (default: mini)")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights in place of the model's own")
-    parser.add_argument("--flips", action="store_true", help="ask phrases of the mirrored picture too (mini)")
-    parser.add_argument("--datasets", default="", metavar="A,B", help="only these data sets")
-    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: test")
-    parser.add_argument("--fold", metavar="K/N", help="split each data set anew by group, and take fold K of N as test")
-    parser.add_argument("--modes", metavar="T,TB,I,TI", help="how to ask, default: T")
-    parser.add_argument("--synonyms", action="store_true", help="ask a panel of other phrasings of each concept too")
-    parser.add_argument(
-        "--absent", type=int, default=0, metavar="N", help="ask N concepts of other kinds of image in each picture"
-    )
-    parser.add_argument("--jitter", default="0", metavar="P,P", help="shift oracle boxes by up to P %% of their side")
-    parser.add_argument("--boxes", default="parts", choices=("parts", "whole"), help="oracle boxes, default: parts")
-    parser.add_argument(
-        "--volumes",
-        default="slices",
-        choices=("slices", "follow", "vote"),
-        help="each slice for itself (default), objects followed, or a vote of three planes",
-    )
-    parser.add_argument("--tolerance", type=float, default=2.0, metavar="T", help="of NSD, px or mm, default: 2")
-    parser.add_argument("--limit", type=int, metavar="N", help="at most N images of each data set")
-    parser.add_argument("--seed", type=int, default=0, help="of the jitter and the intervals, default: 0")
-    parser.add_argument("--out", type=Path, default=Path("eval-results"), metavar="DIR", help="default: eval-results")
-    parser.add_argument("--resume", action="store_true", help="go on with the run that is in --out")
-    parser.add_argument(
-        "--baseline", choices=("unet", "litemedsam"), help="in place of the model: U-Nets trained here, or LiteMedSAM"
-    )
-    parser.add_argument(
-        "--baseline-minutes", type=float, default=20.0, metavar="M", help="to train each U-Net, default: 20"
-    )
-    parser.add_argument(
-        "--beside", nargs="+", type=Path, default=[], metavar="FILE", help="results.json to set this run against"
-    )
-    parser.add_argument("--duplicates", action="store_true", help="list pictures that stand in two splits, and stop")
-    parser.add_argument("--json", action="store_true", help="print JSON to stdout in place of tables")
-    parser.add_argument(
-        "--agent", metavar="POLICY", help="measure the agent beside the plain phrase: offline, oracle, or an LLM's name"
-    )
-    parser.add_argument("--rounds", type=int, default=3, metavar="R", help="of the agent, default: 3")
-    parser.add_argument("--send-images", metavar="PROVIDER", help="of the agent: let pictures go to this provider")
-    parser.add_argument(
-        "--pool",
-        nargs="+",
-        type=Path,
-        metavar="FILE",
-        help="results.json of folds, or of data sets evaluated apart, as one; with DATA_DIR its pictures are drawn",
-    )
-    parser.add_argument("--compare", nargs=2, type=Path, metavar=("A.json", "B.json"), help="two results.json")
+    def run(self) -> int:
+        """Measure, pool or compare, and print the tables."""
+        if self.compare is not None:
+            if self.data is not None:
+                raise InputError("--compare takes two results.json and no data folder: leave one of them out")
+            return self._compare(*self.compare)
+        if self.pool:
+            return self._pool()
+        if self.data is None:
+            raise InputError("no data folder was given: name a folder with an index.csv (see: medsam3 eval --help)")
+        if self.duplicates:
+            return self._duplicates(self.data)
+        if self.agent is not None:
+            from medsam3.eval.agent_mode import evaluate_agent  # noqa: PLC0415
 
+            with progress_bar() as bar:
+                tables, code = evaluate_agent(self, self.config(), bar.show)
+            self._print(tables, [asdict(table) for table in tables])
+            return code
+        return self._report(*self.evaluate(self.data))
 
-def run(args: argparse.Namespace) -> int:
-    """Run `medsam3 eval`."""
-    if args.compare is not None:
-        if args.data is not None:
-            raise InputError("--compare takes two results.json and no data folder: leave one of them out")
-        return _compare(args)
-    if args.pool is not None:
-        return _pool(args)
-    if args.data is None:
-        raise InputError("no data folder was given: name a folder with an index.csv (see: medsam3 eval --help)")
-    if args.duplicates:
-        return _duplicates(args)
-    config = config_from(args)
-    if args.agent is not None:
-        return _agent(args, config)
-    results, written = evaluate(args, config)
-    return report_run(args, results, written)
+    def config(self) -> EvalConfig:
+        """Read the settings.
 
+        Raises:
+            InputError: An unknown mode, or a number that cannot be read or is out of range.
+        """
+        from medsam3.data.index import Fold  # noqa: PLC0415
+        from medsam3.eval.cases import MODES, EvalConfig  # noqa: PLC0415  scipy and the readers, not for --help
 
-def _pool(args: argparse.Namespace) -> int:
-    from medsam3.data.index import read_index  # noqa: PLC0415
-    from medsam3.eval.pool import make_place, pool  # noqa: PLC0415
-    from medsam3.eval.report import CaseFiles, write_report  # noqa: PLC0415
-    from medsam3.eval.saved import read_results, read_run  # noqa: PLC0415
+        default = "I" if self.baseline == "litemedsam" else "T"
+        asked = _names(default if self.modes is None else self.modes)
+        unknown = [mode for mode in asked if mode not in MODES]
+        if unknown:
+            raise InputError(f"mode {', '.join(unknown)} is not known, allowed are {', '.join(MODES)}")
+        try:
+            jitters = tuple(dict.fromkeys(float(part) for part in _names(self.jitter)))
+        except ValueError as error:
+            raise InputError(
+                f"--jitter is {self.jitter!r}, allowed are numbers joined by commas, such as 0,5,10"
+            ) from error
+        return EvalConfig(
+            split=self.split,
+            datasets=_names(self.datasets),
+            modes=tuple(mode for mode in MODES if mode in asked),
+            with_synonyms=self.synonyms,
+            jitters_percent=jitters,
+            limit=self.limit,
+            tolerance=self.tolerance,
+            box_rule=self.boxes,
+            seed=self.seed,
+            absent=self.absent,
+            fold=None if self.fold is None else Fold.from_text(self.fold),
+            volumes=self.volumes,
+        )
 
-    runs = [read_run(path) for path in args.pool]
-    results = pool(runs, command=_command(), beside=[read_results(path) for path in args.beside])
-    make_place(args.out)
-    masks = tuple(path.parent / "masks" for path in args.pool)
-    files = None if args.data is None else CaseFiles(args.data, read_index(args.data), masks)
-    return report_run(args, results, write_report(results, args.out, files))
+    def evaluate(self, data: Path) -> tuple[Results, list[Path]]:
+        """Load the model, answer what the journal lacks, and write the report.
+
+        Returns:
+            The results and the files that were written.
+        """
+        from medsam3.data.index import in_fold, read_index  # noqa: PLC0415
+        from medsam3.eval.cases import select  # noqa: PLC0415
+        from medsam3.eval.job import EvalJob, run_job  # noqa: PLC0415
+        from medsam3.eval.report import CaseFiles, write_report  # noqa: PLC0415
+        from medsam3.eval.saved import read_results  # noqa: PLC0415
+
+        config = self.config()
+        with progress_bar() as bar:
+            rows = read_index(data)
+            rows = rows if config.fold is None else in_fold(rows, config.fold)
+            job = EvalJob(
+                folder=data,
+                rows=rows,
+                chosen=select(rows, config, with_volumes=self.baseline is None),
+                config=config,
+                model=self.baseline or self.model,
+                weights=self.weights,
+                flips=self.flips,
+                out=self.out,
+                is_resumed=self.resume,
+                unet_minutes=self.baseline_minutes,
+                beside=tuple(read_results(path) for path in self.beside),
+                command=_command(),
+            )
+            results = run_job(job, bar.show)
+        return results, write_report(results, self.out, CaseFiles(data, job.chosen.rows, (self.out / "masks",)))
+
+    def _pool(self) -> int:
+        from medsam3.data.index import read_index  # noqa: PLC0415
+        from medsam3.eval.pool import make_place, pool  # noqa: PLC0415
+        from medsam3.eval.report import CaseFiles, write_report  # noqa: PLC0415
+        from medsam3.eval.saved import read_results, read_run  # noqa: PLC0415
+
+        runs = [read_run(path) for path in self.pool]
+        results = pool(runs, command=_command(), beside=[read_results(path) for path in self.beside])
+        make_place(self.out)
+        masks = tuple(path.parent / "masks" for path in self.pool)
+        files = None if self.data is None else CaseFiles(self.data, read_index(self.data), masks)
+        return self._report(results, write_report(results, self.out, files))
+
+    def _report(self, results: Results, written: Sequence[Path]) -> int:
+        """Print what was found and written; the exit code is 2 if something could not be evaluated."""
+        from medsam3.eval.overview import result_tables  # noqa: PLC0415
+
+        if self.json:
+            say_json(results.to_json(with_cases=False))
+        else:
+            self._print(result_tables(results), None)
+            for note in results.extras.notes:
+                say(note)
+            if results.skipped_volumes:
+                say(
+                    f"left out: {results.skipped_volumes} rows of volumes, which are asked by text and of a model alone"
+                )
+            say("written: " + ", ".join(str(path) for path in written))
+        for failure in results.failures:
+            complain(f"{failure.image} {failure.concept}: {failure.error}")
+        return 2 if results.failures else 0
+
+    def _compare(self, first: Path, second: Path) -> int:
+        from medsam3.eval.compare import compare  # noqa: PLC0415
+        from medsam3.eval.results import without_nan  # noqa: PLC0415
+        from medsam3.eval.saved import read_results  # noqa: PLC0415
+        from medsam3.eval.tables import comparison_table  # noqa: PLC0415
+
+        found = compare(read_results(first), read_results(second), seed=self.seed)
+        rows = [{**asdict(row), "holds": row.holds} for row in found.rows]
+        entry = {"unpaired": found.unpaired, "is_same_data": found.is_same_data, "rows": rows}
+        self._print([comparison_table(found, str(first), str(second))], without_nan(entry))
+        return 0
+
+    def _duplicates(self, data: Path) -> int:
+        from medsam3.data.duplicates import near_duplicates, thumbnails  # noqa: PLC0415
+        from medsam3.data.index import read_index  # noqa: PLC0415
+        from medsam3.eval.tables import duplicates_table  # noqa: PLC0415
+
+        with progress_bar() as bar:
+            rows = [row for row in read_index(data) if not self.datasets or row.dataset in _names(self.datasets)]
+            pictures = thumbnails(rows, data, on_image=lambda done, count: bar.show(done, count, "pictures"))
+        found = near_duplicates(pictures)
+        self._print([duplicates_table(found, len(pictures))], [asdict(pair) for pair in found])
+        return 0
+
+    def _print(self, tables: Sequence[Table], as_json: object) -> None:
+        if self.json:
+            say_json(as_json)
+            return
+        for table in tables:
+            print_table(table.headings, table.rows, title=table.title, note=table.note)
 
 
 def _command() -> str:
@@ -128,172 +242,5 @@ def _command() -> str:
     return shlex.join(["medsam3", *sys.argv[1:]]) if is_ours else "from Python"
 
 
-def _agent(args: argparse.Namespace, config: EvalConfig) -> int:
-    from medsam3.eval.agent_mode import evaluate_agent  # noqa: PLC0415
-
-    with _progress_bar() as progress:
-        tables, code = evaluate_agent(args, config, progress)
-    for table in tables:
-        _print_table(table)
-    return code
-
-
-def report_run(args: argparse.Namespace, results: Results, written: Sequence[Path]) -> int:
-    """Print what was found and written; the exit code is 2 where something could not be evaluated."""
-    if args.json:
-        print(json.dumps(results.to_json(with_cases=False), indent=2))
-    else:
-        from medsam3.eval.overview import result_tables  # noqa: PLC0415
-
-        for table in result_tables(results):
-            _print_table(table)
-        for note in results.extras.notes:
-            print(note)
-        if results.skipped_volumes:
-            print(f"left out: {results.skipped_volumes} rows of volumes, which are asked by text and of a model alone")
-        print("written: " + ", ".join(str(path) for path in written))
-    for failure in results.failures:
-        print(f"medsam3: error: {failure.image} {failure.concept}: {failure.error}", file=sys.stderr)
-    return 2 if results.failures else 0
-
-
-def evaluate(args: argparse.Namespace, config: EvalConfig) -> tuple[Results, list[Path]]:
-    """Load the model, answer what the journal lacks, and write the report.
-
-    Returns:
-        The results and the files that were written.
-    """
-    from medsam3.data.index import in_fold, read_index  # noqa: PLC0415
-    from medsam3.eval.cases import select  # noqa: PLC0415  scipy and the readers, not for --help
-    from medsam3.eval.job import EvalJob, run_job  # noqa: PLC0415
-    from medsam3.eval.report import CaseFiles, write_report  # noqa: PLC0415
-    from medsam3.eval.saved import read_results  # noqa: PLC0415
-
-    rows = read_index(args.data)
-    rows = rows if config.fold is None else in_fold(rows, config.fold)
-    job = EvalJob(
-        folder=args.data,
-        rows=rows,
-        chosen=select(rows, config, with_volumes=args.baseline is None),
-        config=config,
-        model=args.baseline or args.model,
-        weights=args.weights,
-        flips=args.flips,
-        out=args.out,
-        is_resumed=args.resume,
-        unet_minutes=args.baseline_minutes,
-        beside=tuple(read_results(path) for path in args.beside),
-        command=_command(),
-    )
-    with _progress_bar() as progress:
-        results = run_job(job, progress)
-    return results, write_report(results, args.out, CaseFiles(args.data, job.chosen.rows, (args.out / "masks",)))
-
-
-def config_from(args: argparse.Namespace) -> EvalConfig:
-    """The settings that the arguments say.
-
-    Raises:
-        InputError: An unknown mode, or a number that cannot be read or is out of range.
-    """
-    from medsam3.data.index import Fold  # noqa: PLC0415
-    from medsam3.eval.cases import MODES, EvalConfig  # noqa: PLC0415
-
-    asked = _names(_default_modes(args.baseline) if args.modes is None else args.modes)
-    unknown = [mode for mode in asked if mode not in MODES]
-    if unknown:
-        raise InputError(f"mode {', '.join(unknown)} is not known, allowed are {', '.join(MODES)}")
-    modes: tuple[EvalMode, ...] = tuple(mode for mode in MODES if mode in asked)
-    try:
-        jitters = tuple(dict.fromkeys(float(part) for part in _names(args.jitter)))
-    except ValueError as error:
-        raise InputError(
-            f"--jitter is {args.jitter!r}, allowed are numbers joined by commas, such as 0,5,10"
-        ) from error
-    return EvalConfig(
-        split=args.split,
-        datasets=_names(args.datasets),
-        modes=modes,
-        with_synonyms=args.synonyms,
-        jitters_percent=jitters,
-        limit=args.limit,
-        tolerance=args.tolerance,
-        box_rule=args.boxes,
-        seed=args.seed,
-        absent=args.absent,
-        fold=None if args.fold is None else Fold.from_text(args.fold),
-        volumes=args.volumes,
-    )
-
-
-def _default_modes(baseline: str | None) -> str:
-    return "I" if baseline == "litemedsam" else "T"
-
-
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _compare(args: argparse.Namespace) -> int:
-    from medsam3.eval.compare import compare  # noqa: PLC0415
-    from medsam3.eval.results import without_nan  # noqa: PLC0415
-    from medsam3.eval.saved import read_results  # noqa: PLC0415
-    from medsam3.eval.tables import comparison_table  # noqa: PLC0415
-
-    first, second = (read_results(path) for path in args.compare)
-    found = compare(first, second, seed=args.seed)
-    if args.json:
-        rows = [{**asdict(row), "holds": row.holds} for row in found.rows]
-        entry: dict[str, Any] = {"unpaired": found.unpaired, "is_same_data": found.is_same_data, "rows": rows}
-        print(json.dumps(without_nan(entry), indent=2))
-        return 0
-    _print_table(comparison_table(found, *(str(path) for path in args.compare)))
-    return 0
-
-
-def _duplicates(args: argparse.Namespace) -> int:
-    from medsam3.data.duplicates import near_duplicates, thumbnails  # noqa: PLC0415
-    from medsam3.data.index import read_index  # noqa: PLC0415
-    from medsam3.eval.tables import duplicates_table  # noqa: PLC0415
-
-    rows = [row for row in read_index(args.data) if not args.datasets or row.dataset in _names(args.datasets)]
-    with _progress_bar() as progress:
-        pictures = thumbnails(rows, args.data, on_image=lambda done, count: progress(done, count, "pictures"))
-    found = near_duplicates(pictures)
-    if args.json:
-        print(json.dumps([asdict(pair) for pair in found], indent=2))
-    else:
-        _print_table(duplicates_table(found, len(pictures)))
-    return 0
-
-
-def _print_table(table: Table) -> None:
-    from rich import box  # noqa: PLC0415  rich takes a tenth of a second to import
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table as RichTable  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    shown = RichTable(title=Text(table.title), caption=Text(table.note), box=box.SIMPLE_HEAD, title_justify="left")
-    shown.caption_justify = "left"
-    for heading in table.headings:
-        shown.add_column(Text(heading))
-    for row in table.rows:
-        shown.add_row(*(Text(cell) for cell in row))
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE).print(shown)
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Progress]:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
-
-    columns: Sequence[Any] = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
-        task = shown.add_task("images", total=None)
-        yield lambda done, count, name: shown.update(task, completed=done, total=count, description=name or "images")

@@ -1,18 +1,24 @@
-"""From what stands on the command line (files, folders, patterns) to the images to read. Opens no pixels."""
+"""From what stands on the command line (files, folders, patterns, series, frames) to the images that are read."""
 
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medsam3.errors import InputError
+
+if TYPE_CHECKING:
+    from medsam3.image import Image
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".nii.gz", ".nii"),
     *(".nrrd", ".nhdr", ".mha", ".mhd", ".mp4", ".mov", ".avi", ".mkv", ".gif"),
 )
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 _DICOM_MAGIC_START = 128  # bytes of preamble, DICOM PS3.10 7.1
 
 
@@ -93,6 +99,23 @@ def find_inputs(arguments: Sequence[str], *, leave_out: Path | None = None, seri
     return list(found.values())
 
 
+def find_stacks(arguments: Sequence[str], *, leave_out: Path, series: Sequence[str]) -> list[Input]:
+    """Find the images as `find_inputs` does, but take a folder of pictures as one video.
+
+    Raises:
+        InputError: As `find_inputs`.
+    """
+    from medsam3.io import is_series  # noqa: PLC0415
+    from medsam3.io.frame_folder import frame_files  # noqa: PLC0415
+
+    found: list[Input] = []
+    for argument in arguments:
+        path = Path(argument)
+        is_video = not series and path.is_dir() and len(frame_files(path)) > 1 and not is_series(path)
+        found.extend([Input(path)] if is_video else find_inputs([argument], leave_out=leave_out, series=series))
+    return list({item.source: item for item in found}.values())
+
+
 def _expand(argument: str) -> list[Path]:
     if not argument.strip():
         raise InputError("a file name is empty: name a file, a folder or a pattern")
@@ -160,3 +183,79 @@ def _files_in(folder: Path, pattern: str = "*") -> list[Path]:
 
 def _visible(paths: Iterable[Path]) -> list[Path]:
     return sorted(path for path in paths if not path.name.startswith("."))
+
+
+@dataclass(frozen=True)
+class FrameRange:
+    """Frames or slices from `first` to `last`, both included, counted from 0."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An image that was read, and which of its frames are meant; None for all."""
+
+    image: Image
+    frames: tuple[int, ...] | None
+
+
+def frame_ranges(texts: Sequence[str] | None) -> tuple[FrameRange, ...]:
+    """What `--frame` was given, empty for all frames.
+
+    Raises:
+        InputError: Not of the form N or A-B, or B below A.
+    """
+    return tuple(_frame_range(text) for text in texts or ())
+
+
+def read_chosen(item: Input, ranges: Sequence[FrameRange]) -> Chosen:
+    """Read an input and say which of its frames are meant.
+
+    A file whose frames make no one stack (time points of a 4-D NIfTI, pages or frames of different sizes) is read at
+    the one frame that is asked for; its slices are then all meant.
+
+    Raises:
+        InputError: As `medsam3.read`, and a frame that does not exist.
+    """
+    from medsam3.io import read  # noqa: PLC0415  no reader is needed for what is done
+
+    try:
+        image = read(item.path, series=item.series)
+    except InputError:
+        single = ranges[0].first if len(ranges) == 1 and ranges[0].first == ranges[0].last else None
+        if single is None or item.path.is_dir():
+            raise
+        return Chosen(read(item.path, frame=single), None)
+    return Chosen(image, _frames_within(ranges, image.shape[0]))
+
+
+def part(chosen: Chosen) -> Image:
+    """The chosen frames alone; their position is kept where they follow each other."""
+    from medsam3.image import LazyFrames  # noqa: PLC0415
+
+    if chosen.frames is None:
+        return chosen.image
+    image, frames = chosen.image, chosen.frames
+    if len(frames) == 1:
+        return image.frame(frames[0])
+    is_run = frames == tuple(range(frames[0], frames[-1] + 1))
+    source = tuple(image.source[n] for n in frames) if len(image.source) == image.shape[0] else image.source
+    affine = image.frame(frames[0]).affine if is_run else None
+    shape = (len(frames), *image.shape[1:], image.channels)
+    return replace(image, frames=LazyFrames(shape, lambda n: image.pixels(frames[n])), affine=affine, source=source)
+
+
+def _frame_range(text: str) -> FrameRange:
+    match = _RANGE.fullmatch(text.strip())
+    if match is None or (match[2] is not None and int(match[2]) < int(match[1])):
+        raise InputError(f"--frame is {text!r}, allowed is N or A-B with A not above B, counted from 0")
+    return FrameRange(int(match[1]), int(match[2] or match[1]))
+
+
+def _frames_within(ranges: Sequence[FrameRange], count: int) -> tuple[int, ...] | None:
+    for one in ranges:
+        if one.last >= count:
+            raise InputError(f"frame {one.last} was asked for, allowed is 0 to {count - 1}")
+    return tuple(sorted({n for one in ranges for n in range(one.first, one.last + 1)})) or None

@@ -1,19 +1,223 @@
-"""What `medsam3 segment` is asked for: the command line's prompts and settings as checked values. Reads no image."""
+"""The arguments that commands share, and the job that they make: which model, which prompts, how stacks are taken.
+
+It reads no image and loads no model.
+"""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from medsam3 import __version__
-from medsam3.cli.model_choice import ModelChoice, adapter_from, vocabulary_from
-from medsam3.cli.reading import FrameRange, frame_ranges
-from medsam3.cli.stacks import StackChoice, stack_choice
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+import medsam3
 from medsam3.errors import InputError
-from medsam3.phrases import separated
-from medsam3.prompts import Box, Point, Prompt, check_phrase
+from medsam3.store import sha256_of
+
+if TYPE_CHECKING:
+    from medsam3.cli.inputs import FrameRange
+    from medsam3.models.sam3.lora import LoraSource
+    from medsam3.models.segmenter import Segmenter
+    from medsam3.prompts import Box, Prompt
+    from medsam3.segmentation.options import Options
+
+
+def Help(text: str) -> Parameter:  # noqa: N802  reads as a note on the field
+    """Give an argument its line in the help."""
+    return Parameter(help=text)
+
+
+FLAT = Parameter(name="*")
+"""The fields of this dataclass are arguments of the command itself."""
+COUNT, ABOVE_0, FROM_0 = (Parameter(validator=check) for check in (Number(gte=1), Number(gt=0), Number(gte=0)))
+SHARE = Parameter(validator=Number(gte=0, lte=1))
+SEVERAL = Parameter(consume_multiple=True)
+
+_SHIPPED = Path(medsam3.__file__).parent / "weights"
+_BESIDE = ("config.json", "vocab.json", "merges.txt", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class Sam3Choice:
+    """What SAM 3 alone takes."""
+
+    lora: Annotated[Path | None, Help("MedSAM-3's adapter for SAM 3: best_lora_weights.pt")] = None
+    lora_config: Annotated[Path | None, Help("the adapter's rank and alpha; default: the YAML beside it")] = None
+    alpha: Annotated[float | None, ABOVE_0, Help("the adapter's alpha, if no YAML tells it")] = None
+    rank: Annotated[int | None, COUNT, Help("the adapter's rank, to be checked against its weights")] = None
+    vocabulary: Annotated[
+        Path | None, Help("CLIP's vocabulary for SAM 3's phrases, if it is not beside the weights")
+    ] = None
+
+    def check(self) -> None:
+        """Refuse options of an adapter without one, and a vocabulary that is not there.
+
+        Raises:
+            InputError: One of the two.
+        """
+        for option in ("lora_config", "alpha", "rank"):
+            if self.lora is None and getattr(self, option) is not None:
+                raise InputError(f"--{option.replace('_', '-')} belongs to an adapter: give its file with --lora")
+        if self.vocabulary is not None and not self.vocabulary.exists():
+            raise InputError(f"--vocabulary {self.vocabulary} does not exist: correct the path")
+
+    def source(self) -> LoraSource | None:
+        """Give the adapter as the models take it."""
+        from medsam3.models.sam3.lora import LoraSource  # noqa: PLC0415  torch
+
+        return None if self.lora is None else LoraSource(self.lora, self.lora_config, self.alpha, self.rank)
+
+    def files(self) -> Iterator[Path]:
+        """Name what the adapter is read from."""
+        if self.lora is not None:
+            yield self.lora
+            yield from [self.lora_config] if self.lora_config is not None else sorted(self.lora.parent.glob("*.yaml"))
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model as the command line names it."""
+
+    model: Annotated[str, Help("mini (default), mini-open, facebook/sam3, its folder, or sam3.pt")] = "mini"
+    weights: Annotated[Path | None, Help("weights of your own, made by medsam3 train")] = None
+    flips: Annotated[bool, Help("ask phrases of the mirrored picture too (mini)")] = False
+    sam3: Annotated[Sam3Choice, FLAT] = field(default_factory=Sam3Choice)
+    device: Annotated[str, Help("where it runs: cpu (default); for SAM 3 also cuda or mps")] = "cpu"
+
+    def load(self) -> Segmenter:
+        """Load the model, ready to segment.
+
+        Raises:
+            InputError: As `registry.load`.
+        """
+        from medsam3.models import registry  # noqa: PLC0415  may bring torch, which most errors do not need
+
+        return registry.load(
+            self.model,
+            device=self.device,
+            weights=self.weights,
+            lora=None if self.sam3.lora is None else self.sam3.source(),
+            vocabulary=self.sam3.vocabulary,
+            flips=self.flips,
+        )
+
+    @cached_property
+    def sha256(self) -> dict[str, str]:
+        """SHA-256 of each file that the weights consist of, by name, an adapter's with `lora/` before it.
+
+        A file that is missing is left to `load`, which says so.
+
+        Raises:
+            InputError: A hub's repository that cannot be had, a file that cannot be read.
+        """
+        hashes = {path.name: _sha256_of(path) for path in self._files() if path.is_file()}
+        return hashes | {f"lora/{path.name}": _sha256_of(path) for path in self.sam3.files() if path.is_file()}
+
+    @cached_property
+    def taught(self) -> tuple[str, ...]:
+        """Names of the concepts that the weights were taught, as their card says; () if they have none."""
+        from medsam3.models.registry import is_sam3  # noqa: PLC0415
+
+        if is_sam3(self.model):
+            return ()
+        *_, card = self._files()
+        try:
+            return tuple(json.loads(card.read_text(encoding="utf-8"))["concepts"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ()  # `load` says what is wrong with it
+
+    def _files(self) -> Iterator[Path]:
+        from medsam3.models.registry import SAM3_NAME, is_sam3  # noqa: PLC0415
+
+        if not is_sam3(self.model):
+            weights = self.weights or _SHIPPED / f"{self.model}.safetensors"
+            yield from (weights, weights.with_suffix(".json"))
+        elif self.weights is not None:
+            yield from _sam3_files(self.weights)
+        elif self.model == SAM3_NAME:
+            from medsam3.models.sam3.checkpoints import locate  # noqa: PLC0415  torch
+
+            yield from _sam3_files(locate(self.model))
+        else:
+            yield from _sam3_files(Path(self.model))
+
+
+def _sam3_files(place: Path) -> Iterator[Path]:
+    """Name the weights at a place, and what beside them changes the results."""
+    folder = place if place.is_dir() else place.parent
+    if place.is_file():
+        yield place
+    else:
+        yield from sorted(folder.glob("*.safetensors")) or [folder / "sam3.pt"]
+    yield from (folder / name for name in _BESIDE)
+
+
+def _sha256_of(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): give a file that you may read") from error
+
+
+@dataclass(frozen=True)
+class StackChoice:
+    """How volumes and videos are segmented."""
+
+    propagate: Annotated[
+        bool,
+        Help(
+            "follow objects through slices or frames, both ways: the default for videos, and for what is drawn; "
+            "a folder of pictures is then one video"
+        ),
+    ] = False
+    each_slice: Annotated[
+        bool, Help("let every slice or frame stand for itself: the default for a phrase in a volume")
+    ] = False
+    at: Annotated[int | None, Help("slice or frame of the boxes and points, from 0")] = None
+    key_every: Annotated[int, COUNT, Help("ask phrases on every K-th slice, follow in between")] = 1
+    plane: Annotated[
+        Literal["auto", "native", "axial", "coronal", "sagittal", "vote"],
+        Help("how a volume is cut (auto); vote: two of three"),
+    ] = "auto"
+    window: Annotated[
+        str | None, Help("NAME or CENTRE,WIDTH: lung, bone, soft-tissue, brain, liver ...; default: automatic")
+    ] = None
+    neighbours: Annotated[bool, Help("show the slices before and after as colours")] = False
+
+    def check(self) -> None:
+        """Refuse what is wrong before any file is looked at.
+
+        Raises:
+            InputError: An unknown window, or two ways at once.
+        """
+        if self.propagate and self.each_slice:
+            raise InputError("--each-slice was given with --propagate: take one of them")
+        if self.window is not None or self.key_every > 1:
+            self.options()
+
+    def options(self) -> Options:
+        """Give the settings for `medsam3.segment`.
+
+        Raises:
+            InputError: An unknown window.
+        """
+        from medsam3.segmentation.options import Options  # noqa: PLC0415  scipy
+        from medsam3.view.grey import window_named  # noqa: PLC0415
+
+        return Options(
+            is_followed=True if self.propagate else False if self.each_slice else None,
+            at=self.at,
+            key_every=self.key_every,
+            plane=self.plane,
+            window=None if self.window is None else window_named(self.window),
+            has_neighbours=self.neighbours,
+        )
 
 
 @dataclass(frozen=True)
@@ -37,58 +241,69 @@ class Job:
     stacks: StackChoice = field(default_factory=StackChoice)
 
     def key(self, prompt: Prompt) -> str:
-        """Hash that changes with whatever changes the result of one prompt, the content of the weights among it.
+        """Hash what changes the result of one prompt, the content of the weights among it.
 
         Where the weights lie does not change it, nor the device that they run on.
         """
-        frames = [asdict(one) for one in self.frames]
-        adapter = self.model.adapter
-        numbers = None if adapter is None else (adapter.alpha, adapter.rank)
         asked = (
-            __version__,
+            medsam3.__version__,
             prompt.to_json(),
             self.formats,
             self.threshold,
-            frames,
-            self.model.name if not self.model.sha256 else "",
+            [asdict(one) for one in self.frames],
+            self.model.model if not self.model.sha256 else "",
             self.model.sha256,
-            numbers,
-            *(("flips",) if self.model.flips else ()),
-            self.stacks.key(),
+            (self.model.sam3.alpha, self.model.sam3.rank),
+            self.model.flips,
+            asdict(self.stacks),
         )
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
-def job_from(args: argparse.Namespace) -> Job:
-    """The job that the arguments ask for.
+def prompts_from(
+    text: Sequence[str],
+    box: Sequence[str],
+    point: Sequence[str],
+    exemplar: Sequence[str],
+    taught: Sequence[str] = (),
+) -> tuple[Prompt, ...]:
+    """Read prompts from the command line's texts: one for each concept, with all boxes, points and exemplars.
+
+    Args:
+        text: Phrases; one that joins concepts makes a prompt of each.
+        box: Boxes.
+        point: Points.
+        exemplar: Exemplars.
+        taught: Names of concepts beside those of the table.
 
     Raises:
-        InputError: A prompt, format or threshold that is not allowed.
+        InputError: A text that is no position, a phrase that is empty or not understood, or nothing to ask for.
     """
-    if args.threshold is not None and not 0 <= args.threshold <= 1:
-        raise InputError(f"--threshold is {args.threshold}, allowed is 0 to 1")
-    boxes = tuple(_box("--box", text) for text in args.box)
-    points = tuple(_point(text) for text in args.point)
-    exemplars = tuple(_box("--exemplar", text, has_label=True) for text in args.exemplar)
-    model = ModelChoice(args.model, args.weights, adapter_from(args), vocabulary_from(args), args.device, args.flips)
-    phrases: list[str | None] = [one for text in args.text for one in separated(check_phrase(text), model.taught)]
-    prompts = [Prompt(phrase, boxes, points, exemplars) for phrase in phrases or [None]]
-    return Job(
-        prompts=tuple(dict.fromkeys(prompts)),
-        formats=None if args.format is None else _formats(args.format),
-        threshold=args.threshold,
-        frames=frame_ranges(args.frame),
-        model=model,
-        stacks=stack_choice(args),
-    )
+    from medsam3.phrases import separated  # noqa: PLC0415  numpy, not for --help
+    from medsam3.prompts import Point, Prompt, check_phrase  # noqa: PLC0415
+
+    boxes = tuple(_box("--box", one) for one in box)
+    points = []
+    for one in point:
+        x, y, *label = _numbers("--point", one, "X,Y or X,Y,0|1", (2, 3))
+        points.append(Point(x, y, is_positive=_is_positive("--point", label)))
+    exemplars = tuple(_box("--exemplar", one, has_label=True) for one in exemplar)
+    phrases: list[str | None] = [one for joined in text for one in separated(check_phrase(joined), taught)]
+    return tuple(dict.fromkeys(Prompt(phrase, boxes, tuple(points), exemplars) for phrase in phrases or [None]))
 
 
-def _formats(text: str) -> tuple[str, ...]:
+def formats_from(text: str | None) -> tuple[str, ...] | None:
+    """Read names of formats that are joined by commas.
+
+    Raises:
+        InputError: A name that is not known, or none.
+    """
     from medsam3.io import FORMATS  # noqa: PLC0415
 
+    if text is None:
+        return None
     names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
-    unknown = [name for name in names if name not in FORMATS]
-    if unknown or not names:
+    if not names or any(name not in FORMATS for name in names):
         raise InputError(f"--format is {text!r}, allowed are {', '.join(FORMATS)}, joined by commas")
     return names
 
@@ -104,14 +319,11 @@ def _numbers(option: str, text: str, allowed: str, counts: tuple[int, ...]) -> l
 
 
 def _box(option: str, text: str, *, has_label: bool = False) -> Box:
+    from medsam3.prompts import Box  # noqa: PLC0415
+
     allowed = "X0,Y0,X1,Y1 or X0,Y0,X1,Y1,0|1" if has_label else "X0,Y0,X1,Y1"
     x0, y0, x1, y1, *label = _numbers(option, text, allowed, (4, 5) if has_label else (4,))
     return Box(x0, y0, x1, y1, is_positive=_is_positive(option, label))
-
-
-def _point(text: str) -> Point:
-    x, y, *label = _numbers("--point", text, "X,Y or X,Y,0|1", (2, 3))
-    return Point(x, y, is_positive=_is_positive("--point", label))
 
 
 def _is_positive(option: str, label: list[float]) -> bool:

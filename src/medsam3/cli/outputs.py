@@ -1,32 +1,159 @@
-"""The folder of results: names of the files, and the list `results.jsonl` by which a broken run is taken up again.
+"""The folder of results: what was found in numbers, names of the files, and the list by which a run is resumed.
 
-A line of that list is either a claim on file names, written before the files take their places, or the record of a
-result, written after. So a file that no line names is not ours, and is not replaced unless that is asked for.
+A line of `results.jsonl` is either a claim on file names, written before the files take their places, or the record of
+a result, written after. So a file that no line names is not ours, and is not replaced unless that is asked for.
 """
 
 from __future__ import annotations
 
 import glob
 import hashlib
-import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from medsam3.cli.results import ResultRow
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks, ObjectMask
+from medsam3.prompts import Mode, Prompt
+from medsam3.store import Journal, Record
 
+if TYPE_CHECKING:
+    from medsam3.models.phrase_reader import Reading
+
+HEADINGS = ("file", "concept", "present", "objects", "area px", "area mm2", "score")
 LIST_NAME = "results.jsonl"
+COCO_NAME = "annotations.coco.json"
+_PARTS = ".coco"  # folder of the COCO files that COCO_NAME is made of
+_HEADING = {"list": "results of medsam3 segment", "version": 1}
+_TEMPORARY = ".writing-"
 _LONGEST_STEM = 120  # characters, which leaves room for endings below the 255 bytes that file systems allow
 _LONGEST_SLUG = 60
+_LONGEST_SIDES = 8.0  # long to short side, above which a picture is shown so small that objects are lost
 _REFUSING = ("png", "coco", "seg")
 """Formats that need a package, or do not take every image."""
+
+
+@dataclass(frozen=True)
+class ObjectRow:
+    """One object.
+
+    Attributes:
+        score: Confidence in 0..1.
+        box: xyxy in float pixels, outer pixel edges included.
+        area_px: Pixels, in a stack of all slices together.
+        area_mm2: The same in square millimetres; None if the spacing is not known.
+    """
+
+    score: float
+    box: tuple[float, float, float, float]
+    area_px: int
+    area_mm2: float | None
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One concept in one image.
+
+    Attributes:
+        file: The input as it was named.
+        concept: The phrase; "" if only boxes or points were given.
+        mode: T, I or T+I.
+        presence: Probability in 0..1; None if no phrase was asked.
+        is_present: The calibrated yes or no; None likewise.
+        shape: (N, H, W).
+        objects: Best score first.
+        area_px: Pixels of all objects together, overlaps counted once.
+        area_mm2: The same in square millimetres; None if the spacing is not known.
+        outputs: Names of the files that were written.
+        read_as: What the phrase was taken for, with what is taken away, a side, and what is not heeded; None if it was
+            asked as it stands.
+        is_taught: Whether the weights were taught what the phrase means; None if that is not known.
+        warning: Why the answer may be wrong, and what to do; None if nothing speaks against it.
+    """
+
+    file: str
+    concept: str
+    mode: Mode
+    presence: float | None
+    is_present: bool | None
+    shape: tuple[int, int, int]
+    objects: tuple[ObjectRow, ...]
+    area_px: int
+    area_mm2: float | None
+    outputs: tuple[str, ...]
+    read_as: str | None = None
+    is_taught: bool | None = None
+    warning: str | None = None
+
+    @classmethod
+    def from_masks(
+        cls,
+        file: str,
+        prompt: Prompt,
+        masks: Masks,
+        image: Image,
+        outputs: tuple[str, ...],
+        reading: Reading | None = None,
+    ) -> Self:
+        """Measure what was found."""
+        size = image.pixel_size_mm
+
+        def mm2(pixels: int) -> float | None:
+            return None if size is None else pixels * size[0] * size[1]
+
+        area_px = int(masks.union().sum()) if len(masks) else 0
+        return cls(
+            file=file,
+            concept=prompt.text or "",
+            mode=prompt.mode,
+            presence=masks.presence,
+            is_present=masks.is_present,
+            shape=masks.shape,
+            objects=tuple(ObjectRow(one.score, one.box, one.voxels, mm2(one.voxels)) for one in masks.objects),
+            area_px=area_px,
+            area_mm2=mm2(area_px),
+            outputs=outputs,
+            read_as=None if reading is None else reading.told,
+            is_taught=None if reading is None else reading.is_taught,
+            warning=_warning(image),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the fields as JSON takes them."""
+        return asdict(self)
+
+    def cells(self) -> tuple[str, ...]:
+        """Give one row of the table under `HEADINGS`."""
+        verdict = {True: " yes", False: " no", None: ""}[self.is_present]
+        concept = f"{self.concept} (not taught)" if self.is_taught is False else self.concept or "-"
+        return (
+            self.file,
+            concept if self.read_as is None else f"{self.concept} (as {self.read_as})",
+            ("-" if self.presence is None else f"{self.presence:.2f}{verdict}") + (" (see below)" * bool(self.warning)),
+            str(len(self.objects)),
+            str(self.area_px),
+            "-" if self.area_mm2 is None else f"{self.area_mm2:.1f}",
+            f"{self.objects[0].score:.2f}" if self.objects else "-",
+        )
+
+
+def _warning(image: Image) -> str | None:
+    """Say that a long picture was shown small."""
+    _, height, width = image.shape
+    per_row, per_column = image.pixel_size_mm or (1.0, 1.0)
+    sides = height * per_row, width * per_column
+    if max(sides) <= _LONGEST_SIDES * min(sides):
+        return None
+    return (
+        f"{width} x {height} pixels are shown to the model whole, and so very small: what is small is missed; "
+        "cut the picture into pieces that are nearly square"
+    )
 
 
 @dataclass(frozen=True)
@@ -46,33 +173,88 @@ class Task:
     concept: str
 
 
-class OutputFolder:
-    """A folder of results and its list."""
+@dataclass(frozen=True)
+class _Done:
+    """A finished task as the list keeps it; `stem` begins the names of its files."""
 
-    def __init__(self, path: Path, *, replaces_foreign_files: bool = False) -> None:
+    stem: str
+    task: Task
+    result: ResultRow
+
+    def __post_init__(self) -> None:
+        if not all(_is_name(name) for name in (self.stem, *self.result.outputs)):
+            raise ValueError("a name leads out of the folder")
+
+    @property
+    def files(self) -> list[str]:
+        """Files that must be there for the result to count as done."""
+        return [f"{_PARTS}/{self.stem}.coco.json" if name == COCO_NAME else name for name in self.result.outputs]
+
+
+class OutputFolder:
+    """A folder of results and its list, which one run at a time may write. A context manager."""
+
+    def __init__(self, path: Path, *, replaces_foreign: bool = False, has_one_coco: bool = False) -> None:
         """Open the folder; one that is not there is made only when there is something to write.
 
+        Args:
+            path: The folder.
+            replaces_foreign: Files that this command did not write are replaced too.
+            has_one_coco: The format coco gives one file for all images in place of one for each result.
+
         Raises:
-            InputError: It cannot be written.
+            InputError: It cannot be written, another run is at work in it, or a file of someone else is in the way.
         """
         self.path = path
-        self._replaces_foreign_files = replaces_foreign_files
+        self._replaces_foreign, self._has_one_coco = replaces_foreign, has_one_coco
+        self._list: Journal | None = None
         self._stems: dict[tuple[str, str], str] = {}  # by source and concept
-        self._rows: dict[str, tuple[Task, ResultRow]] = {}  # stem in lower case: last result
+        self._done: dict[str, _Done] = {}  # by stem in lower case, the last result
         self._ours: set[str] = set()
         check_can_hold(path)
+        if (path / LIST_NAME).exists():
+            self.open()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Take the folder for this run: read its list, and remove what a killed run left half written."""
+        if self._list is not None:
+            return
         with self._written():
-            self._read_list()
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._list = Journal(self.path / LIST_NAME, _HEADING, other="keep")
+        self._read_list(self._list.records)
+        for left in self.path.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        if self._has_one_coco:
+            self._claim([COCO_NAME])
+
+    def close(self) -> None:
+        """Write the one COCO file if there is one, and let other runs in."""
+        if self._list is None:
+            return
+        try:
+            parts = [done for done in self._done.values() if any(name.endswith(".coco.json") for name in done.files)]
+            if self._has_one_coco and parts:
+                self._join(parts)
+        finally:
+            self._list.close()
+            self._list = None
 
     def finished(self, task: Task) -> ResultRow | None:
-        """The result of a task that was done before and whose files are all still there."""
-        for known, row in self._rows.values():
-            if known == task and all((self.path / name).is_file() for name in row.outputs):
-                return row
+        """Find the result of a task that was done before and whose files are all still there."""
+        for done in self._done.values():
+            if done.task == task and all((self.path / name).is_file() for name in done.files):
+                return done.result
         return None
 
     def stem(self, task: Task, source_stem: str) -> str:
-        """Name for the results of a source and concept, without an ending, and always the same one for them."""
+        """Name the files of a source and concept, without an ending, always in the same way."""
         owner = (task.source, task.concept)
         base = f"{_shortened(source_stem, _LONGEST_STEM)}_{slug(task.concept) or 'prompt'}"
         stem, number = self._stems.get(owner, base), 1
@@ -91,17 +273,21 @@ class OutputFolder:
         """
         from medsam3.io import write_format  # noqa: PLC0415
 
-        with self._written(), self._temporary_folder() as temporary:
-            made = [write_format(name, [masks], image, temporary, stem) for name in formats]
-            names = tuple(path.name for path in made)
-            self._claim(names)
-            for path in made:
+        self.open()
+        with self._written(), tempfile.TemporaryDirectory(dir=self.path, prefix=_TEMPORARY) as temporary:
+            made = {name: write_format(name, [masks], image, Path(temporary), stem) for name in formats}
+            part = made.pop("coco") if self._has_one_coco and "coco" in made else None
+            self._claim([path.name for path in made.values()])
+            for path in made.values():
                 path.replace(self.path / path.name)
-        return names
+            if part is not None:
+                (self.path / _PARTS).mkdir(exist_ok=True)
+                part.replace(self.path / _PARTS / f"{stem}.coco.json")
+        return tuple(made[name].name if name in made else COCO_NAME for name in formats)
 
     def journal(self, source_stem: str, work: str) -> Path:
-        """The hidden file by which a killed run of this work over a stack is taken up again."""
-        digest = hashlib.sha256(work.encode()).hexdigest()[:16]
+        """Name the hidden file by which a killed run of this work over a stack is resumed."""
+        digest = hashlib.sha256(_bytes(work)).hexdigest()[:16]
         return self.path / f".{_shortened(source_stem, _LONGEST_SLUG)}-{digest}.journal"
 
     def forget(self, journal: Path) -> None:
@@ -112,12 +298,12 @@ class OutputFolder:
 
     def record(self, stem: str, task: Task, row: ResultRow) -> None:
         """Note a result as finished."""
-        self._append({"stem": stem, "task": task.__dict__, "result": row.to_json()})
-        self._rows[stem.lower()] = (task, row)
+        self._append({"stem": stem, "task": asdict(task), "result": row.to_json()})
+        self._done[stem.lower()] = _Done(stem, task, row)
 
     def _claim(self, names: Sequence[str]) -> None:
         foreign = [name for name in names if name not in self._ours and (self.path / name).exists()]
-        if foreign and not self._replaces_foreign_files:
+        if foreign and not self._replaces_foreign:
             raise InputError(
                 f"{self.path / foreign[0]} is there and was not written by this command: "
                 "name another folder with --out, or replace it with --overwrite"
@@ -126,37 +312,34 @@ class OutputFolder:
             self._append({"claims": list(names)})
             self._ours.update(names)
 
-    def _append(self, line: dict[str, Any]) -> None:
-        with self._written(), (self.path / LIST_NAME).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+    def _append(self, line: Record) -> None:
+        assert self._list is not None, "open has been called"
+        self._list.append(line)
 
-    def _read_list(self) -> None:
-        path = self.path / LIST_NAME
-        if not path.exists():
-            return
-        text = path.read_text(encoding="utf-8", errors="replace")
-        if text and not text.endswith("\n"):  # a run was cut off in the middle of a line
-            with path.open("a", encoding="utf-8") as stream:
-                stream.write("\n")
-        for line in text.splitlines():
+    def _read_list(self, lines: Sequence[Record]) -> None:
+        """Take what the lines say; one of another form is passed over, so that its result is made again."""
+        from pydantic import TypeAdapter  # noqa: PLC0415  a tenth of a second
+
+        form = TypeAdapter(_Done)
+        for line in lines:
+            claims = line.get("claims")
+            if isinstance(claims, list):
+                self._ours.update(name for name in claims if isinstance(name, str))
+                continue
             try:
-                self._read_line(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError):
-                continue  # the cut line, which only means that its result is made again
+                done = form.validate_python(line)
+            except ValueError:
+                continue
+            self._stems[done.task.source, done.task.concept] = done.stem
+            self._done[done.stem.lower()] = done
 
-    def _read_line(self, line: dict[str, Any]) -> None:
-        if "claims" in line:
-            self._ours.update(line["claims"])
-            return
-        task, row = Task(**line["task"]), ResultRow.from_json(line["result"])
-        self._stems[task.source, task.concept] = line["stem"]
-        self._rows[line["stem"].lower()] = (task, row)
+    def _join(self, parts: Sequence[_Done]) -> None:
+        from medsam3.io.coco import join_coco  # noqa: PLC0415
 
-    @contextmanager
-    def _temporary_folder(self) -> Iterator[Path]:
-        self.path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.path, prefix=".writing-") as temporary:
-            yield Path(temporary)
+        files = [
+            (self.path / name, done.task.source) for done in parts for name in done.files if name.endswith(".coco.json")
+        ]
+        join_coco([(path, source) for path, source in files if path.is_file()], self.path / COCO_NAME)
 
     @contextmanager
     def _written(self) -> Iterator[None]:
@@ -167,7 +350,7 @@ class OutputFolder:
 
 
 def check_can_hold(folder: Path) -> None:
-    """Refuse an output folder that cannot be written, or where it is not there, not be made; nothing is left behind.
+    """Refuse an output folder that can neither be written nor made; nothing is left behind.
 
     Raises:
         InputError: It is a file, lies below one, or may not be written.
@@ -205,14 +388,23 @@ def check_formats(formats: Sequence[str], image: Image) -> None:
 
 
 def slug(concept: str) -> str:
-    """The concept as a part of a file name: lower case, letters and digits of any script, the rest as single dashes."""
+    """Make a part of a file name of a concept: lower case, letters and digits of any script, the rest single dashes."""
     words = "".join(letter if letter.isalnum() else " " for letter in concept.lower()).split()
     return _shortened("-".join(words), _LONGEST_SLUG)
 
 
 def _shortened(name: str, longest: int) -> str:
-    """The name, or where it is too long its start and a hash of it, so that long names stay apart."""
-    if len(name.encode()) <= longest:
+    """Give the name, or if it is too long its start and a hash of it, so that long names stay apart."""
+    if len(_bytes(name)) <= longest:
         return name
-    start = name.encode()[: longest - 9].decode(errors="ignore")
-    return f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    start = _bytes(name)[: longest - 9].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(_bytes(name)).hexdigest()[:8]}"
+
+
+def _bytes(name: str) -> bytes:
+    """Give the bytes of a name, which need be no UTF-8."""
+    return name.encode(errors="surrogateescape")
+
+
+def _is_name(text: str) -> bool:
+    return text == Path(text).name and text not in ("", ".", "..") and not set(text) & set("\\\0")

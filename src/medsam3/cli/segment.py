@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from medsam3.cli.inputs import Input, find_inputs
-from medsam3.cli.job import Job, job_from
-from medsam3.cli.model_choice import add_sam3_arguments
-from medsam3.cli.outputs import OutputFolder, Task, check_formats
-from medsam3.cli.reading import Chosen, read_chosen
-from medsam3.cli.results import HEADINGS, ResultRow
-from medsam3.cli.stacks import add_stack_arguments, find_stacks
-from medsam3.cli.terminal import ProgressBar, in_options, print_table, progress_bar, unexpected
+from cyclopts import Parameter
+
+from medsam3.cli.inputs import Input, find_inputs, find_stacks, frame_ranges, read_chosen
+from medsam3.cli.job import FLAT, SHARE, Help, Job, ModelChoice, StackChoice, formats_from, prompts_from
+from medsam3.cli.terminal import ProgressBar, in_options, print_table, progress_bar, say, say_json, unexpected
 from medsam3.errors import InputError
-from medsam3.image import Image, Kind, Masks
-from medsam3.models.segmenter import Segmenter
-from medsam3.prompts import Prompt
+
+if TYPE_CHECKING:  # numpy, not for --help
+    from medsam3.cli.inputs import Chosen
+    from medsam3.cli.outputs import OutputFolder, ResultRow, Task
+    from medsam3.image import Image, Kind, Masks
+    from medsam3.models.segmenter import Segmenter
+    from medsam3.prompts import Prompt
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,13 @@ DEFAULT_FORMATS: dict[Kind, tuple[str, ...]] = {
     "volume": ("nifti",),
     "video": ("coco",),
 }
-_EXAMPLES = """examples:
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Arguments of `medsam3 segment`."""
+
+    EXAMPLES: ClassVar[str] = """examples:
   medsam3 segment colonoscopy.png --text polyp
   medsam3 segment scans/ "more/**/*.dcm" --text "optic disc" --text "optic cup" --out results
   medsam3 segment breast.png --text "breast tumor" --box 80,40,210,160 --format png,coco --json
@@ -42,20 +48,82 @@ _EXAMPLES = """examples:
 A phrase that joins concepts gives a row and files for each; "without" takes one from another; "on the left of the
 image" is a side of the image as it is shown, "left kidney" one of the patient. What denies ("no liver") is refused.
 positions are pixels from the upper left, x to the right, y down; the first frame or slice is 0.
-Write a negative first number with an equals sign: --box=-5,0,30,40
 Boxes, points and exemplars hold for every --text and every file; without --text they are asked alone.
 A folder with a DICOM series is one volume; a pattern such as "ct/*.dcm" takes each of its files by itself.
+With --format coco, several files give one annotations.coco.json for all of them, one file gives its own.
 A second run skips what results.jsonl in the output folder says is done, and takes up a run that was broken off; a
-change of the file, the prompt or the weights makes the result anew.
+change of the file, the prompt or the weights makes the result anew. One run at a time may write into a folder.
 In the table, present is the probability that the concept is there at all, and the model's calibrated yes or no; its
 limit need not be 0.50. Areas of a stack are those of all its slices together.
 A bad file is reported and the others go on. Exit codes: 0 all done; 2 bad input, also if it was one file of many;
 1 an error of ours; 130 interrupted."""
 
+    files: Annotated[
+        tuple[str, ...], Parameter(name="FILES"), Help("images, folders, DICOM series folders, or patterns")
+    ]
+    _: KW_ONLY
+    text: Annotated[tuple[str, ...], Help("a concept, such as polyp; may be repeated, as the next three")] = ()
+    box: Annotated[tuple[str, ...], Help("X0,Y0,X1,Y1: one object to segment")] = ()
+    point: Annotated[tuple[str, ...], Help("X,Y or X,Y,0|1: on the object (1) or off it (0)")] = ()
+    exemplar: Annotated[
+        tuple[str, ...],
+        Help("X0,Y0,X1,Y1 or X0,Y0,X1,Y1,0|1: an example of what is wanted (1) or not (0); all like it are found"),
+    ] = ()
+    frame: Annotated[
+        tuple[str, ...],
+        Parameter(name=("--frame", "--slice")),
+        Help("N or A-B: only these frames or slices of a stack, from 0; of a 4-D NIfTI, the time point"),
+    ] = ()
+    series: Annotated[
+        tuple[str, ...],
+        Help("NUMBER or UID: of a folder with several DICOM series, this one, by its number or the end of its UID"),
+    ] = ()
+    threshold: Annotated[float | None, SHARE, Help("least score, 0 to 1, of an object that is kept")] = None
+    stacks: Annotated[StackChoice, FLAT] = field(default_factory=StackChoice)
+    out: Annotated[Path, Help("folder of the results, default: medsam3_out")] = Path("medsam3_out")
+    format: Annotated[
+        str | None,
+        Help(
+            "png, overlay, coco, nifti, nrrd, mha, seg, rtstruct, mp4, montage, planes, csv, json, joined by commas; "
+            "default: png,overlay for pictures, nifti for volumes, coco for videos"
+        ),
+    ] = None
+    json: Annotated[bool, Help("print the results as JSON to stdout, in place of the table")] = False
+    overwrite: Annotated[bool, Help("segment again what is done, replace files of that name")] = False
+    model: Annotated[ModelChoice, FLAT] = field(default_factory=ModelChoice)
+
+    def job(self) -> Job:
+        """Read the job that the arguments ask for.
+
+        Raises:
+            InputError: A prompt, format or setting that is not allowed.
+        """
+        self.model.sam3.check()
+        self.stacks.check()
+        prompts = prompts_from(self.text, self.box, self.point, self.exemplar, self.model.taught if self.text else ())
+        formats, frames = formats_from(self.format), frame_ranges(self.frame)
+        return Job(prompts, formats, self.threshold, frames, self.model, self.stacks)
+
+    def run(self) -> int:
+        """Segment the files, write and show the results."""
+        from medsam3.cli.outputs import OutputFolder  # noqa: PLC0415
+
+        with progress_bar() as bar:
+            bar.start("looking for images")
+            job = self.job()
+            find = find_stacks if self.stacks.propagate else find_inputs
+            inputs = find(self.files, leave_out=self.out, series=self.series)
+            _log.info("weights: %s", job.model.sha256)  # hashed here: weights that are not there end the run at once
+            has_one_coco = len(inputs) > 1 and "coco" in (job.formats or ())
+            with OutputFolder(self.out, replaces_foreign=self.overwrite, has_one_coco=has_one_coco) as folder:
+                outcome = segment_all(inputs, job, folder, bar, redo=self.overwrite)
+        _show(outcome, job, folder, as_json=self.json)
+        return outcome.exit_code
+
 
 @dataclass(frozen=True)
 class Failure:
-    """A file that could not be segmented, and why; `is_ours` where the fault is the program's."""
+    """A file that could not be segmented, and why; `is_ours` if the fault is the program's."""
 
     file: str
     error: str
@@ -78,95 +146,34 @@ class Outcome:
         return 2 if self.failures else 0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `medsam3 segment`."""
-    parser.epilog = _EXAMPLES
-    parser.add_argument("files", nargs="+", metavar="FILES", help="images, folders, DICOM series folders, or patterns")
-    ask = parser.add_argument_group("what to look for (each may be repeated)")
-    ask.add_argument("--text", action="append", default=[], metavar="PHRASE", help="a concept, such as polyp")
-    ask.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="one object to segment")
-    ask.add_argument(
-        "--point", action="append", default=[], metavar="X,Y[,0|1]", help="on the object (1) or off it (0)"
-    )
-    ask.add_argument(
-        "--exemplar",
-        action="append",
-        default=[],
-        metavar="X0,Y0,X1,Y1[,0|1]",
-        help="an example of what is wanted (1) or not (0); all objects like it are found",
-    )
-    ask.add_argument(
-        "--frame",
-        "--slice",
-        dest="frame",
-        action="append",
-        metavar="N|A-B",
-        help="only these frames or slices of a stack, from 0; of a 4-D NIfTI, the time point",
-    )
-    ask.add_argument(
-        "--series",
-        action="append",
-        default=[],
-        metavar="NUMBER|UID",
-        help="of a folder with several DICOM series: this one, by its number or the end of its UID",
-    )
-    ask.add_argument("--threshold", type=float, metavar="F", help="least score, 0 to 1, of an object that is kept")
-    add_stack_arguments(parser.add_argument_group("volumes and videos"))
-    give = parser.add_argument_group("what to write")
-    give.add_argument("--out", type=Path, default=Path("medsam3_out"), metavar="DIR", help="default: %(default)s")
-    give.add_argument(
-        "--format",
-        metavar="LIST",
-        help="png, overlay, coco, nifti, nrrd, mha, seg, rtstruct, mp4, montage, planes, csv, json, joined by commas; "
-        "default: png,overlay for pictures, nifti for volumes, coco for videos",
-    )
-    give.add_argument("--json", action="store_true", help="print the results as JSON to stdout, in place of the table")
-    give.add_argument("--overwrite", action="store_true", help="segment again what is done, replace files of that name")
-    model = parser.add_argument_group("what with")
-    model.add_argument(
-        "--model", default="mini", metavar="NAME", help="mini (default), facebook/sam3, its folder, or sam3.pt"
-    )
-    model.add_argument("--weights", type=Path, metavar="FILE", help="weights of your own, made by medsam3 train")
-    model.add_argument("--flips", action="store_true", help="ask phrases of the mirrored picture too (mini)")
-    add_sam3_arguments(model)
-    model.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default); for SAM 3 also cuda or mps")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run `medsam3 segment`."""
-    job = job_from(args)
-    find = find_stacks if job.stacks.way == "follow" else find_inputs
-    inputs = find(args.files, leave_out=args.out, series=args.series)
-    folder = OutputFolder(args.out, replaces_foreign_files=args.overwrite)
-    _log.info("weights: %s", job.model.sha256)  # hashed here, so that weights that are not there end the run at once
-    outcome = segment_all(inputs, job, folder, redo=args.overwrite)
-    _show(outcome, job, folder, as_json=args.json)
-    return outcome.exit_code
-
-
-def segment_all(inputs: Sequence[Input], job: Job, folder: OutputFolder, *, redo: bool = False) -> Outcome:
+def segment_all(
+    inputs: Sequence[Input], job: Job, folder: OutputFolder, bar: ProgressBar, *, redo: bool = False
+) -> Outcome:
     """Segment every input and write its results; those that are done already are taken from the folder's list.
 
     Raises:
-        InputError: The model cannot be loaded. What is wrong with one input is in the outcome.
+        InputError: The model cannot be loaded, or another run is at work in the folder. What is wrong with one input is
+            in the outcome.
     """
     outcome = Outcome()
     segmenter: Segmenter | None = None
-    with progress_bar(len(inputs)) as bar:
-        for item in inputs:
-            bar.start_file(item.path.name)
-            work = _Work(item, job, folder)
+    for number, item in enumerate(inputs):
+        bar.show(number, len(inputs), item.path.name)
+        work = _Work(item, job, folder)
+        with _reported(item, outcome, bar):
+            work.prepare(redo=redo)
+        if work.chosen is not None:
+            if segmenter is None:
+                bar.start("loading the model")
+                segmenter = job.model.load()
+                folder.open()
+                bar.start(item.path.name)
             with _reported(item, outcome, bar):
-                work.prepare(redo=redo)
-            if work.chosen is not None:
-                if segmenter is None:
-                    segmenter = job.model.load()
-                with _reported(item, outcome, bar):
-                    work.finish(segmenter, bar)
-            elif work.rows:
-                outcome.skipped += 1
-            outcome.rows.extend(work.rows)
-            bar.end_file()
+                work.finish(segmenter, bar)
+        elif work.rows:
+            outcome.skipped += 1
+        outcome.rows.extend(work.rows)
+        bar.end()
     return outcome
 
 
@@ -176,11 +183,13 @@ class _Work:
     def __init__(self, item: Input, job: Job, folder: OutputFolder) -> None:
         self.item, self.job, self.folder = item, job, folder
         self.rows: list[ResultRow] = []
-        self.chosen: Chosen | None = None  # stays None where nothing is left to do
+        self.chosen: Chosen | None = None  # stays None if nothing is left to do
         self._open: list[tuple[Prompt, Task]] = []
 
     def prepare(self, *, redo: bool) -> None:
         """Find what is done already, and open the image if anything is not."""
+        from medsam3.cli.outputs import Task, check_formats  # noqa: PLC0415
+
         source, fingerprint = self.item.source, self.item.fingerprint()
         for prompt in self.job.prompts:
             task = Task(source, fingerprint, self.job.key(prompt), prompt.text or "")
@@ -204,25 +213,22 @@ class _Work:
         image, options = self.chosen.image, self.job.stacks.options()
         keys = "".join(task.job for _, task in self._open)
         journal = self.folder.journal(self.item.stem, f"{self._open[0][1].source}{self._open[0][1].fingerprint}{keys}")
-        found = segment(
-            image,
-            [prompt for prompt, _ in self._open],
-            segmenter,
-            replace(
-                options,
-                threshold=self.job.threshold,
-                frames=self.chosen.frames,
-                journal=journal if image.shape[0] > 1 else None,
-            ),
-            progress=bar.show_slices,
+        options = replace(
+            options,
+            threshold=self.job.threshold,
+            frames=self.chosen.frames,
+            journal=journal if image.shape[0] > 1 else None,
         )
+        prompts = [prompt for prompt, _ in self._open]
+        found = segment(image, prompts, segmenter, options, progress=bar.show_slices)
         for name in dict.fromkeys(masks.found_as for masks in found if masks.found_as):
-            bar.tell(f"what was drawn is taken for: {name}; by this name it is found again where it is lost")
+            bar.tell(f"medsam3: what was drawn is taken for: {name}; by this name it is found again if it is lost")
         shown = image if options.window is None else replace(image, window=options.window)
         self._write(found, shown, self.job.formats or DEFAULT_FORMATS[image.kind], segmenter)
         self.folder.forget(journal)
 
     def _write(self, found: Sequence[Masks], image: Image, formats: Sequence[str], segmenter: Segmenter) -> None:
+        from medsam3.cli.outputs import ResultRow  # noqa: PLC0415
         from medsam3.segmentation.composing import readings_of  # noqa: PLC0415
 
         for (prompt, task), masks in zip(self._open, found, strict=True):
@@ -253,30 +259,30 @@ def _reported(item: Input, outcome: Outcome, bar: ProgressBar) -> Iterator[None]
 
 def _show(outcome: Outcome, job: Job, folder: OutputFolder, *, as_json: bool) -> None:
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "model": job.model.name,
-                    "weights_sha256": job.model.sha256,
-                    "out": str(folder.path),
-                    "results": [row.to_json() for row in outcome.rows],
-                    "skipped": outcome.skipped,
-                    "failures": [{"file": failure.file, "error": failure.error} for failure in outcome.failures],
-                },
-                indent=2,
-            )
-        )
+        answer = {
+            "model": job.model.model,
+            "weights_sha256": job.model.sha256,
+            "out": str(folder.path),
+            "results": [row.to_json() for row in outcome.rows],
+            "skipped": outcome.skipped,
+            "failures": [{"file": failure.file, "error": failure.error} for failure in outcome.failures],
+        }
+        say_json(answer)
         return
     if outcome.rows:
+        from medsam3.cli.outputs import HEADINGS  # noqa: PLC0415
+
         print_table(HEADINGS, [row.cells() for row in outcome.rows])
-        print(f"written to {folder.path}")
+        say(f"written to {folder.path}")
+    for warning in dict.fromkeys(f"{row.file}: {row.warning}" for row in outcome.rows if row.warning):
+        say(f"warning: {warning}")
     guessed = sorted({row.concept for row in outcome.rows if row.is_taught is False})
     if guessed:
-        print(f"not taught to these weights, so the answer is a guess: {', '.join(guessed)} (see: medsam3 concepts)")
+        say(f"not taught to these weights, so the answer is a guess: {', '.join(guessed)} (see: medsam3 concepts)")
     if outcome.skipped:
-        print(f"skipped {_files(outcome.skipped)} done before (--overwrite does them again)")
+        say(f"skipped {_files(outcome.skipped)} done before (--overwrite does them again)")
     if outcome.failures:
-        print(f"failed: {_files(len(outcome.failures))}, see the errors above")
+        say(f"failed: {_files(len(outcome.failures))}, see the errors above")
 
 
 def _files(count: int) -> str:

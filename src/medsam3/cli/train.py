@@ -1,31 +1,43 @@
-"""`medsam3 train`: the arguments, and the run from data to weights with a card.
+"""`medsam3 train`: the arguments, and the run from data to weights with a card, of the small model and of SAM 3.
 
-The steps are those of `train.run`; this module only reads the arguments and shows what happens.
+The steps are those of `train.run` and `train.sam3_run`; this module only reads the arguments and shows what happens.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
-import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from medsam3.cli.train_data import add_data_arguments, read_data, show_report, steps_shown
-from medsam3.cli.train_sam3 import EXAMPLES, add_sam3_arguments, check_mini, run_sam3
+from cyclopts import Parameter
+
+from medsam3.cli.job import ABOVE_0, COUNT, FLAT, FROM_0, SEVERAL, Help
+from medsam3.cli.terminal import say_json, tell
+from medsam3.cli.train_data import DataChoice, number_folders, show_report, steps_shown
 from medsam3.errors import InputError
+from medsam3.store import sha256_of
 from medsam3.train.bars import Bars
 
 if TYPE_CHECKING:
+    import torch
+
     from medsam3.data.samples import Sample
     from medsam3.train.mini_config import FitConfig
-    from medsam3.train.run import RunResult, RunSettings
+    from medsam3.train.run import RunSettings
+    from medsam3.train.sam3_config import Sam3FitConfig
     from medsam3.train.workers import Workers
 
-_EPILOG = f"""examples:
+_SAM3_ONLY = ("weights", "alpha", "image_size", "vocabulary", "device")
+_MINI_ONLY = ("init", "views_of", "join", "average", "absent", "val_every", "patience")
+_OF_BOTH = ("steps", "views", "learning_rate", "warmup_steps", "save_every", "accumulate", "seed")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Arguments of `medsam3 train`."""
+
+    EXAMPLES: ClassVar[str] = """examples:
   medsam3 train data/ --out runs/mine
   medsam3 train --coco train.json --coco-val val.json --images images/ --out runs/mine --steps 800
   medsam3 train --folder images/ masks/ --labels "1|2=optic disc,2=optic cup" --out runs/eyes
@@ -34,125 +46,137 @@ _EPILOG = f"""examples:
   medsam3 train data/ --out runs/careful --steps 6000 --absent 5 --val-every 300 --patience 4
   medsam3 train data/ --out runs/words --init runs/mine/mini.safetensors --trains text
   accelerate launch --cpu --num_processes 2 -m medsam3 train data/ --out runs/two
-  medsam3 train data/ --leave-out cvc_clinicdb --weight busi=2 --out runs/unseen{EXAMPLES}
+  medsam3 train data/ --leave-out cvc_clinicdb --weight busi=2 --out runs/unseen
+  medsam3 train --coco train.json --coco-val val.json --images images/ --base sam3 --weights facebook/sam3 --out runs/s3
+  medsam3 train data/ --base sam3 --weights sam3.pt --trains lora --out runs/lora --dry-run
+  accelerate launch --multi_gpu -m medsam3 train data/ --base sam3 --weights sam3.pt --trains all --out runs/all
 
 DATA is a folder with an index.csv (dataset, image, mask, concept, label_value, split, group, present). A COCO file's
 categories are the phrases. The run resumes when the same command is given again. The result is OUT/mini.safetensors
 with its card OUT/mini.json; use it with: medsam3 segment FILE --text ... --weights OUT/mini.safetensors
 With --base sam3 it is OUT/model with OUT/model/card.json: medsam3 segment FILE --text ... --model OUT/model"""
+    prepare: ClassVar = staticmethod(number_folders)
+
+    data: Annotated[tuple[Path, ...], Parameter(name="DATA"), Help("folders with an index.csv")] = ()
+    _: KW_ONLY
+    sources: Annotated[DataChoice, FLAT] = field(default_factory=DataChoice)
+    out: Annotated[Path, Help("folder of the run")]
+    cache: Annotated[Path | None, Help("folder of the cached features (default: OUT/cache)")] = None
+    init: Annotated[Path | None, Help("weights of medsam3 train to start from (default: a fresh start)")] = None
+    join: Annotated[
+        tuple[Path, ...], SEVERAL, Help("train nothing: make one weight of several FILES that answers with their mean")
+    ] = ()
+    average: Annotated[bool, Help("with --join: take the mean of the weights in place of their answers")] = False
+    steps: Annotated[int | None, COUNT, Help("updates (default: 1600; sam3: 2000)")] = None
+    views: Annotated[int | None, COUNT, Help("cached views an image, the plain one included (default: 2; sam3: 1)")] = (
+        None
+    )
+    views_of: Annotated[str, Help("SET=N,SET=N: another number of views for some data sets")] = ""
+    images_per_step: Annotated[int | None, COUNT, Help("images a batch (default: 8; sam3: 1)")] = None
+    learning_rate: Annotated[
+        float | None, ABOVE_0, Help("peak learning rate (default: 0.0008; sam3: 0.00008, adapter 0.00005)")
+    ] = None
+    dataset_power: Annotated[
+        float | None, FROM_0, Help("data sets are drawn by their size to this power (default: 0.6; sam3: 0.7)")
+    ] = None
+    seed: Annotated[int | None, FROM_0, Help("seed of weights, views and batches (default: 0)")] = None
+    no_bf16: Annotated[bool, Help("compute in float32 even if bfloat16 is fast here")] = False
+    image_encoder: Annotated[
+        Literal["lite0", "lite-medsam"],
+        Help("lite0 trains along, lite-medsam is frozen (the paper's recipe); default: lite0"),
+    ] = "lite0"
+    trains: Annotated[
+        Literal["detector", "text", "lora", "all"] | None,
+        Help(
+            "the detector behind frozen encoders (the paper's recipe), its text projection alone, the detector with "
+            "an adapter (small model: on the text encoder; sam3: MedSAM-3 v1's), or everything (default: detector, "
+            "with lite0: all)"
+        ),
+    ] = None
+    prompts: Annotated[int | None, COUNT, Help("prompts an image (default: 2; sam3: 4)")] = None
+    negative: Annotated[float | None, FROM_0, Help("share of the further prompts that are absent (default: 0.5)")] = (
+        None
+    )
+    closer: Annotated[
+        float | None, FROM_0, Help("share of the views that enlarge a window around an object (default: 0.3)")
+    ] = None
+    absent: Annotated[int | None, FROM_0, Help("N more absent prompts an image (default: 0)")] = None
+    accumulate: Annotated[int | None, COUNT, Help("batches an update (default: 1)")] = None
+    warmup_steps: Annotated[int | None, FROM_0, Help("updates until the peak rate (default: 150; sam3: 100)")] = None
+    save_every: Annotated[int | None, COUNT, Help("updates between checkpoints (default: 100)")] = None
+    val_every: Annotated[int | None, FROM_0, Help("measure val every N updates and keep the best weights")] = None
+    patience: Annotated[int | None, COUNT, Help("stop after N measurements without gain (default: 3)")] = None
+    board: Annotated[bool, Help("write TensorBoard curves to OUT/board; without DATA, of a run that is there")] = False
+    dry_run: Annotated[bool, Help("report on the data, describe the run, and stop")] = False
+    base: Annotated[
+        Literal["mini", "sam3"], Help("model to train (default: mini); the options below are for sam3, but --rank")
+    ] = "mini"
+    weights: Annotated[str | None, Help("weights to start from: a folder, sam3.pt, or facebook/sam3")] = None
+    rank: Annotated[int | None, COUNT, Help("rank of the adapter (default: 16; small model: 8)")] = None
+    alpha: Annotated[float | None, ABOVE_0, Help("alpha of the adapter (default: 32)")] = None
+    image_size: Annotated[int | None, Help("side of the input in pixels: 1008, 672 or 336")] = None
+    no_cache: Annotated[bool, Help("run the frozen image encoder in every step")] = False
+    keep_activations: Annotated[bool, Help("compute nothing twice: faster, more memory")] = False
+    vocabulary: Annotated[Path | None, Help("CLIP's vocabulary, if it is not beside the weights")] = None
+    device: Annotated[str | None, Help("cpu, cuda, cuda:1 or mps (default: cuda if there is one, else cpu)")] = None
+    val_images: Annotated[int, FROM_0, Help("images of val to segment in the end, 0 for none (default: 32)")] = 32
+
+    def run(self) -> int:
+        """Train, choose thresholds, write weights and card.
+
+        Raises:
+            InputError: No data, an option out of range, or a folder that holds another run.
+        """
+        if self.board and not (self.data or self.sources.coco or self.sources.folder):
+            from medsam3.train.board import write_board  # noqa: PLC0415
+
+            tell(f"{write_board(self.out)} steps; look at them with: tensorboard --logdir {self.out}")
+            return 0
+        for name in _SAM3_ONLY if self.base == "mini" else _MINI_ONLY:
+            if getattr(self, name):
+                whose = "SAM 3: add --base sam3" if self.base == "mini" else "the small model: leave out --base sam3"
+                raise InputError(f"--{name.replace('_', '-')} belongs to {whose}, or leave it out")
+        from medsam3.data.sources import read_samples  # noqa: PLC0415
+
+        samples = read_samples(self.sources.sources(self.data))
+        return train_mini(self, samples) if self.base == "mini" else train_sam3(self, samples)
+
+    def given(self, names: Sequence[str]) -> dict[str, Any]:
+        """Give the options among `names` that were given."""
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `medsam3 train`."""
-    parser.epilog = _EPILOG
-    add_data_arguments(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--cache", type=Path, help="folder of the cached features (default: OUT/cache)")
-    parser.add_argument("--init", type=Path, help="weights of medsam3 train to start from (default: a fresh start)")
-    parser.add_argument(
-        "--join",
-        nargs="+",
-        type=Path,
-        metavar="FILE",
-        help="train nothing: make one weight of several that answers with their mean",
-    )
-    parser.add_argument(
-        "--average", action="store_true", help="with --join: take the mean of the weights in place of their answers"
-    )
-    parser.add_argument("--steps", type=int, help="updates (default: 1600; sam3: 2000)")
-    parser.add_argument("--views", type=int, help="cached views an image, the plain one included (default: 2; sam3: 1)")
-    parser.add_argument(
-        "--views-of", default="", metavar="SET=N,SET=N", help="another number of views for some data sets"
-    )
-    parser.add_argument("--images-per-step", type=int, help="images a batch (default: 8; sam3: 1)")
-    parser.add_argument(
-        "--learning-rate", type=float, help="peak learning rate (default: 0.0008; sam3: 0.00008, adapter 0.00005)"
-    )
-    parser.add_argument(
-        "--dataset-power", type=float, help="data sets are drawn by their size to this power (default: 0.6; sam3: 0.7)"
-    )
-    parser.add_argument("--seed", type=int, help="seed of weights, views and batches (default: 0)")
-    parser.add_argument("--no-bf16", action="store_true", help="compute in float32 (slower)")
-    parser.add_argument(
-        "--image-encoder",
-        choices=("lite0", "lite-medsam"),
-        default="lite0",
-        help="lite0 trains along, lite-medsam is frozen (the paper's recipe); default: lite0",
-    )
-    parser.add_argument(
-        "--trains",
-        choices=("detector", "text", "lora", "all"),
-        help="the detector behind frozen encoders (the paper's recipe), its text projection alone, the detector with "
-        "an adapter (small model: on the text encoder; sam3: MedSAM-3 v1's), or everything (default: detector, with "
-        "lite0: all)",
-    )
-    _add_sampling_arguments(parser)
-    parser.add_argument("--accumulate", type=int, metavar="N", help="batches an update (default: 1)")
-    parser.add_argument("--warmup-steps", type=int, help="updates until the peak rate (default: 150; sam3: 100)")
-    parser.add_argument("--save-every", type=int, help="updates between checkpoints (default: 100)")
-    parser.add_argument(
-        "--val-every", type=int, metavar="N", help="measure val every N updates and keep the best weights"
-    )
-    parser.add_argument("--patience", type=int, metavar="N", help="stop after N measurements without gain (default: 3)")
-    parser.add_argument(
-        "--board",
-        action="store_true",
-        help="write TensorBoard curves to OUT/board; without DATA, of a run that is there",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="report on the data, describe the run, and stop")
-    add_sam3_arguments(parser)
+def train_mini(args: Train, samples: tuple[Sample, ...]) -> int:
+    """Train the small model, or join weights of it."""
+    config = mini_config(args, samples)
+    from medsam3.models.mini.card import read_card  # noqa: PLC0415
 
-
-def _add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompts", type=int, help="prompts an image (default: 2; sam3: 4)")
-    parser.add_argument("--negative", type=float, help="share of the further prompts that are absent (default: 0.5)")
-    parser.add_argument(
-        "--closer",
-        type=float,
-        metavar="S",
-        help="share of the views that enlarge a window around an object (default: 0.3)",
-    )
-    parser.add_argument("--absent", type=int, metavar="N", help="N more absent prompts an image (default: 0)")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Train, choose thresholds, write weights and card.
-
-    Raises:
-        InputError: No data, an option out of range, or a folder that holds another run.
-    """
-    if args.board and not (args.data or args.coco or args.folder):
-        from medsam3.train.board import write_board  # noqa: PLC0415
-
-        print(f"{write_board(args.out)} steps; look at them with: tensorboard --logdir {args.out}", file=sys.stderr)
-        return 0
-    if args.base == "sam3":
-        return run_sam3(args, read_data(args))
-    check_mini(args)
-    samples = read_data(args)
-    config = _config(args, samples)
-    _check_cards(args.join or ())
-    if args.average and len(args.join or ()) < 2:
+    for path in args.join:
+        read_card(path)  # before anything is written
+    if args.average and len(args.join) < 2:
         raise InputError("--average was given without several weights to average: name them with --join")
+    from medsam3.train.run import RunSettings, describe, estimate_run  # noqa: PLC0415  torch only when it is needed
     from medsam3.train.workers import workers_for  # noqa: PLC0415
 
     workers = workers_for("cpu")
     if workers.rank == 0:
-        if not args.no_data_report:
+        if not args.sources.no_data_report:
             show_report(samples, args.out)
-        if not args.join:
-            _describe(samples, config, args.out)
-    from medsam3.train.run import RunSettings  # noqa: PLC0415  torch only when it is needed
+        for line in [] if args.join else describe(samples, config, args.out):
+            tell(line)
+    settings = RunSettings(out=args.out, cache=args.cache or args.out / "cache", config=config, initial=args.init)
+    if not args.dry_run:
+        return _run_mini(args, samples, settings, workers)
+    try:
+        lines = estimate_run(samples, settings)
+    except InputError as error:  # the encoders are not there to be measured
+        lines = [f"time and memory are not known: {error}"]
+    for line in lines:
+        tell(line)
+    return 0
 
-    cache = args.cache or args.out / "cache"
-    settings = RunSettings(out=args.out, cache=cache, config=config, initial=args.init)
-    if args.dry_run:
-        _estimate(samples, settings)
-        return 0
-    return _train(args, samples, settings, workers)
 
-
-def _train(args: argparse.Namespace, samples: tuple[Sample, ...], settings: RunSettings, workers: Workers) -> int:
+def _run_mini(args: Train, samples: tuple[Sample, ...], settings: RunSettings, workers: Workers) -> int:
     """Run, show how far it is, and say what was made; only the first of several processes does the latter two."""
     from medsam3.train.run import RunHooks, join_and_export, train_and_export  # noqa: PLC0415
 
@@ -163,79 +187,54 @@ def _train(args: argparse.Namespace, samples: tuple[Sample, ...], settings: RunS
     with Bars() as bars, steps_shown(bars, args.out, has_board=args.board) as shown:
         hooks = RunHooks(bars.phase, bars.item, shown.on_step, shown.on_measured)
         if args.join:
-            result: RunResult | None = join_and_export(args.join, samples, settings, averages=args.average, hooks=hooks)
+            result = join_and_export(args.join, samples, settings, averages=args.average, hooks=hooks)
         else:
-            result = train_and_export(samples, settings, workers, hooks=hooks)
-    assert result is not None  # the first process has a result
+            trained = train_and_export(samples, settings, workers, hooks=hooks)
+            assert trained is not None, "the first process has a result"
+            result = trained
     if "presence_kept" in result.summary:
-        print(f"! {result.summary['presence_kept']}", file=sys.stderr)
-    print(json.dumps({"weights": str(result.weights), "card": str(result.card), "val": result.summary}, indent=2))
+        tell(f"! {result.summary['presence_kept']}")
+    say_json({"weights": str(result.weights), "card": str(result.card), "val": result.summary})
     return 0
 
 
-def _check_cards(weights: Sequence[Path]) -> None:
-    """Before anything is written."""
-    from medsam3.models.mini.card import read_card  # noqa: PLC0415
-
-    for path in weights:
-        read_card(path)
-
-
-def _config(args: argparse.Namespace, samples: tuple[Sample, ...]) -> FitConfig:
-    from medsam3.models.registry import check_safetensors  # noqa: PLC0415
-    from medsam3.train.mini_config import FitConfig  # noqa: PLC0415
-
-    config = FitConfig(bf16=not args.no_bf16)
-    if args.init is not None:
-        config = replace(config, initial_sha256=hashlib.sha256(check_safetensors(args.init).read_bytes()).hexdigest())
-    positive = ("steps", "views", "learning_rate", "warmup_steps", "save_every", "patience", "accumulate")
-    config = replace(config, **_given(args, positive), **_given(args, ("seed", "val_every"), least=0))
-    config = replace(config, views_of=_views_of(args.views_of))
-    config = _with_parts(args, config)
-    shares = _given(args, ("absent", "closer", "negative", "dataset_power"), least=0)
-    sampling = replace(config.sampling, **_given(args, ("prompts",)), **shares)
-    if args.images_per_step is not None:
-        sampling = replace(sampling, images=args.images_per_step)
-    config = replace(config, sampling=sampling)
-    train_images = sum(sample.split == "train" for sample in samples)
-    if args.images_per_step is not None and args.images_per_step > train_images:
-        raise InputError(f"--images-per-step is {args.images_per_step}, there are only {train_images} train images")
-    return replace(config, sampling=replace(config.sampling, images=min(config.sampling.images, train_images)))
-
-
-def _with_parts(args: argparse.Namespace, config: FitConfig) -> FitConfig:
-    """The configuration with its encoders and what trains of them.
+def mini_config(args: Train, samples: tuple[Sample, ...]) -> FitConfig:
+    """Give the configuration of a run of the small model: its defaults, changed by the options that were given.
 
     Raises:
-        InputError: A choice that the image encoder does not have.
+        InputError: A choice that does not go with another, or with the data.
     """
-    from medsam3.train.mini_config import TEXT_RANK, Trains  # noqa: PLC0415
+    from medsam3.models.registry import check_safetensors  # noqa: PLC0415
+    from medsam3.train.mini_config import TEXT_RANK, FitConfig  # noqa: PLC0415
 
     is_frozen = args.image_encoder == "lite-medsam"
-    trains: Trains = args.trains or ("detector" if is_frozen else "all")
+    trains = args.trains or ("detector" if is_frozen else "all")
     if trains == "all" and is_frozen:
         raise InputError(
             "--trains is 'all', but lite-medsam stays frozen: take --image-encoder lite0, or another choice"
         )
-    if args.rank is not None and (trains != "lora" or args.rank < 1):
-        raise InputError(f"--rank is {args.rank}, it must be positive and belongs to --trains lora")
+    if args.rank is not None and trains != "lora":
+        raise InputError(f"--rank is {args.rank}, it belongs to --trains lora")
+    if args.warmup_steps == 0:
+        raise InputError("--warmup-steps is 0, it must be positive")
+    images = sum(sample.split == "train" for sample in samples)
+    if args.images_per_step is not None and args.images_per_step > images:
+        raise InputError(f"--images-per-step is {args.images_per_step}, there are only {images} train images")
+    config = FitConfig(
+        bf16=not args.no_bf16,
+        trains=trains,
+        views_of=_views_of(args.views_of),
+        initial_sha256=None if args.init is None else sha256_of(check_safetensors(args.init)),
+        **args.given((*_OF_BOTH, "val_every", "patience")),
+    )
+    sampling = replace(
+        config.sampling,
+        images=min(args.images_per_step or config.sampling.images, images),
+        **args.given(("prompts", "absent", "closer", "negative", "dataset_power")),
+    )
     rank = (args.rank or TEXT_RANK) if trains == "lora" else 0
     detector = replace(config.detector, image_encoder=args.image_encoder, text_rank=rank)
-    return replace(config, trains=trains, detector=detector)
-
-
-def _given(args: argparse.Namespace, names: Sequence[str], *, least: float = 1e-9) -> dict[str, Any]:
-    """The options among `names` that were given.
-
-    Raises:
-        InputError: One is below `least`.
-    """
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    for name, value in given.items():
-        if value < least:
-            allowed = "positive" if least else "0 or above"
-            raise InputError(f"--{name.replace('_', '-')} is {value}, it must be {allowed}")
-    return given
+    return replace(config, detector=detector, sampling=sampling)
 
 
 def _views_of(text: str) -> tuple[tuple[str, int], ...]:
@@ -248,21 +247,80 @@ def _views_of(text: str) -> tuple[tuple[str, int], ...]:
     return tuple(pairs)
 
 
-def _describe(samples: tuple[Sample, ...], config: FitConfig, out: Path) -> None:
-    """Sizes by data set and split, concepts, what trains, and what the cache will take."""
-    from medsam3.train.run import describe  # noqa: PLC0415
+def train_sam3(args: Train, samples: tuple[Sample, ...]) -> int:
+    """Fine-tune SAM 3 on the samples.
 
-    for line in describe(samples, config, out):
-        print(line, file=sys.stderr)
+    Raises:
+        InputError: Weights that are missing or do not fit, an option out of range, a folder that holds another run.
+    """
+    config = sam3_config(args)
+    from medsam3.train import sam3_run  # noqa: PLC0415  torch, and the code of the large model
+    from medsam3.train.workers import workers_for  # noqa: PLC0415
+
+    assert args.weights is not None, "sam3_config has checked it"
+    workers = workers_for(_device(args.device))
+    settings = sam3_run.Sam3Settings(
+        weights=args.weights,
+        out=args.out,
+        cache=args.cache or args.out / "cache",
+        config=config,
+        vocabulary=args.vocabulary,
+        val_images=args.val_images,
+    )
+    start = sam3_run.read_start(settings)
+    if workers.rank == 0:
+        if not args.sources.no_data_report:
+            show_report(samples, args.out)
+        for line in sam3_run.describe_sam3(samples, settings, start, workers.device):
+            tell(line)
+    if args.dry_run:
+        return 0
+    if workers.rank > 0:
+        sam3_run.train_sam3(samples, settings, start, workers)
+        return 0
+    with Bars() as bars, steps_shown(bars, args.out, has_board=args.board) as shown:
+        report = sam3_run.Reporter(bars.phase, bars.item, shown.on_step)
+        result = sam3_run.train_sam3(samples, settings, start, workers, report=report)
+    assert result is not None, "the first process has a result"
+    told = {"model": str(result.model), "card": str(result.card), "val": result.val}
+    say_json(told if result.adapter is None else told | {"adapter": str(result.adapter)})
+    return 0
 
 
-def _estimate(samples: tuple[Sample, ...], settings: RunSettings) -> None:
-    """Time and memory of the run, where the encoders are there to measure them."""
-    from medsam3.train.run import estimate_run  # noqa: PLC0415
+def sam3_config(args: Train) -> Sam3FitConfig:
+    """Give the configuration of a run of SAM 3: the recipe for what trains, changed by the options that were given.
 
-    try:
-        lines = estimate_run(samples, settings)
-    except InputError as error:
-        lines = [f"time and memory are not known: {error}"]
-    for line in lines:
-        print(line, file=sys.stderr)
+    Raises:
+        InputError: No weights, or a choice that does not go with another.
+    """
+    from medsam3.train.sam3_config import LoraConfig, recipe  # noqa: PLC0415  torch, by the loss
+
+    if args.weights is None:
+        raise InputError("--base sam3 was given without --weights: name a folder, sam3.pt, or facebook/sam3")
+    if args.trains == "text":
+        raise InputError("--trains is 'text', which is a choice of the small model: take detector, lora or all")
+    config = recipe(args.trains or "detector")
+    if config.trains != "lora" and (args.rank is not None or args.alpha is not None):
+        raise InputError("--rank and --alpha belong to the adapter: add --trains lora, or leave them out")
+    given = args.given((*_OF_BOTH, "image_size"))
+    given.setdefault("warmup_steps", min(config.warmup_steps, given.get("steps", config.steps) // 10))
+    images = {} if args.images_per_step is None else {"images": args.images_per_step}
+    return replace(
+        config,
+        bf16=not args.no_bf16,
+        is_cached=config.is_cached and not args.no_cache,
+        is_checkpointed=not args.keep_activations,
+        lora=LoraConfig(args.rank or config.lora.rank, args.alpha or config.lora.alpha),
+        sampling=replace(config.sampling, **images, **args.given(("prompts", "dataset_power"))),
+        **given,
+    )
+
+
+def _device(name: str | None) -> torch.device:
+    import torch  # noqa: PLC0415
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    from medsam3.models.sam3.segmenter import checked_device  # noqa: PLC0415
+
+    return checked_device(name)

@@ -1,15 +1,15 @@
-"""The arguments of `medsam3 train` that say what to train on, and the `Sources` that they make."""
+"""What `medsam3 train` learns from: the arguments that name data, the report on it, and the curves of a run."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
+from medsam3.cli.job import FROM_0, Help
+from medsam3.cli.terminal import tell
 from medsam3.errors import InputError
 from medsam3.train.bars import Bars
 
@@ -19,81 +19,115 @@ if TYPE_CHECKING:
     from medsam3.data.sources import CocoSource, Sources
     from medsam3.train.fit import Progress
 
-
-@dataclass
-class _Folder:
-    """A `--folder` with what was said after it, while the arguments are read."""
-
-    images: Path
-    masks: Path
-    concept: str = ""
-    labels: str = ""
-    group_pattern: str = ""
+_OF_FOLDER = ("--concept", "--labels", "--group-pattern")
 
 
-class _AddFolder(argparse.Action):
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        images, masks = values
-        namespace.folder = [*(namespace.folder or []), _Folder(images, masks)]
+@dataclass(frozen=True)
+class DataChoice:
+    """The data of a run. What is said of a `--folder` begins with its number and a colon; see `number_folders`."""
+
+    coco: Annotated[Path | None, Help("COCO JSON to train on")] = None
+    coco_val: Annotated[Path | None, Help("COCO JSON to choose thresholds on")] = None
+    images: Annotated[Path | None, Help("folder that the COCO file names are relative to")] = None
+    folder: Annotated[
+        tuple[tuple[Path, Path], ...],
+        Help(
+            "IMAGES MASKS: folders of pictures and their masks, of the same names; may be given several times, "
+            "each with the next three options after it"
+        ),
+    ] = ()
+    concept: Annotated[tuple[str, ...], Help("what the masks of the last --folder show")] = ()
+    labels: Annotated[tuple[str, ...], Help("1=PHRASE,2=PHRASE: what the values of its label maps mean")] = ()
+    group_pattern: Annotated[tuple[str, ...], Help("REGEX: finds in a name what stays in one split")] = ()
+    datasets: Annotated[str, Help("only these data sets, joined by commas")] = ""
+    leave_out: Annotated[str, Help("keep these data sets out of every split, joined by commas")] = ""
+    fold: Annotated[
+        str | None, Help("K/N: split each data set anew by group and keep fold K of N for medsam3 eval --fold")
+    ] = None
+    only_open: Annotated[bool, Help("only data sets with an open licence")] = False
+    weight: Annotated[tuple[str, ...], Help("SET=W: draw a data set W times as often as by its size")] = ()
+    no_data_report: Annotated[bool, Help("do not look through the data first")] = False
+    slices_every: Annotated[int, FROM_0, Help("every Nth slice of volumes (default: 2; 0: no volumes)")] = 2
+
+    def sources(self, indexes: Sequence[Path]) -> Sources:
+        """Give the data as one value, with folders that hold an index.csv.
+
+        Raises:
+            InputError: An argument that lacks another, or one of a wrong form.
+        """
+        from medsam3.data.index import Fold  # noqa: PLC0415  numpy, not for --help
+        from medsam3.data.sources import Sources  # noqa: PLC0415
+        from medsam3.data.volumes import SlicePlan  # noqa: PLC0415
+
+        return Sources(
+            indexes=tuple(indexes),
+            coco=self._coco(),
+            folders=tuple(self._folders()),
+            slices=SlicePlan(every=self.slices_every) if self.slices_every else None,
+            only=_names(self.datasets),
+            left_out=_names(self.leave_out),
+            is_only_open=self.only_open,
+            weights=tuple(_weight(text) for text in self.weight),
+            fold=None if self.fold is None else Fold.from_text(self.fold),
+        )
+
+    def _coco(self) -> tuple[CocoSource, ...]:
+        from medsam3.data.sources import CocoSource  # noqa: PLC0415
+
+        if self.images is None:
+            if self.coco or self.coco_val:
+                raise InputError(
+                    "--coco was given without --images: name the folder that its file names are relative to"
+                )
+            return ()
+        found = [CocoSource(self.coco, self.images)] if self.coco else []
+        return (*found, CocoSource(self.coco_val, self.images, "val")) if self.coco_val else tuple(found)
+
+    def _folders(self) -> Iterator[FolderSource]:
+        from medsam3.data.folders import FolderSource, parse_labels  # noqa: PLC0415
+
+        said = [dict(text.split(":", 1) for text in texts) for texts in (self.concept, self.labels, self.group_pattern)]
+        for number, (images, masks) in enumerate(self.folder, start=1):
+            concept, labels, group_pattern = (texts.get(str(number), "") for texts in said)
+            yield FolderSource(images, masks, concept, parse_labels(labels) if labels else (), group_pattern)
 
 
-class _OfLastFolder(argparse.Action):
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        if not namespace.folder:
-            raise InputError(f"{option_string} belongs to a --folder: give it after --folder IMAGES MASKS")
-        setattr(namespace.folder[-1], self.dest, values)
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say what to train on."""
-    parser.add_argument("data", nargs="*", type=Path, metavar="DATA", help="folders with an index.csv")
-    parser.add_argument("--coco", type=Path, help="COCO JSON to train on")
-    parser.add_argument("--coco-val", type=Path, help="COCO JSON to choose thresholds on")
-    parser.add_argument("--images", type=Path, help="folder that the COCO file names are relative to")
-    folder = parser.add_argument_group("plain folders")
-    folder.add_argument(
-        "--folder",
-        nargs=2,
-        type=Path,
-        action=_AddFolder,
-        metavar=("IMAGES", "MASKS"),
-        help="pictures and their masks, of the same names; may be given several times, each with the options below",
-    )
-    for name, metavar, text in (
-        ("--concept", "PHRASE", "what the masks of the last --folder show"),
-        ("--labels", "1=PHRASE,2=PHRASE", "what the values of its label maps mean"),
-        ("--group-pattern", "REGEX", "finds in a name what stays in one split"),
-    ):
-        folder.add_argument(name, metavar=metavar, help=text, action=_OfLastFolder, default=argparse.SUPPRESS)
-    chosen = parser.add_argument_group("which of the data")
-    chosen.add_argument("--datasets", help="only these data sets, joined by commas")
-    chosen.add_argument("--leave-out", metavar="SET,SET", default="", help="keep these data sets out of every split")
-    chosen.add_argument(
-        "--fold", metavar="K/N", help="split each data set anew by group and keep fold K of N for medsam3 eval --fold"
-    )
-    chosen.add_argument("--only-open", action="store_true", help="only data sets with an open licence")
-    chosen.add_argument(
-        "--weight", metavar="SET=W", action="append", default=[], help="draw a data set W times as often as by its size"
-    )
-    chosen.add_argument("--no-data-report", action="store_true", help="do not look through the data first")
-    chosen.add_argument(
-        "--slices-every",
-        type=int,
-        default=2,
-        metavar="N",
-        help="every Nth slice of volumes (default: 2; 0: no volumes)",
-    )
-
-
-def read_data(args: argparse.Namespace) -> tuple[Sample, ...]:
-    """The samples that the arguments name.
+def number_folders(tokens: Sequence[str]) -> list[str]:
+    """Write before each value of `--concept`, `--labels` and `--group-pattern` which `--folder` it follows, as `2:`.
 
     Raises:
-        InputError: See `sources_from` and `read_samples`.
+        InputError: One of these stands before every `--folder`.
     """
-    from medsam3.data.sources import read_samples  # noqa: PLC0415  numpy, not for --help
+    numbered: list[str] = []
+    count, is_value = 0, False
+    for token in tokens:
+        option, equals, value = token.partition("=")
+        count += option == "--folder"
+        if option in _OF_FOLDER and not count:
+            raise InputError(f"{option} belongs to a --folder: give it after --folder IMAGES MASKS")
+        if option in _OF_FOLDER and equals:
+            numbered.append(f"{option}={count}:{value}")
+        elif is_value and not token.startswith("--"):
+            numbered.append(f"{count}:{token}")
+        else:
+            numbered.append(token)
+        is_value = option in _OF_FOLDER and not equals
+    return numbered
 
-    return read_samples(sources_from(args))
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, _, number = text.rpartition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = 0.0
+    if not name or not 0 < weight < float("inf"):
+        raise InputError(f"--weight is {text!r}, allowed is SET=W with W above 0")
+    return name, weight
 
 
 @dataclass(frozen=True)
@@ -106,7 +140,7 @@ class Shown:
 
 @contextmanager
 def steps_shown(bars: Bars, out: Path, *, has_board: bool) -> Iterator[Shown]:
-    """What to call after each step and measurement: the bar, and TensorBoard's curves where they are wanted.
+    """Give what to call after each step and measurement: the bar, and TensorBoard's curves if they are wanted.
 
     Curves of a run that is resumed are made anew first, without the steps that were lost.
 
@@ -150,63 +184,4 @@ def show_report(samples: tuple[Sample, ...], out: Path) -> None:
         write_page(report, samples, out)
         lines = report_lines(report)
     for line in [*lines, f"report on the data: {out / 'data.html'}"]:
-        print(line, file=sys.stderr)
-
-
-def sources_from(args: argparse.Namespace) -> Sources:
-    """The arguments as one value.
-
-    Raises:
-        InputError: An argument that lacks another, or one of a wrong form.
-    """
-    from medsam3.data.index import Fold  # noqa: PLC0415
-    from medsam3.data.sources import Sources  # noqa: PLC0415
-    from medsam3.data.volumes import SlicePlan  # noqa: PLC0415
-
-    if args.slices_every < 0:
-        raise InputError(f"--slices-every is {args.slices_every}, allowed is 0 and above")
-    return Sources(
-        indexes=tuple(args.data),
-        coco=_coco(args),
-        folders=tuple(_folder(one) for one in args.folder or ()),
-        slices=SlicePlan(every=args.slices_every) if args.slices_every else None,
-        only=_names(args.datasets or ""),
-        left_out=_names(args.leave_out),
-        is_only_open=args.only_open,
-        weights=_weights(args.weight),
-        fold=None if args.fold is None else Fold.from_text(args.fold),
-    )
-
-
-def _coco(args: argparse.Namespace) -> tuple[CocoSource, ...]:
-    from medsam3.data.sources import CocoSource  # noqa: PLC0415
-
-    if (args.coco or args.coco_val) and not args.images:
-        raise InputError("--coco was given without --images: name the folder that its file names are relative to")
-    found = [CocoSource(args.coco, args.images)] if args.coco else []
-    return (*found, CocoSource(args.coco_val, args.images, "val")) if args.coco_val else tuple(found)
-
-
-def _folder(one: _Folder) -> FolderSource:
-    from medsam3.data.folders import FolderSource, parse_labels  # noqa: PLC0415
-
-    labels = parse_labels(one.labels) if one.labels else ()
-    return FolderSource(one.images, one.masks, one.concept, labels, one.group_pattern)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _weights(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
-    found = []
-    for text in texts:
-        name, _, number = text.rpartition("=")
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = 0.0
-        if not name or not 0 < weight < float("inf"):
-            raise InputError(f"--weight is {text!r}, allowed is SET=W with W above 0")
-        found.append((name, weight))
-    return tuple(found)
+        tell(line)

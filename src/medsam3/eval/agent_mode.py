@@ -5,26 +5,23 @@ Both answers come from the same features, so that a difference is the agent's. C
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medsam3.agent.bench import Bench
-from medsam3.agent.loop import AgentResult, Options, run_on
-from medsam3.agent.policies.offline import OfflinePolicy
-from medsam3.agent.policies.oracle import OraclePolicy
+from medsam3.agent.frames import QueriedImage
+from medsam3.agent.loop import RunOptions, run_on
+from medsam3.agent.offline import OfflinePolicy
 from medsam3.agent.values import Budget, Policy
 from medsam3.data.index import IndexRow, read_index
 from medsam3.errors import InputError
 from medsam3.eval.answers import Progress
 from medsam3.eval.cases import EvalConfig, Truth, load_truth, select
+from medsam3.eval.oracle import OraclePolicy
 from medsam3.eval.provenance import provenance
 from medsam3.eval.results import without_nan
 from medsam3.eval.tables import Table
@@ -33,7 +30,7 @@ from medsam3.io import read
 from medsam3.measure.intervals import Estimate, paired_interval
 from medsam3.measure.outline import dice
 from medsam3.models.registry import load
-from medsam3.store import replacing
+from medsam3.store import Journal, write_json
 
 ALL = "all"
 
@@ -71,7 +68,7 @@ class AgentCase:
     usd: float | None
 
 
-def evaluate_agent(args: argparse.Namespace, config: EvalConfig, progress: Progress) -> tuple[list[Table], int]:
+def evaluate_agent(args: Any, config: EvalConfig, progress: Progress) -> tuple[list[Table], int]:
     """Measure what is not yet in the journal, and write `agent.json`.
 
     Returns:
@@ -93,30 +90,30 @@ def evaluate_agent(args: argparse.Namespace, config: EvalConfig, progress: Progr
         "split": config.split,
     }
     segmenter = load(args.model, weights=args.weights, flips=args.flips)
-    journal = args.out / "agent-cases.jsonl"
-    cases = _kept(journal, header, resume=args.resume)
+    path = args.out / "agent-cases.jsonl"
+    if path.exists() and not args.resume:
+        raise InputError(f"{path} holds an earlier run: go on with it by --resume, or give another --out")
     failures: list[str] = []
-    done = {(case.image, case.concept) for case in cases}
     images = [(image, list(own)) for image, own in groupby(chosen.rows, key=lambda row: row.image)]
-    for count, (path, rows) in enumerate(images):
-        progress(count, len(images), rows[0].dataset)
-        name = path.relative_to(args.data).as_posix()
-        open_rows = [row for row in rows if (name, row.concept) not in done]
-        if not open_rows:
-            continue
-        try:
-            bench = Bench(read(path), segmenter)
-            for row in open_rows:
-                case = _case(bench, row, name, policy_for, budget)
-                cases.append(case)
-                _append(journal, asdict(case))
-        except InputError as error:
-            failures.append(f"{name}: {error}")
+    with Journal(path, header, other="refuse") as journal:
+        done = {(case["image"], case["concept"]) for case in journal.records}
+        for count, (image, rows) in enumerate(images):
+            progress(count, len(images), rows[0].dataset)
+            name = image.relative_to(args.data).as_posix()
+            open_rows = [row for row in rows if (name, row.concept) not in done]
+            if not open_rows:
+                continue
+            try:
+                queried = QueriedImage(read(image), segmenter)
+                for row in open_rows:
+                    journal.append(asdict(_case(queried, row, name, policy_for, budget)))
+            except InputError as error:
+                failures.append(f"{name}: {error}")
+        cases = [AgentCase(**case) for case in journal.records]
     rows_of_table = difference_rows(cases, seed=config.seed)
     entry: dict[str, Any] = {"about": asdict(about), "run": header, "failures": failures}
     entry |= {"rows": [asdict(row) for row in rows_of_table], "cases": [asdict(case) for case in cases]}
-    with replacing(args.out / "agent.json", ".json") as temporary:
-        temporary.write_text(json.dumps(without_nan(entry), indent=1) + "\n", encoding="utf-8")
+    write_json(args.out / "agent.json", without_nan(entry))
     for failure in failures:
         print(f"medsam3: error: {failure}", file=sys.stderr)
     return [_table(rows_of_table, f"{args.agent} agent, {args.rounds} rounds")], 2 if failures else 0
@@ -130,7 +127,7 @@ def _policies(name: str, send_images_to: str | None) -> PolicyFor:
         return lambda truth: OfflinePolicy(is_shown_pictures=False)
     if name == "oracle":
         return lambda truth: OraclePolicy(_judge(truth.mask), is_absent=not truth.mask.any())
-    from medsam3.agent.policies.llm import llm_policy  # noqa: PLC0415
+    from medsam3.agent.llm import llm_policy  # noqa: PLC0415
 
     llm_policy(name, send_images_to=send_images_to)  # what is wrong with it is said before anything is measured
     return lambda truth: llm_policy(name, send_images_to=send_images_to)
@@ -140,13 +137,15 @@ def _judge(mask: BoolArray) -> Callable[[BoolArray], float]:
     return lambda found: dice(mask, found)
 
 
-def _case(bench: Bench, row: IndexRow, name: str, policy_for: PolicyFor, budget: Budget) -> AgentCase:
+def _case(queried: QueriedImage, row: IndexRow, name: str, policy_for: PolicyFor, budget: Budget) -> AgentCase:
     truth = load_truth(row)
-    if truth.mask.shape != bench.image.shape[1:]:
-        raise InputError(f"{row.mask.name} is {truth.mask.shape}, the image is {bench.image.shape[1:]} (rows, columns)")
-    before = bench.encodings
-    result = run_on(bench, row.concept, policy_for(truth), Options(budget))
-    plain = bench.ask(0, row.concept)
+    if truth.mask.shape != queried.image.shape[1:]:
+        raise InputError(
+            f"{row.mask.name} is {truth.mask.shape}, the image is {queried.image.shape[1:]} (rows, columns)"
+        )
+    before = queried.encodings
+    result = run_on(queried, row.concept, policy_for(truth), RunOptions(budget))
+    plain = queried.ask(0, row.concept)
     plain_mask = plain.masks.union()[0] if plain.is_present else np.zeros_like(truth.mask)
     return AgentCase(
         dataset=row.dataset,
@@ -159,15 +158,12 @@ def _case(bench: Bench, row: IndexRow, name: str, policy_for: PolicyFor, budget:
         plain_says=plain.is_present,
         agent_says=len(result.masks) > 0,
         rounds=result.rounds,
-        encodings=bench.encodings - before,
-        **_cost(result),
+        encodings=queried.encodings - before,
+        outcome=result.verdict.outcome,
+        seconds=result.seconds,
+        tokens=result.usage.input_tokens + result.usage.output_tokens,
+        usd=result.usage.usd,
     )
-
-
-def _cost(result: AgentResult) -> dict[str, Any]:
-    usage = result.usage
-    tokens = usage.input_tokens + usage.output_tokens
-    return {"outcome": result.verdict.outcome, "seconds": result.seconds, "tokens": tokens, "usd": usage.usd}
 
 
 @dataclass(frozen=True)
@@ -242,7 +238,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _table(rows: Sequence[AgentRow], title: str) -> Table:
-    headings = (
+    headings = [
         "data set",
         "concept",
         "n",
@@ -254,10 +250,10 @@ def _table(rows: Sequence[AgentRow], title: str) -> Table:
         "rounds",
         "s",
         "USD",
-    )
+    ]
     return Table(
         title=title,
-        headings=headings,
+        headings=tuple(headings),
         rows=tuple(_cells(row) for row in rows),
         note="Dice of positives, agent minus plain phrase with 95 % interval by bootstrap over groups; false alarms "
         "plain -> agent among absent; rounds and seconds a case, USD in all",
@@ -283,25 +279,3 @@ def _cells(row: AgentRow) -> tuple[str, ...]:
 
 def _dice_text(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.3f}"
-
-
-def _kept(path: Path, header: dict[str, Any], *, resume: bool) -> list[AgentCase]:
-    """Cases of an earlier part of the same run; begins the journal where there is none."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _append(path, {"header": header})
-        return []
-    if not resume:
-        raise InputError(f"{path} holds an earlier run: go on with it by --resume, or give another --out")
-    content = path.read_text(encoding="utf-8")
-    whole = content[: content.rfind("\n") + 1]
-    lines = [json.loads(line) for line in whole.splitlines()]
-    if not lines or lines[0].get("header") != header:
-        raise InputError(f"{path} belongs to a run with other settings, weights or data: give another --out")
-    path.write_text(whole, encoding="utf-8")  # without a line that was cut off
-    return [AgentCase(**line) for line in lines[1:]]
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")

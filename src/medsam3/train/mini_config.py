@@ -18,6 +18,7 @@ class FitConfig:
     """All that a run depends on besides the data; saved as JSON beside the weights.
 
     `views_of` names data sets that have another number of cached views than `views`.
+    `bf16` computes in bfloat16 if the processor does so fast.
     `trunk_rate` is the learning rate of an image encoder that trains along, as a share of `learning_rate`.
     `initial_sha256` names the weights that the run starts from; None is a fresh start from the seed.
     `trains`: `detector` behind frozen encoders, `text` (its text projection alone), `lora` (the detector, and an

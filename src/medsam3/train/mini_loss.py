@@ -10,6 +10,7 @@ from torch import Tensor
 from medsam3.models.detector import ExemplarBoxes, PromptTokens, decode_masks, detect, select_items
 from medsam3.models.mini.detector import MiniDetector
 from medsam3.models.mini.text_encoder import TextEncoder
+from medsam3.models.precision import has_fast_bfloat16
 from medsam3.train.batches import Batch, Question
 from medsam3.train.losses import mask_losses, query_losses, weigh
 from medsam3.train.mini_config import FitConfig
@@ -39,7 +40,8 @@ def batch_loss(
     """
     questions, device = batch.questions, batch.pixels.device
     images = torch.tensor([question.image for question in questions]).to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+    is_bf16 = config.bf16 and has_fast_bfloat16(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
         levels = model.levels(batch.pixels, batch.neck)
         tokens = text_tokens(model, text, [question.phrase for question in questions])
         detection = detect(model, levels.coarsest.select(images), tokens, exemplar_boxes(questions, device))
@@ -48,7 +50,7 @@ def batch_loss(
     numbers = [i for i, target in enumerate(targets) if target.is_present]
     if numbers:
         present = torch.tensor(numbers).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
             masks = decode_masks(model, levels.select(images[present]), select_items(detection, present))
         terms |= mask_losses(masks, [targets[i] for i in numbers], matches)
     return weigh(terms, config.loss), terms

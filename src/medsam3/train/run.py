@@ -34,6 +34,7 @@ from medsam3.models.mini.segmenter import (
 )
 from medsam3.models.mini.text_encoder import TextEncoder, blank_text_model
 from medsam3.models.mini.tinyvit import TinyViT
+from medsam3.models.precision import has_fast_bfloat16
 from medsam3.train.batches import Batch, BatchMaker
 from medsam3.train.cache import CachedView, Encode, load_or_make_view, view_folder
 from medsam3.train.calibrate import Calibration, calibrate, collect, text_dice
@@ -46,7 +47,8 @@ from medsam3.train.workers import OneProcess, Workers
 
 WRITTEN_ANEW = frozenset({"model", "sha256", "made", "thresholds", "val", "versions"})
 """What `write_weights` writes into every card."""
-ENCODER_KEY = f"{LITE_MEDSAM.sha256[:16]}-bf16"
+ENCODER_DTYPE = torch.bfloat16 if has_fast_bfloat16() else torch.float32
+ENCODER_KEY = f"{LITE_MEDSAM.sha256[:16]}-{'bf16' if torch.bfloat16 == ENCODER_DTYPE else 'fp32'}"
 BYTES_A_VIEW = 2 * 256 * 64 * 64 + 3 * 256 * 256
 
 
@@ -116,7 +118,7 @@ def estimate_run(samples: Sequence[Sample], settings: RunSettings) -> list[str]:
         for number, own in cached_parts(samples, config)
     ]
     texts = TextEncoder.from_files(encoders.text_model, encoders.tokenizer)
-    images = ImageEncoder(read_lite_medsam(encoders.lite_medsam), dtype=torch.bfloat16)
+    images = ImageEncoder(read_lite_medsam(encoders.lite_medsam), dtype=ENCODER_DTYPE)
     state = new_state(config)
 
     def step(batch: Batch) -> dict[str, float]:
@@ -158,7 +160,7 @@ def train_and_export(
     settings.out.mkdir(parents=True, exist_ok=True)
     lite_medsam = read_lite_medsam(encoders.lite_medsam)
     texts = TextEncoder.from_files(encoders.text_model, encoders.tokenizer)
-    encode = _half_precision_encoder(ImageEncoder(lite_medsam, dtype=torch.bfloat16))
+    encode = _half_precision_encoder(ImageEncoder(lite_medsam, dtype=ENCODER_DTYPE))
     parts = cached_parts(samples, config)
     kept = _cached_views(parts, settings, encode, workers, hooks)
     val, val_view = parts[-1][1], kept[-1]
@@ -238,7 +240,7 @@ def join_and_export(
     joined = MiniSegmenter(first.images, first.texts, first.boxes, detectors, card)
     val = [sample for sample in samples if sample.split == "val"]
     settings.out.mkdir(parents=True, exist_ok=True)
-    encode = _half_precision_encoder(ImageEncoder(read_lite_medsam(encoders.lite_medsam), dtype=torch.bfloat16))
+    encode = _half_precision_encoder(ImageEncoder(read_lite_medsam(encoders.lite_medsam), dtype=ENCODER_DTYPE))
     [view] = _cached_views([(0, val)], settings, encode, OneProcess(torch.device("cpu")), hooks)
     hooks.on_phase("thresholds, val", len(val))
     calibration = calibrate(collect(joined, val, view, on_image=hooks.on_item), first.card.thresholds)

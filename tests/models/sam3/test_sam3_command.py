@@ -12,13 +12,13 @@ import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sam3_small import random_tensors, small_architecture
 
 import medsam3
 from medsam3.cli.main import main
 from medsam3.errors import InputError
 from medsam3.models import registry
 from medsam3.models.sam3 import checkpoints
+from sam3_small import random_tensors, small_architecture
 
 QKV = "backbone.vision_backbone.trunk.blocks.0.attn.qkv"
 Q_WEIGHT = "detector_model.vision_encoder.backbone.layers.0.attention.q_proj.weight"
@@ -119,9 +119,9 @@ def test_the_vocabulary_is_copied_from_where_it_lies(work: Path, capsys: pytest.
         (["sam3.pt", "--out", "scan.png/out"], "output folder scan.png/out cannot be written"),
         (["sam3.pt", "--out", "."], ". holds weights already (sam3.pt): name another folder"),
         (["sam3.pt", "--out", "out", *LORA], "alpha of adapter/best_lora_weights.pt is unknown"),
-        (["sam3.pt", "--out", "out", *LORA, "--alpha", "-1"], "--alpha is -1.0, allowed is a finite number above 0"),
+        (["sam3.pt", "--out", "out", *LORA, "--alpha", "-1"], "--alpha. Must be > 0"),
         (["sam3.pt", "--out", "out", *LORA, "--alpha", "1", "--rank", "4"], "rank is said to be 4, the weights have 1"),
-        (["sam3.pt", "--out", "out", *LORA, "--rank", "0"], "--rank is 0, allowed is 1 and above"),
+        (["sam3.pt", "--out", "out", *LORA, "--rank", "0"], "--rank. Must be >= 1"),
         (["sam3.pt", "--out", "out", "--lora", "gone.pt"], "adapter gone.pt is not a file"),
         (["sam3.pt", "--out", "out", "--lora", "sam3.pt"], "holds no adapter of MedSAM-3's"),
         (["sam3.pt", "--out", "out", "--lora-config", "a.yaml"], "--lora-config belongs to an adapter"),

@@ -21,6 +21,7 @@ from medsam3.errors import InputError, require
 from medsam3.eval.baselines.squares import SquareBatch, Squares, square_batch, training_batch
 from medsam3.eval.baselines.unet import MASK_THRESHOLD, unet
 from medsam3.io.files import first_line
+from medsam3.models.precision import has_fast_bfloat16
 from medsam3.store import replacing
 
 OnStep = Callable[[int, int, float], None]
@@ -170,7 +171,7 @@ def _update(state: FitState, batch: SquareBatch, steps: int, config: UnetConfig)
         group["lr"] = config.rate * (0.5 + 0.5 * math.cos(math.pi * progress))
     state.network.train()
     state.optimizer.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
         logits = state.network(_channels_last(batch.images))
     loss_of(logits.float(), batch).backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()

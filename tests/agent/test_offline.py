@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medsam3.agent.instructions import Wish, read_instruction
+from medsam3.agent.offline import Wish, read_instruction
 from medsam3.agent.values import Mark
 from medsam3.errors import InputError
 from medsam3.image import ObjectMask

@@ -1,6 +1,6 @@
 """The policy that asks a vision LLM through `agent.chat`. Its system prompt is a data file.
 
-The conversation lives in the chat; a run that is taken up again tells a new one what was done so far.
+The conversation lives in the chat; a run that is resumed tells a new one what was done so far.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from medsam3.agent.chat import Chat, Picture, ToolResult, ToolSpec, parse_address
-from medsam3.agent.connect import open_chat
-from medsam3.agent.toolbox import TOOLS
-from medsam3.agent.values import Decision, Situation, Step
+from medsam3.agent.chat import Chat, ShownPicture, ToolResult, ToolSpec, open_chat, parse_address
+from medsam3.agent.frames import FULL
+from medsam3.agent.tools import TOOLS
+from medsam3.agent.values import Decision, Situation, ToolStep
 from medsam3.errors import InputError
 
 SYSTEM_PROMPT = "medical.md"
@@ -24,7 +24,7 @@ class LlmPolicy:
     """Turns situations into messages, and replies into decisions."""
 
     def __init__(self, chat: Chat, *, send_images: bool) -> None:
-        """A policy that speaks through `chat`.
+        """Speak through `chat`.
 
         Args:
             chat: A fresh conversation.
@@ -59,13 +59,13 @@ class LlmPolicy:
         self._told = len(situation.decisions) + 1
         return Decision(reply.text, reply.calls, reply.usage)
 
-    def _result(self, step: Step) -> ToolResult:
+    def _result(self, step: ToolStep) -> ToolResult:
         pictures = step.seen.pictures if self.is_shown_pictures else ()
         return ToolResult(step.call.id, step.call.name, step.seen.text, pictures)
 
 
 def llm_policy(model: str, *, send_images_to: str | None) -> LlmPolicy:
-    """The policy for a model's address.
+    """Make the policy for a model's address.
 
     Args:
         model: As `chat.parse_address` takes it.
@@ -85,16 +85,20 @@ def llm_policy(model: str, *, send_images_to: str | None) -> LlmPolicy:
 
 
 def system_prompt(path: Path | None = None) -> str:
-    """The system prompt that comes with the package, or a user's own."""
+    """Read the system prompt that comes with the package, or a user's own."""
     place = resources.files("medsam3.agent").joinpath("prompts", SYSTEM_PROMPT) if path is None else path
     return place.read_text(encoding="utf-8")
 
 
-def _retold(situation: Situation) -> tuple[str, tuple[Picture, ...]]:
-    """The request, and of a run that was broken off what was done before."""
+def _retold(situation: Situation) -> tuple[str, tuple[ShownPicture, ...]]:
+    """The request, and for a run that was broken off what was done before."""
     count, height, width = situation.shape
-    size = f"The image has {width} x {height} pixels (x to the right, y down)"
-    size += f" and {count} slices, 0 is shown." if count > 1 else "."
+    size = f"The image has {width} x {height} pixels" + (f" and {count} slices, numbered from 0." if count > 1 else ".")
+    for picture in situation.opening:
+        size += f" Picture {picture.number} shows " + (f"slice {picture.frame} of it" if count > 1 else "all of it")
+        size += f" at {picture.size[0]} x {picture.size[1]} pixels."
+    size += f" In calls and results, x runs from 0 at the left to {FULL} at the right edge of the picture, y from 0 at"
+    size += f" the top to {FULL} at the bottom, whatever its size in pixels."
     text = f"Request: {json.dumps(situation.instruction, ensure_ascii=False)}\n{size}"
     pictures = situation.opening
     if situation.steps:
