@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from sam3_small import small_network
 
 from medsam3.models.detector import (
     Detection,
@@ -16,6 +15,7 @@ from medsam3.models.detector import (
     detect,
     select_items,
 )
+from sam3_small import small_network
 
 NETWORK = small_network()
 PARTS = NETWORK.detector_model

@@ -19,14 +19,14 @@ COLUMNS = {"kidney": [(0, 3), (5, 8)], "kidney tumor": [(2, 3)], "liver": [(3, 6
 
 
 class OrganSegmenter(ThresholdSegmenter):
-    """Finds each taught concept in its own columns, two kidneys among them."""
+    """Finds each taught concept, also by its plural, in its own columns, two kidneys among them."""
 
     @property
     def reader(self) -> PhraseReader:
         return PhraseReader(tuple(COLUMNS))
 
     def decode(self, features: np.ndarray, prompt: Prompt, *, threshold: float | None = None) -> Masks:
-        spans = COLUMNS.get(prompt.text or "", [])
+        spans = COLUMNS.get((prompt.text or "").removesuffix("s"), [])
         masks = np.zeros((len(spans), 1, *features.shape), dtype=np.bool_)
         for mask, (start, stop) in zip(masks, spans, strict=True):
             mask[0, 1:3, start:stop] = True
@@ -39,8 +39,9 @@ def _picture() -> Image:
 
 
 def _volume(width_mm: float) -> Image:
-    """Three axial slices whose columns run from the patient's right to the left (LPS +x)."""
-    affine = np.array([[0, 0, width_mm / 8, 0], [0, 5.0, 0, 0], [5.0, 0, 0, 0], [0, 0, 0, 1.0]])
+    """Three axial slices with square pixels, whose columns run from the patient's right to the left (LPS +x)."""
+    step = width_mm / 8
+    affine = np.array([[0, 0, step, 0], [0, step, 0, 0], [5.0, 0, 0, 0], [0, 0, 0, 1.0]])
     return Image(np.zeros((3, 4, 8, 1), dtype=np.uint8), kind="volume", affine=affine)
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
-from sam3_small import KEYS, needs_parity, parity, random_tensors, small_architecture
 from torch import Tensor
 
 from medsam3.errors import InputError
@@ -19,6 +18,7 @@ from medsam3.models.sam3.checkpoints import convert, read_adapter, read_checkpoi
 from medsam3.models.sam3.keys import places, rename
 from medsam3.models.sam3.lora import LoraSource, adapter_from, merge
 from medsam3.models.sam3.network import TRUNK_LAYER_NORM_EPS, architecture_from_json, blank_network, full_size
+from sam3_small import KEYS, needs_parity, parity, random_tensors, small_architecture
 
 WEIGHTS = random_tensors(small_architecture())
 QKV = "backbone.vision_backbone.trunk.blocks.0.attn.qkv"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from sam3_small import needs_parity, parity
 
 from medsam3.errors import InputError
 from medsam3.models.sam3.clip_phrases import VISUAL_TOKENS, load_tokenizer, vocabulary_files, vocabulary_of_bpe
+from sam3_small import needs_parity, parity
 
 MERGES = "#version: 0.2\np o\nl y\nly p</w>\npo lyp</w>\n"
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from sam3_small import random_tensors, small_architecture, small_network
 
 from medsam3.errors import InputError
 from medsam3.image import Masks
@@ -18,6 +17,7 @@ from medsam3.models.sam3.network import at_image_size, blank_network, fill_netwo
 from medsam3.models.sam3.segmenter import Sam3Options, Sam3Segmenter, checked_device, load_sam3
 from medsam3.models.segmenter import RGB
 from medsam3.prompts import Box, Point, Prompt
+from sam3_small import random_tensors, small_architecture, small_network
 
 OPEN = Sam3Options(threshold=0.0, suppression="off")
 

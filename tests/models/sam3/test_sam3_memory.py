@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sam3_small import small_network
 
 from medsam3.image import Image
 from medsam3.models.sam3.memory import Sam3Tracker, without_small_parts
@@ -15,6 +14,7 @@ from medsam3.prompts import Box, Prompt
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.run import segment, tracker_for
 from medsam3.segmentation.sweep import TrackingRules
+from sam3_small import small_network
 
 
 @pytest.fixture(scope="module")

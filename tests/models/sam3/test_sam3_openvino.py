@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sam3_small import small_architecture, small_network
 
 from medsam3.errors import InputError
 from medsam3.models.sam3.clip_phrases import PhraseTokenizer
@@ -14,6 +13,7 @@ from medsam3.models.sam3.lora import Adapter, AdapterSwitch
 from medsam3.models.sam3.segmenter import Sam3Options, Sam3Segmenter
 from medsam3.models.segmenter import RGB
 from medsam3.prompts import Box, Point, Prompt
+from sam3_small import small_architecture, small_network
 
 pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'medsam3[openvino]'")
 

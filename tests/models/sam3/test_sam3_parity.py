@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from sam3_small import needs_parity, parity
 from torch import Tensor
 from transformers.models.sam3_tracker_video.configuration_sam3_tracker_video import Sam3TrackerVideoConfig
 from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import Sam3TrackerVideoInferenceSession
@@ -19,6 +18,7 @@ from medsam3.models.sam3.keys import rename
 from medsam3.models.sam3.lora import AdapterSwitch, LoraSource, merge
 from medsam3.models.sam3.network import ImageLevels, Sam3Network, blank_network, fill_constants, fill_network
 from medsam3.models.sam3.tracker import ExactTracker, segment_by_points
+from sam3_small import needs_parity, parity
 
 pytestmark = needs_parity
 
