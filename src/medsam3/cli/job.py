@@ -127,6 +127,19 @@ class ModelChoice:
         hashes = {path.name: _sha256_of(path) for path in self._files() if path.is_file()}
         return hashes | {f"lora/{path.name}": _sha256_of(path) for path in self.sam3.files() if path.is_file()}
 
+    @cached_property
+    def taught(self) -> tuple[str, ...]:
+        """Names of the concepts that the weights were taught, as their card says; () if they have none."""
+        from medsam3.models.registry import is_sam3  # noqa: PLC0415
+
+        if is_sam3(self.model):
+            return ()
+        *_, card = self._files()
+        try:
+            return tuple(json.loads(card.read_text(encoding="utf-8"))["concepts"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ()  # `load` says what is wrong with it
+
     def _files(self) -> Iterator[Path]:
         from medsam3.models.registry import is_sam3  # noqa: PLC0415
 
@@ -257,14 +270,26 @@ class Job:
 
 
 def prompts_from(
-    text: Sequence[str], box: Sequence[str], point: Sequence[str], exemplar: Sequence[str]
+    text: Sequence[str],
+    box: Sequence[str],
+    point: Sequence[str],
+    exemplar: Sequence[str],
+    taught: Sequence[str] = (),
 ) -> tuple[Prompt, ...]:
-    """Read prompts from the command line's texts: one for each phrase, with all boxes, points and exemplars.
+    """Read prompts from the command line's texts: one for each concept, with all boxes, points and exemplars.
+
+    Args:
+        text: Phrases; one that joins concepts makes a prompt of each.
+        box: Boxes.
+        point: Points.
+        exemplar: Exemplars.
+        taught: Names of concepts beside those of the table.
 
     Raises:
-        InputError: A text that is no position, an empty phrase, or nothing to ask for.
+        InputError: A text that is no position, a phrase that is empty or not understood, or nothing to ask for.
     """
-    from medsam3.prompts import Point, Prompt  # noqa: PLC0415  numpy, not for --help
+    from medsam3.phrases import separated  # noqa: PLC0415  numpy, not for --help
+    from medsam3.prompts import Point, Prompt, check_phrase  # noqa: PLC0415
 
     boxes = tuple(_box("--box", one) for one in box)
     points = []
@@ -272,7 +297,8 @@ def prompts_from(
         x, y, *label = _numbers("--point", one, "X,Y or X,Y,0|1", (2, 3))
         points.append(Point(x, y, is_positive=_is_positive("--point", label)))
     exemplars = tuple(_box("--exemplar", one, has_label=True) for one in exemplar)
-    return tuple(dict.fromkeys(Prompt(phrase, boxes, tuple(points), exemplars) for phrase in text or (None,)))
+    phrases: list[str | None] = [one for joined in text for one in separated(check_phrase(joined), taught)]
+    return tuple(dict.fromkeys(Prompt(phrase, boxes, tuple(points), exemplars) for phrase in phrases or [None]))
 
 
 def formats_from(text: str | None) -> tuple[str, ...] | None:

@@ -71,7 +71,8 @@ class ResultRow:
         area_px: Pixels of all objects together, overlaps counted once.
         area_mm2: The same in square millimetres; None if the spacing is not known.
         outputs: Names of the files that were written.
-        read_as: What the phrase was taken for; None if it was asked as it stands.
+        read_as: What the phrase was taken for, with what is taken away, a side, and what is not heeded; None if it was
+            asked as it stands.
         is_taught: Whether the weights were taught what the phrase means; None if that is not known.
         warning: Why the answer may be wrong, and what to do; None if nothing speaks against it.
     """
@@ -118,7 +119,7 @@ class ResultRow:
             area_px=area_px,
             area_mm2=mm2(area_px),
             outputs=outputs,
-            read_as=None if reading is None or reading.text == reading.phrase else reading.text,
+            read_as=None if reading is None else reading.told,
             is_taught=None if reading is None else reading.is_taught,
             warning=_warning(image),
         )

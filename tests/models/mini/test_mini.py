@@ -59,6 +59,9 @@ class FixedTexts:
         rows = [torch.randn(2, 384, generator=torch.Generator().manual_seed(len(phrase))) for phrase in phrases]
         return TextTokens(torch.stack(rows), torch.ones(len(rows), 2, dtype=torch.bool))
 
+    def knows_word(self, word: str) -> bool:
+        return False
+
 
 def segmenter(**thresholds: float) -> MiniSegmenter:
     torch.manual_seed(1)

@@ -159,16 +159,19 @@ class MiniSegmenter:
         return replace(features, closer=self.closer_features(rgb))
 
     def read(self, phrase: str) -> Reading:
-        """What a phrase is taken to mean: a concept that the weights were taught, or what it says."""
-        return self._reader.read(phrase)
+        """Read a phrase that is asked by itself: a concept that the weights were taught, or what it says."""
+        return self.reader.read(phrase)
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the reader of phrases behind, which is made again when it is asked."""
         return {name: value for name, value in self.__dict__.items() if name != "_reader"}
 
     @cached_property
-    def _reader(self) -> PhraseReader:
-        return PhraseReader(self.card.concepts, lambda phrases: vectors_of(phrases, self.texts))
+    def reader(self) -> PhraseReader:
+        """Reads phrases for these weights."""
+        return PhraseReader(
+            self.card.concepts, lambda phrases: vectors_of(phrases, self.texts), is_word=self.texts.knows_word
+        )
 
     def closer_features(self, rgb: RGB) -> Callable[[Crop], MiniFeatures]:
         """Features of a frame's windows, the last few of which are kept for the next phrase."""

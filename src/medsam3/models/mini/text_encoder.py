@@ -91,6 +91,10 @@ class TextEncoder:
         tokenizer.no_truncation()
         return model.requires_grad_(False).eval(), tokenizer
 
+    def knows_word(self, word: str) -> bool:
+        """Whether a word, in small letters, is common enough to be one token."""
+        return self._parts[1].token_to_id(word) is not None
+
     def encode(self, phrases: Sequence[str]) -> TextTokens:
         """Token features of each phrase; the same whether phrases come alone or together.
 
