@@ -287,7 +287,7 @@ def _huge_png(path: Path) -> None:
         (["scan.png", "--text", "polyp", "--out", "scan.png"], "output folder scan.png cannot be written"),
         (
             ["scan.png", "--text", "polyp", "--model", "giant"],
-            "there is no model 'giant', allowed are: facebook/sam3, mini, mini-frozen, mini-open, threshold, or",
+            "there is no model 'giant', allowed are: facebook/sam3, mini, mini-frozen, mini-open, threshold, a folder",
         ),
     ],
 )

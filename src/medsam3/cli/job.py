@@ -148,12 +148,12 @@ class ModelChoice:
             yield from (weights, weights.with_suffix(".json"))
         elif self.weights is not None:
             yield from _sam3_files(self.weights)
-        elif Path(self.model).exists():
-            yield from _sam3_files(Path(self.model))
-        else:
+        elif "/" in self.model and not Path(self.model).exists():
             from medsam3.models.sam3.checkpoints import locate  # noqa: PLC0415  torch
 
             yield from _sam3_files(locate(self.model))
+        else:
+            yield from _sam3_files(Path(self.model))
 
 
 def _sam3_files(place: Path) -> Iterator[Path]:
