@@ -30,6 +30,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.models.sam3.modeling_sam3 import Sam3Model
 from transformers.models.sam3_video.configuration_sam3_video import Sam3VideoConfig
 
 from medsam3.models.sam3.clip_phrases import PhraseTokenizer
@@ -40,6 +41,7 @@ from medsam3.models.sam3.network import (
     architecture_from_json,
     at_image_size,
     blank_network,
+    fill_constants,
     fill_network,
     full_size,
 )
@@ -181,7 +183,10 @@ def gpu(precision: Precision, is_tiny: bool) -> dict[str, float]:
     side = model.network.image_size
     pixels = torch.zeros(1, 3, side, side, device="cuda", dtype=DTYPES[precision])
     ids = torch.tensor([[49406, 97, 98, 99, 49407]], device="cuda")
-    stock = model.network.detector_model
+    with torch.device("meta"):
+        stock = Sam3Model(model.network.detector_model.config).eval()
+    stock.load_state_dict(model.network.detector_model.state_dict(), assign=True)
+    fill_constants(stock, model.network.device)
 
     def own_call() -> None:
         with torch.inference_mode():

@@ -48,14 +48,14 @@ FOLLOWED = Options(is_followed=True)
 class KeptNecks:
     """A small model's image encoder that remembers, so that each way of segmenting a stack does not encode it anew."""
 
-    def __init__(self, images: Any) -> None:
-        self._images = images
+    def __init__(self, model: Any) -> None:
+        self._model, self.decode = model, model.decode
         self.known: dict[bytes, Any] = {}
 
     def neck(self, square: NDArray[np.uint8]) -> Any:
         key = hashlib.sha256(square.tobytes()).digest()
         if key not in self.known:
-            self.known[key] = self._images.neck(square)
+            self.known[key] = self._model.neck(square)
         return self.known[key]
 
 
@@ -65,7 +65,7 @@ def volumes(rows: Sequence[IndexRow], model: Any, args: argparse.Namespace) -> d
     for row in rows:
         by_image[row.image].append(row)
     for image, own in list(by_image.items())[: args.limit]:
-        model.images.known.clear()
+        model.lite_medsam.known.clear()
         stack = read(image)
         maps, phrases = Truths(stack, own), [row.concept for row in own]
         ways: dict[str, VolumeWay] = {"slice by slice": "slices", "propagated": "follow"}
@@ -114,7 +114,7 @@ def clips(rows: Sequence[IndexRow], model: Any, args: argparse.Namespace) -> dic
     for row in sorted(rows, key=lambda row: row.image.name):
         sequences[row.group].append(row)
     for own in list(sequences.values())[: args.limit]:
-        model.images.known.clear()
+        model.lite_medsam.known.clear()
         stack = clip_of([row.image for row in own])
         reference = np.stack([concept_mask(load_label_map(row.mask), row.label_values) for row in own])
         edges = box_of_mask(reference[0])
@@ -175,7 +175,7 @@ def main() -> None:
     dataset = args.dataset or {"volumes": "msd_hippocampus", "clips": "cvc_clinicdb"}[args.what]
     rows = [row for row in read_index(args.data) if row.dataset == dataset and row.split == args.split]
     model = medsam3.load("mini", weights=args.weights)
-    model.images = KeptNecks(model.images)
+    model.lite_medsam = KeptNecks(model.lite_medsam)
     measure = volumes if args.what == "volumes" else clips
     print(json.dumps(measure(rows, model, args), indent=1))
 

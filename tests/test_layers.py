@@ -15,7 +15,7 @@ import medsam3
 
 ROOT = Path(medsam3.__file__).parent
 
-CORE = {"errors", "geometry", "image", "prompts", "concepts", "store", "page"}
+CORE = {"errors", "geometry", "image", "prompts", "concepts", "lexicon", "phrases", "store", "page"}
 BASE = CORE | {"view", "io", "models", "segmentation"}
 MAY_IMPORT = {
     "errors": set(),
@@ -25,6 +25,8 @@ MAY_IMPORT = {
     "image": {"errors", "geometry"},
     "prompts": {"errors", "geometry"},
     "concepts": {"errors", "geometry"},
+    "lexicon": {"concepts"},
+    "phrases": {"errors", "lexicon"},
     "view": CORE,
     "io": CORE | {"view"},
     "models": CORE | {"view"},
@@ -44,7 +46,7 @@ OWNERS = {
     "torch": ("models", "train", "cli"),
     "transformers": ("models",),
     "tokenizers": ("models",),
-    "rapidfuzz": ("models",),
+    "rapidfuzz": ("lexicon",),
     "safetensors": ("models", "train"),
     "openvino": ("models",),
     "pydicom": ("io",),
@@ -133,7 +135,8 @@ def test_segmentation_and_the_agent_take_the_model_protocols_only() -> None:
             for found in IMPORTS
             if found.is_at_top and found.module.startswith(layer) and found.target.startswith("medsam3.models")
         }
-        protocols = ("medsam3.models.segmenter.", "medsam3.models.tracker.", "medsam3.models.refiner.")
+        names = ("segmenter", "tracker", "refiner", "phrase_reader")
+        protocols = tuple(f"medsam3.models.{name}." for name in names)
         assert all(target.startswith(protocols) for target in wanted), wanted
 
 

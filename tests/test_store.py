@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from medsam3.errors import InputError
-from medsam3.store import Journal, csv_text, replacing, sha256_of, without_nan, write_json
+from medsam3.store import Journal, csv_text, remembered_sha256, replacing, sha256_of, without_nan, write_json
 
 HEADING = {"work": "a"}
 
@@ -182,3 +183,34 @@ def test_texts_that_a_spreadsheet_would_run_are_quoted_and_numbers_are_not() -> 
     assert list(csv.reader(io.StringIO(csv_text(["h"] * len(cells), [cells]))))[1] == [
         *("'=1+1", "'+x", "'-x", "'@SUM(A1)", "' =1", "'\tx", "-0.5", "a=b", "-1", ""),
     ]
+
+
+def test_a_file_is_hashed_again_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDSAM3_HOME", str(tmp_path / "home"))
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
+    assert remembered_sha256(path) == known
+    state = path.stat()
+    path.write_bytes(b"xyz")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert remembered_sha256(path) == known  # same size and time: nothing is read
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    assert remembered_sha256(path) == hashlib.sha256(b"xyz").hexdigest()
+    path.write_bytes(b"longer")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    assert remembered_sha256(path) == hashlib.sha256(b"longer").hexdigest()
+
+
+@pytest.mark.parametrize("spoilt", ["[1, ", "[1]", '{"a": 1}'])
+def test_a_spoilt_or_unwritable_ledger_only_costs_the_hashing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: str
+) -> None:
+    home, path = tmp_path / "home", tmp_path / "weights.bin"
+    monkeypatch.setenv("MEDSAM3_HOME", str(home))
+    path.write_bytes(b"abc")
+    home.mkdir()
+    (home / "sha256.json").write_text(spoilt)
+    assert remembered_sha256(path) == hashlib.sha256(b"abc").hexdigest()
+    monkeypatch.setenv("MEDSAM3_HOME", str(path / "no folder"))
+    assert remembered_sha256(path) == hashlib.sha256(b"abc").hexdigest()

@@ -47,6 +47,7 @@ class Concept:
         synonyms: Other phrasings, used in training: clinical, lay, plural, abbreviated, descriptive, misspelt.
         unseen_synonyms: Phrasings that are kept out of training, at least two.
         further_phrasings: More ways to say it, by which the small model recognises it; training does not use them.
+        translations: Its common names in German, French, Spanish and Chinese, by which it is found as they are spelt.
         code: A SNOMED CT code that surely holds for it. It may be wider in kind (a polyp is coded as a lesion), never a
             whole for its part; None where none is certain.
         category: Which of the two categories a DICOM segment of it belongs to.
@@ -57,14 +58,15 @@ class Concept:
     synonyms: tuple[str, ...]
     unseen_synonyms: tuple[str, ...]
     further_phrasings: tuple[str, ...]
+    translations: tuple[str, ...]
     code: Code | None
     category: Category
     family: str
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        """The name, then all synonyms, unseen ones, further phrasings last."""
-        return (self.name, *self.synonyms, *self.unseen_synonyms, *self.further_phrasings)
+        """The name, then all synonyms, unseen ones, further phrasings, translations last."""
+        return (self.name, *self.synonyms, *self.unseen_synonyms, *self.further_phrasings, *self.translations)
 
     @property
     def recognised(self) -> tuple[str, ...]:
@@ -84,6 +86,7 @@ def _concept(entry: Mapping[str, Any]) -> Concept:
         synonyms=tuple(entry["synonyms"]),
         unseen_synonyms=tuple(entry["unseen_synonyms"]),
         further_phrasings=tuple(entry["further_phrasings"]),
+        translations=tuple(name for names in entry["translations"].values() for name in names),
         code=None if code is None else Code(**code),
         category=entry["category"],
         family=entry["family"],

@@ -113,6 +113,38 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def cache_folder() -> Path:
+    """The folder for what can be made or fetched again: `$MEDSAM3_HOME`, else `medsam3` in the user's cache folder."""
+    home = os.environ.get("MEDSAM3_HOME")
+    if home:
+        return Path(home).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "medsam3"
+
+
+def remembered_sha256(path: Path) -> str:
+    """SHA-256 of a file, computed anew only if its size or time of change differ from when it was last computed."""
+    state = path.stat()
+    key, stamp = str(path.resolve()), f"{state.st_size}:{state.st_mtime_ns}"
+    ledger = cache_folder() / "sha256.json"
+    known = _read_ledger(ledger)
+    if known.get(key, "").startswith(f"{stamp}:"):
+        return known[key].rpartition(":")[2]
+    digest = sha256_of(path)
+    with suppress(OSError, InputError):  # a cache that cannot be written only costs the hashing
+        ledger.parent.mkdir(parents=True, exist_ok=True)
+        write_json(ledger, {**_read_ledger(ledger), key: f"{stamp}:{digest}"})
+    return digest
+
+
+def _read_ledger(path: Path) -> dict[str, str]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and all(isinstance(text, str) for text in content.values()) else {}
+
+
 class Journal:
     """JSON objects in a file, one a line, each on disk before `append` returns.
 

@@ -5,6 +5,7 @@ import pytest
 
 from medsam3.agent.offline import Wish, read_instruction
 from medsam3.agent.values import Mark
+from medsam3.errors import InputError
 from medsam3.image import ObjectMask
 
 
@@ -29,6 +30,19 @@ from medsam3.image import ObjectMask
 )
 def test_instructions_are_read(text: str, wish: Wish) -> None:
     assert read_instruction(text) == wish
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no liver", "not understood"),
+        ("liver and kidney", "ask each by itself"),
+        ("find everything but the liver", "not"),
+    ],
+)
+def test_instructions_that_deny_or_join_are_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_instruction(text)
 
 
 def _mark(number: int, x: int, size: int, score: float) -> Mark:

@@ -17,6 +17,7 @@ from medsam3.agent.session import ToolSession
 from medsam3.agent.tools import TOOLS
 from medsam3.agent.values import Observation
 from medsam3.image import Image
+from medsam3.models.phrase_reader import PhraseReader
 from medsam3.view.crops import Crop
 
 
@@ -51,6 +52,28 @@ def test_segment_numbers_each_object_and_tells_presence(table: Table) -> None:
     ]
     assert seen.facts["presence"] == 0.9 and seen.facts["is_present"] is True
     assert "mask 2: score 0.70, box [666.7, 500.0, 766.7, 600.0]" in seen.text
+
+
+class TaughtSegmenter(BlocksSegmenter):
+    """Was taught polyps and livers alone."""
+
+    @property
+    def reader(self) -> PhraseReader:
+        return PhraseReader(("polyp", "liver"))
+
+
+def test_segment_tells_what_a_phrase_is_read_as_and_refuses_what_denies_or_joins(table: Table) -> None:
+    table.session.queried.segmenter = TaughtSegmenter()
+    assert table("segment", phrase="polypp").text.startswith("'polypp' (read as polyp): presence 0.90")
+    assert table("segment", phrase="spleen").text.startswith("'spleen' (not taught to the model, a guess): presence")
+    for phrase, also, message in [
+        ("no polyp", [], "not understood"),
+        ("polyp", ["absence of polyp"], "not understood"),
+        ("polyp and liver", [], "ask each by itself ('polyp', 'liver')"),
+        ("polyp without liver", [], "ask for 'polyp' alone"),
+    ]:
+        seen = table("segment", phrase=phrase, also=also)
+        assert seen.is_mistake and seen.marks == () and message in seen.text
 
 
 def test_numbers_are_never_given_twice(table: Table) -> None:

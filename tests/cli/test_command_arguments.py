@@ -39,6 +39,8 @@ FILES; str, several; required
 --rank; int; -
 --vocabulary; Path; -
 --device; str; cpu
+--precision; fp32|bf16|fp16; -
+--image-size; int; -
 """,
     "agent": """
 FILE; str; required

@@ -18,7 +18,7 @@ from dicom_files import write_ct_series
 from medsam3.cli.main import main
 from medsam3.errors import InputError
 from medsam3.models import registry
-from medsam3.models.phrase_reader import Reading
+from medsam3.models.phrase_reader import PhraseReader
 from threshold_segmenter import ThresholdSegmenter
 
 MODEL = ("--model", "threshold")
@@ -74,8 +74,9 @@ def test_json_goes_to_stdout_alone(work: Path, capsys: pytest.CaptureFixture[str
 class ReadingSegmenter(ThresholdSegmenter):
     """Was taught polyps alone, and knows them by another name."""
 
-    def read(self, phrase: str) -> Reading:
-        return Reading(phrase, "polyp", "spelling") if phrase == "polypp" else Reading(phrase, phrase, "unknown")
+    @property
+    def reader(self) -> PhraseReader:
+        return PhraseReader(("polyp",))
 
 
 def test_what_a_phrase_is_read_as_and_what_was_not_taught_is_told(
@@ -92,6 +93,20 @@ def test_what_a_phrase_is_read_as_and_what_was_not_taught_is_told(
     answer = _json(capsys)
     assert answer["skipped"] == 1
     assert [(row["read_as"], row["is_taught"]) for row in answer["results"]] == [("polyp", True), (None, False)]
+
+
+def test_joined_concepts_are_rows_of_their_own_and_what_denies_is_refused(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["segment", "scan.png", "--text", "liver and kidney", "--json", *MODEL]) == 0
+    rows = _json(capsys)["results"]
+    assert [row["concept"] for row in rows] == ["liver", "kidney"]
+    assert [row["outputs"][0] for row in rows] == ["scan_liver_mask.png", "scan_kidney_mask.png"]
+    assert main(["segment", "scan.png", "--text", "liver without kidney", *MODEL]) == 0
+    assert "liver without kidney (as liver minus kidney)" in capsys.readouterr().out
+    assert main(["segment", "scan.png", "--text", "no liver", "--out", "none", *MODEL]) == 2
+    assert "'no liver' is not understood" in capsys.readouterr().err
+    assert not (work / "none").exists()
 
 
 def test_boxes_points_and_exemplars_reach_the_prompt(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,7 +287,7 @@ def _huge_png(path: Path) -> None:
         (["scan.png", "--text", "polyp", "--out", "scan.png"], "output folder scan.png cannot be written"),
         (
             ["scan.png", "--text", "polyp", "--model", "giant"],
-            "there is no model 'giant', allowed are: facebook/sam3, mini, mini-frozen, mini-open, threshold, or",
+            "there is no model 'giant', allowed are: facebook/sam3, mini, mini-frozen, mini-open, threshold, a folder",
         ),
     ],
 )
@@ -327,9 +342,9 @@ def test_missing_encoders_say_what_to_run(
     assert error.endswith("run: medsam3 weights fetch\n")
 
 
-def test_mini_runs_on_the_cpu_only() -> None:
-    with pytest.raises(InputError, match="'cuda', it runs on cpu"):
-        registry.load("mini", device="cuda")
+def test_mini_has_one_precision_and_image_size() -> None:
+    with pytest.raises(InputError, match="model mini has one precision and image size, SAM 3 has several"):
+        registry.load("mini", device=registry.Running(precision="bfloat16"))
 
 
 def test_info_tells_size_and_spacing(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

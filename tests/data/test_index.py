@@ -113,7 +113,7 @@ def test_a_concept_is_the_union_of_its_values() -> None:
 
 
 def test_what_is_no_label_map_is_refused(tmp_path: Path) -> None:
-    PIL.Image.new("RGB", (3, 2)).save(tmp_path / "colour.png")
+    PIL.Image.new("RGB", (3, 2), (255, 0, 0)).save(tmp_path / "colour.png")
     (tmp_path / "text.png").write_text("no picture")
     for name, message in (
         ("colour.png", "mode RGB"),

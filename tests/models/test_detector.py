@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import pytest
 import torch
+import transformers.models.sam3.modeling_sam3 as stock  # by its full name: the lazy package may give a dummy
 
 from medsam3.models.detector import (
     Detection,
@@ -15,6 +18,8 @@ from medsam3.models.detector import (
     detect,
     select_items,
 )
+from medsam3.models.roi_align import roi_align
+from medsam3.models.sam3.network import fill_constants
 from sam3_small import small_network
 
 NETWORK = small_network()
@@ -95,13 +100,24 @@ def test_a_box_changes_the_answer_and_its_label_too() -> None:
     assert (with_box.logits - run(levels(), text(), negative).logits).abs().max() > 1e-2
 
 
-def test_with_a_box_it_agrees_with_transformers_own_forward() -> None:
+def stock_model() -> stock.Sam3Model:
+    """transformers' own model with the network's weights."""
+    with torch.device("meta"):
+        model = stock.Sam3Model(PARTS.config).eval()
+    model.load_state_dict(PARTS.state_dict(), assign=True)
+    fill_constants(model, torch.device("cpu"))
+    return model
+
+
+def test_with_a_box_it_agrees_with_transformers_own_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    torchvision = SimpleNamespace(ops=SimpleNamespace(roi_align=roi_align))
+    monkeypatch.setattr(stock, "torchvision", torchvision, raising=False)
     source = torch.Generator().manual_seed(5)
     pixels = torch.rand(1, 3, 112, 112, generator=source) * 2 - 1
     ids = torch.tensor([[49406, 6833, 335, 49407]])
     exemplars = boxes((0.4, 0.5, 0.3, 0.2))
     with torch.inference_mode():
-        expected = PARTS(
+        expected = stock_model()(
             pixel_values=pixels,
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

@@ -44,6 +44,15 @@ def test_a_phrase_gives_what_segment_gives_side_by_side() -> None:
     assert (session.masks.concept, session.masks.presence, session.current) == ("bright", found.presence, 0)
 
 
+def test_a_phrase_that_joins_concepts_gives_objects_of_each() -> None:
+    session = Session(picture(), BoxSegmenter())
+    session.segment("liver and kidney")
+    assert [one.concept for one in session.objects] == ["liver", "liver", "kidney", "kidney"]
+    assert sizes(session) == [48, 25, 48, 25] and session.current == 0
+    with pytest.raises(InputError, match="no liver"):
+        session.segment("no liver")
+
+
 def test_a_click_is_right_afterwards_and_leaves_the_other_object_alone() -> None:
     session = session_of_picture()
     session.click(7, 5, positive=False)

@@ -104,7 +104,7 @@ def taken(page: Any, form: str, folder: Path) -> Path:
     page.select_option("#format", form)
     with page.expect_download() as download:
         page.click("#take")
-    path = folder / download.value.suggested_filename
+    path = folder / str(download.value.suggested_filename)
     download.value.save_as(path)
     return path
 

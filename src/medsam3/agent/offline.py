@@ -18,6 +18,9 @@ from medsam3.agent.chat import ToolCall
 from medsam3.agent.frames import plane_of
 from medsam3.agent.values import Decision, Mark, Situation, ToolStep
 from medsam3.concepts import find, normalised
+from medsam3.errors import InputError
+from medsam3.lexicon import Lexicon
+from medsam3.phrases import difference, wanted
 
 MANY = 15
 """With more parts than this the frame is looked at in tiles. On validation images tiles gained in 12 of 13 such
@@ -46,7 +49,6 @@ _VERBS = re.compile(
     r"^(?:please |can you |could you |now )*(?:(?:segment|find|show|outline|mark|delineate|contour|locate|select|pick|"
     r"identify|annotate|label|get|give)(?: me| out)?(?: please)? )"
 )
-_EXCLUDED = re.compile(r"[,;]?\s*\b(?:but not|and not|not|without|excluding|except(?: for)?|rather than)\b\s+(.+)$")
 _ON_SIDE = re.compile(
     r"\s+(?:on|to|at|in) the (left|right|top|bottom)(?: side| half)?(?: of the (?:image|picture|frame))?$"
 )
@@ -85,17 +87,23 @@ class Wish:
 
 
 def read_instruction(text: str) -> Wish:
-    """The wish of an instruction such as "the larger of the two nodules, not the vessel"."""
+    """Read an instruction such as "the larger of the two nodules, not the vessel".
+
+    Raises:
+        InputError: It is not understood, or joins several concepts.
+    """
     if find(text) is not None:
         return Wish(text)
-    words = normalised(text).rstrip(".!?")
-    words = _VERBS.sub("", words)
-    excluded = None
-    match = _EXCLUDED.search(words)
-    if match is not None:
-        excluded, words = _known(_without_articles(match[1])), words[: match.start()]
+    lexicon = Lexicon()
+    words, away = difference(_VERBS.sub("", normalised(text).rstrip(".!?")), lexicon)
+    if len(away) > 1:
+        raise InputError(f"the instruction {text!r} takes away {len(away)} things: name one, or use `medsam3 segment`")
     wish = _ordered(words.strip(" ,;"))
-    return replace(wish, excluded=excluded)
+    joined = wanted(wish.phrase, lexicon)
+    if len(joined) > 1:
+        named = ", ".join(repr(one.phrase) for one in joined)
+        raise InputError(f"the instruction {text!r} asks for several concepts: ask each by itself ({named})")
+    return replace(wish, excluded=_known(_without_articles(away[0])) if away else None)
 
 
 def _ordered(words: str) -> Wish:

@@ -28,8 +28,10 @@ from medsam3.agent.values import Mark, Observation, ToolError, Verdict
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks, ObjectMask
 from medsam3.measure.outline import iou
+from medsam3.models.phrase_reader import Reading
 from medsam3.models.refiner import Hints
 from medsam3.models.refiner import refine as refined
+from medsam3.models.segmenter import reading_alone
 from medsam3.prompts import Box, Prompt, check_phrase
 from medsam3.view.crops import Crop, closer_window, quarters
 from medsam3.view.grey import WINDOWS, window_named
@@ -124,9 +126,10 @@ def segment(session: ToolSession, given: SegmentArguments) -> Observation:
     """Find the masks of a phrase; several phrasings and closer views are averaged into one answer."""
     queried, place = session.queried, session.place(given.picture)
     phrases = [check_phrase(text) for text in dict.fromkeys([given.phrase, *given.also])]
+    readings = [reading_alone(queried.segmenter, phrase) for phrase in phrases]
     windows = _windows(session, given, place)
     if queried.shape[0] > 1 and len(phrases) == 1 and not windows:
-        return _segment_whole(session, phrases[0])
+        return _segment_whole(session, phrases[0], _read_as(readings[0]))
     n = place.frame
     answers = [queried.ask(n, phrase) for phrase in phrases]
     presence = float(np.mean([answer.presence for answer in answers]))
@@ -138,7 +141,7 @@ def segment(session: ToolSession, given: SegmentArguments) -> Observation:
     is_present = answers[0].is_present
     marks = session.new_marks(found, "segment", phrase=phrases[0], presence=presence, is_present=is_present)
     said = "present" if is_present else "absent: the masks are what it would be, if it were there"
-    text = f"{phrases[0]!r}: presence {presence:.2f}, the model says {said}; {len(marks)} masks"
+    text = f"{phrases[0]!r}{_read_as(readings[0])}: presence {presence:.2f}, the model says {said}; {len(marks)} masks"
     facts = {
         "presence": presence,
         "is_present": is_present,
@@ -149,7 +152,14 @@ def segment(session: ToolSession, given: SegmentArguments) -> Observation:
     return _found(session, text, marks, facts, phrases[0])
 
 
-def _segment_whole(session: ToolSession, phrase: str) -> Observation:
+def _read_as(reading: Reading) -> str:
+    """Say what the model takes a phrase for, to be told after it."""
+    if reading.told is not None:
+        return f" (read as {reading.told})"
+    return " (not taught to the model, a guess)" if reading.is_taught is False else ""
+
+
+def _segment_whole(session: ToolSession, phrase: str, read_as: str) -> Observation:
     """Find the masks of a phrase through all slices or frames, as `medsam3.segment` does."""
     found = session.queried.ask_whole(phrase)
     presence, is_present = found.stated_presence, found.says_present
@@ -157,7 +167,9 @@ def _segment_whole(session: ToolSession, phrase: str) -> Observation:
     frame = fullest_frame(marks[0]) if marks else session.frame
     where = f" in slices {marks[0].mask.start[0]} and on; shown is slice {frame}" if marks else ""
     said = "present" if is_present else "absent"
-    text = f"{phrase!r} in all slices: presence {presence:.2f}, the model says {said}; {len(marks)} masks{where}"
+    text = (
+        f"{phrase!r}{read_as} in all slices: presence {presence:.2f}, the model says {said}; {len(marks)} masks{where}"
+    )
     facts = {"presence": presence, "is_present": is_present, "votes": [is_present], "frame": frame}
     return _found(session, text, marks, facts, phrase)
 

@@ -58,7 +58,7 @@ Exit codes: 0 found, or nothing is there; 1 an error of ours; 2 bad input; 3 a l
     segmenter: Annotated[str, Help("what segments: mini (default) or SAM 3, as --model of medsam3 segment")] = "mini"
     weights: Annotated[Path | None, Help("weights of your own, made by medsam3 train")] = None
     sam3: Annotated[Sam3Choice, FLAT] = field(default_factory=Sam3Choice)
-    device: Annotated[str, Help("where the segmenter runs: cpu (default); for SAM 3 also cuda or mps")] = "cpu"
+    device: Annotated[str, Help("where the segmenter runs: cpu (default), cuda, cuda:1 or mps")] = "cpu"
 
     def run(self) -> int:
         """Follow the instruction, write and show what was found."""

@@ -18,10 +18,11 @@ from cyclopts.validators import Number
 
 import medsam3
 from medsam3.errors import InputError
-from medsam3.store import sha256_of
+from medsam3.store import remembered_sha256
 
 if TYPE_CHECKING:
     from medsam3.cli.inputs import FrameRange
+    from medsam3.models.registry import Precision
     from medsam3.models.sam3.lora import LoraSource
     from medsam3.models.segmenter import Segmenter
     from medsam3.prompts import Box, Prompt
@@ -40,6 +41,7 @@ SHARE = Parameter(validator=Number(gte=0, lte=1))
 SEVERAL = Parameter(consume_multiple=True)
 
 _SHIPPED = Path(medsam3.__file__).parent / "weights"
+_PRECISIONS: dict[str, Precision] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _BESIDE = ("config.json", "vocab.json", "merges.txt", "tokenizer.json")
 
 
@@ -88,7 +90,11 @@ class ModelChoice:
     weights: Annotated[Path | None, Help("weights of your own, made by medsam3 train")] = None
     flips: Annotated[bool, Help("ask phrases of the mirrored picture too (mini)")] = False
     sam3: Annotated[Sam3Choice, FLAT] = field(default_factory=Sam3Choice)
-    device: Annotated[str, Help("where it runs: cpu (default); for SAM 3 also cuda or mps")] = "cpu"
+    device: Annotated[str, Help("where it runs: cpu (default), cuda, cuda:1 or mps")] = "cpu"
+    precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Help("number format of SAM 3 (default: fp32)")] = None
+    image_size: Annotated[
+        int | None, Help("side in px of the square that SAM 3 sees: a multiple of 14 from 336 on (default: 1008)")
+    ] = None
 
     def load(self) -> Segmenter:
         """Load the model, ready to segment.
@@ -100,7 +106,9 @@ class ModelChoice:
 
         return registry.load(
             self.model,
-            device=self.device,
+            device=registry.Running(
+                self.device, None if self.precision is None else _PRECISIONS[self.precision], self.image_size
+            ),
             weights=self.weights,
             lora=None if self.sam3.lora is None else self.sam3.source(),
             vocabulary=self.sam3.vocabulary,
@@ -119,15 +127,28 @@ class ModelChoice:
         hashes = {path.name: _sha256_of(path) for path in self._files() if path.is_file()}
         return hashes | {f"lora/{path.name}": _sha256_of(path) for path in self.sam3.files() if path.is_file()}
 
+    @cached_property
+    def taught(self) -> tuple[str, ...]:
+        """Names of the concepts that the weights were taught, as their card says; () if they have none."""
+        from medsam3.models.registry import is_sam3  # noqa: PLC0415
+
+        if is_sam3(self.model):
+            return ()
+        *_, card = self._files()
+        try:
+            return tuple(json.loads(card.read_text(encoding="utf-8"))["concepts"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ()  # `load` says what is wrong with it
+
     def _files(self) -> Iterator[Path]:
-        from medsam3.models.registry import SAM3_NAME, is_sam3  # noqa: PLC0415
+        from medsam3.models.registry import is_sam3  # noqa: PLC0415
 
         if not is_sam3(self.model):
             weights = self.weights or _SHIPPED / f"{self.model}.safetensors"
             yield from (weights, weights.with_suffix(".json"))
         elif self.weights is not None:
             yield from _sam3_files(self.weights)
-        elif self.model == SAM3_NAME:
+        elif "/" in self.model and not Path(self.model).exists():
             from medsam3.models.sam3.checkpoints import locate  # noqa: PLC0415  torch
 
             yield from _sam3_files(locate(self.model))
@@ -141,13 +162,14 @@ def _sam3_files(place: Path) -> Iterator[Path]:
     if place.is_file():
         yield place
     else:
-        yield from sorted(folder.glob("*.safetensors")) or [folder / "sam3.pt"]
+        pickled = [path for ending in ("pt", "pth", "bin") for path in sorted(folder.glob(f"*.{ending}"))]
+        yield from sorted(folder.glob("*.safetensors")) or pickled
     yield from (folder / name for name in _BESIDE)
 
 
 def _sha256_of(path: Path) -> str:
     try:
-        return sha256_of(path)
+        return remembered_sha256(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): give a file that you may read") from error
 
@@ -241,21 +263,33 @@ class Job:
             self.model.model if not self.model.sha256 else "",
             self.model.sha256,
             (self.model.sam3.alpha, self.model.sam3.rank),
-            self.model.flips,
+            (self.model.flips, self.model.precision, self.model.image_size),
             asdict(self.stacks),
         )
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
 def prompts_from(
-    text: Sequence[str], box: Sequence[str], point: Sequence[str], exemplar: Sequence[str]
+    text: Sequence[str],
+    box: Sequence[str],
+    point: Sequence[str],
+    exemplar: Sequence[str],
+    taught: Sequence[str] = (),
 ) -> tuple[Prompt, ...]:
-    """Read prompts from the command line's texts: one for each phrase, with all boxes, points and exemplars.
+    """Read prompts from the command line's texts: one for each concept, with all boxes, points and exemplars.
+
+    Args:
+        text: Phrases; one that joins concepts makes a prompt of each.
+        box: Boxes.
+        point: Points.
+        exemplar: Exemplars.
+        taught: Names of concepts beside those of the table.
 
     Raises:
-        InputError: A text that is no position, an empty phrase, or nothing to ask for.
+        InputError: A text that is no position, a phrase that is empty or not understood, or nothing to ask for.
     """
-    from medsam3.prompts import Point, Prompt  # noqa: PLC0415  numpy, not for --help
+    from medsam3.phrases import separated  # noqa: PLC0415  numpy, not for --help
+    from medsam3.prompts import Point, Prompt, check_phrase  # noqa: PLC0415
 
     boxes = tuple(_box("--box", one) for one in box)
     points = []
@@ -263,7 +297,8 @@ def prompts_from(
         x, y, *label = _numbers("--point", one, "X,Y or X,Y,0|1", (2, 3))
         points.append(Point(x, y, is_positive=_is_positive("--point", label)))
     exemplars = tuple(_box("--exemplar", one, has_label=True) for one in exemplar)
-    return tuple(dict.fromkeys(Prompt(phrase, boxes, tuple(points), exemplars) for phrase in text or (None,)))
+    phrases: list[str | None] = [one for joined in text for one in separated(check_phrase(joined), taught)]
+    return tuple(dict.fromkeys(Prompt(phrase, boxes, tuple(points), exemplars) for phrase in phrases or [None]))
 
 
 def formats_from(text: str | None) -> tuple[str, ...] | None:

@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -71,7 +71,8 @@ class ResultRow:
         area_px: Pixels of all objects together, overlaps counted once.
         area_mm2: The same in square millimetres; None if the spacing is not known.
         outputs: Names of the files that were written.
-        read_as: What the phrase was taken for; None if it was asked as it stands.
+        read_as: What the phrase was taken for, with what is taken away, a side, and what is not heeded; None if it was
+            asked as it stands.
         is_taught: Whether the weights were taught what the phrase means; None if that is not known.
         warning: Why the answer may be wrong, and what to do; None if nothing speaks against it.
     """
@@ -118,7 +119,7 @@ class ResultRow:
             area_px=area_px,
             area_mm2=mm2(area_px),
             outputs=outputs,
-            read_as=None if reading is None or reading.text == reading.phrase else reading.text,
+            read_as=None if reading is None else reading.told,
             is_taught=None if reading is None else reading.is_taught,
             warning=_warning(image),
         )
@@ -242,8 +243,13 @@ class OutputFolder:
             if self._has_one_coco and parts:
                 self._join(parts)
         finally:
+            is_empty = not self._list.records
             self._list.close()
             self._list = None
+            if is_empty:  # nothing came of the run: the folder is left as it was found
+                with suppress(OSError):
+                    (self.path / LIST_NAME).unlink()
+                    self.path.rmdir()
 
     def finished(self, task: Task) -> ResultRow | None:
         """Find the result of a task that was done before and whose files are all still there."""

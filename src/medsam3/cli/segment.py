@@ -40,11 +40,13 @@ class Segment:
   medsam3 segment colonoscopy.png --text polyp
   medsam3 segment scans/ "more/**/*.dcm" --text "optic disc" --text "optic cup" --out results
   medsam3 segment breast.png --text "breast tumor" --box 80,40,210,160 --format png,coco --json
-  medsam3 segment ct.nii.gz --text liver --frame 40-59 --format nifti
+  medsam3 segment ct.nii.gz --text "liver and kidney" --text "kidney without tumor" --frame 40-59
   medsam3 segment study/ --series 3 --text liver --format seg,rtstruct,csv
   medsam3 segment clip.mp4 --box 80,40,210,160 --format mp4,coco
   medsam3 segment colonoscopy.png --text polyp --model sam3.pt --lora best_lora_weights.pt
 
+A phrase that joins concepts gives a row and files for each; "without" takes one from another; "on the left of the
+image" is a side of the image as it is shown, "left kidney" one of the patient. What denies ("no liver") is refused.
 positions are pixels from the upper left, x to the right, y down; the first frame or slice is 0.
 Boxes, points and exemplars hold for every --text and every file; without --text they are asked alone.
 A folder with a DICOM series is one volume; a pattern such as "ct/*.dcm" takes each of its files by itself.
@@ -98,7 +100,7 @@ A bad file is reported and the others go on. Exit codes: 0 all done; 2 bad input
         """
         self.model.sam3.check()
         self.stacks.check()
-        prompts = prompts_from(self.text, self.box, self.point, self.exemplar)
+        prompts = prompts_from(self.text, self.box, self.point, self.exemplar, self.model.taught if self.text else ())
         formats, frames = formats_from(self.format), frame_ranges(self.frame)
         return Job(prompts, formats, self.threshold, frames, self.model, self.stacks)
 
@@ -227,12 +229,12 @@ class _Work:
 
     def _write(self, found: Sequence[Masks], image: Image, formats: Sequence[str], segmenter: Segmenter) -> None:
         from medsam3.cli.outputs import ResultRow  # noqa: PLC0415
-        from medsam3.models.segmenter import reading_of  # noqa: PLC0415
+        from medsam3.segmentation.composing import readings_of  # noqa: PLC0415
 
         for (prompt, task), masks in zip(self._open, found, strict=True):
             stem = self.folder.stem(task, self.item.stem)
             names = self.folder.write(stem, masks, image, formats)
-            reading = reading_of(segmenter, prompt.text)
+            reading = None if prompt.text is None else readings_of(image, prompt.text, segmenter)[0]
             row = ResultRow.from_masks(self.item.label, prompt, masks, image, names, reading)
             self.folder.record(stem, task, row)
             self.rows.append(row)

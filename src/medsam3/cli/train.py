@@ -358,6 +358,6 @@ def _device(name: str | None) -> torch.device:
 
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    from medsam3.models.sam3.segmenter import checked_device  # noqa: PLC0415
+    from medsam3.models.detector import checked_device  # noqa: PLC0415
 
     return checked_device(name)

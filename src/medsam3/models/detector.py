@@ -1,26 +1,49 @@
-"""SAM 3's detector as one forward pass over transformers' parts, for the small and the full-size model alike.
+"""SAM 3's detector as one forward pass, for the small and the full-size model alike.
 
-It differs from transformers' own `Sam3Model.forward` in what training and parity need: outputs of all decoder layers,
-presence included, and the geometry encoder's CLS token always on, as in the original. It knows no image encoder and
-no text encoder: it starts from feature maps and text tokens.
+It gives what training and parity need: outputs of all decoder layers, presence included, and the geometry encoder's CLS
+token always on, as in the original. It knows no image encoder and no text encoder: it starts from feature maps and text
+tokens.
 
 Source: Carion et al., SAM 3: Segment Anything with Concepts, arXiv 2511.16719.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers.models.sam3.modeling_sam3 import inverse_sigmoid
+from torch.overrides import TorchFunctionMode
 
-from medsam3.models.roi_align import use_plain_roi_align
+from medsam3.errors import InputError
+
+
+class _NoStart(TorchFunctionMode):
+    """Leaves out the functions of `torch.nn.init`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return given.get("tensor", args[0] if args else None)
+        return func(*args, **given)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Build modules with names and shapes only, for weights to be assigned to.
+
+    No time goes into random numbers that weights replace. On the meta device alone PyTorch would import its compiler to
+    draw them, which takes longer than all else of a start.
+    """
+    with torch.device("meta"), _NoStart():
+        yield
 
 
 class DetectorParts(Protocol):
-    """The five modules of a detector, under transformers' names."""
+    """The five modules of a detector: those of `models.detr`, or compiled ones that are called alike."""
 
     geometry_encoder: Any
     detr_encoder: Any
@@ -68,6 +91,10 @@ class ExemplarBoxes:
         slot = torch.zeros(batch, 1, dtype=torch.bool, device=device)
         return cls(torch.full((batch, 1, 4), 0.5, device=device), slot, slot)
 
+    def to(self, device: torch.device) -> ExemplarBoxes:
+        """The boxes on a device."""
+        return ExemplarBoxes(self.cxcywh.to(device), self.is_positive.to(device), self.is_used.to(device))
+
     def mirrored(self) -> ExemplarBoxes:
         """The same boxes of the picture with left and right exchanged."""
         centres = torch.cat((1 - self.cxcywh[..., :1], self.cxcywh[..., 1:]), dim=-1)
@@ -104,15 +131,15 @@ class MaskLogits:
 
 def encode_geometry(parts: DetectorParts, levels: VisionLevels, exemplars: ExemplarBoxes) -> PromptTokens:
     """Tokens of the exemplar boxes and the CLS token, (B, n + 1, D)."""
-    use_plain_roi_align()  # here, so that a model out of a pickle has it too
-    encoded = parts.geometry_encoder(
-        box_embeddings=exemplars.cxcywh.to(levels.maps[-1].dtype),
-        box_mask=exemplars.is_used,
-        box_labels=exemplars.is_positive.long(),
-        img_feats=levels.maps,
-        img_pos_embeds=(levels.position.expand_as(levels.maps[-1]),),
+    image = levels.maps[-1]
+    tokens, mask = parts.geometry_encoder(
+        image,
+        levels.position.expand_as(image),
+        exemplars.cxcywh.to(image.dtype),
+        exemplars.is_positive,
+        exemplars.is_used,
     )
-    return PromptTokens(encoded.last_hidden_state, encoded.attention_mask.bool())
+    return PromptTokens(tokens, mask)
 
 
 def detect(parts: DetectorParts, levels: VisionLevels, text: PromptTokens, exemplars: ExemplarBoxes) -> Detection:
@@ -129,44 +156,29 @@ def detect(parts: DetectorParts, levels: VisionLevels, text: PromptTokens, exemp
         torch.cat([text.features, geometry.features], dim=1), torch.cat([text.mask, geometry.mask], dim=1)
     )
     coarse = levels.maps[-1]
-    encoded = parts.detr_encoder(
-        vision_features=[coarse],
-        text_features=prompt.features,
-        vision_pos_embeds=[levels.position.expand_as(coarse)],
-        text_mask=prompt.mask,
-    )
-    decoded = parts.detr_decoder(
-        vision_features=encoded.last_hidden_state,
-        text_features=prompt.features,
-        vision_pos_encoding=encoded.pos_embeds_flattened,
-        text_mask=prompt.mask,
-        spatial_shapes=encoded.spatial_shapes,
-    )
-    queries = decoded.intermediate_hidden_states
-    offsets = parts.detr_decoder.box_head(queries)
-    logits = parts.dot_product_scoring(
-        decoder_hidden_states=queries, text_features=prompt.features, text_mask=prompt.mask
-    )
+    image, position = (level.flatten(2).transpose(1, 2) for level in (coarse, levels.position.expand_as(coarse)))
+    fused = parts.detr_encoder(image, position, prompt.features, prompt.mask)
+    decoded = parts.detr_decoder(fused, position, prompt.features, prompt.mask, coarse.shape[-2:])
     return Detection(
-        logits=logits.squeeze(-1),
-        boxes_cxcywh=(inverse_sigmoid(decoded.reference_boxes) + offsets).sigmoid(),
-        presence=decoded.presence_logits,
-        queries=queries,
-        fused=encoded.last_hidden_state,
+        logits=parts.dot_product_scoring(decoded.queries, prompt.features, prompt.mask),
+        boxes_cxcywh=parts.detr_decoder.refined_boxes(decoded.references, decoded.queries),
+        presence=decoded.presence,
+        queries=decoded.queries,
+        fused=fused,
         prompt=prompt,
     )
 
 
 def decode_masks(parts: DetectorParts, levels: VisionLevels, detection: Detection) -> MaskLogits:
     """Masks of the last decoder layer's queries, and of the concept as a whole."""
-    decoded = parts.mask_decoder(
-        decoder_queries=detection.queries[-1],
-        backbone_features=list(levels.maps),
-        encoder_hidden_states=detection.fused,
-        prompt_features=detection.prompt.features,
-        prompt_mask=detection.prompt.mask,
-    )
-    return MaskLogits(instances=decoded.pred_masks, semantic=decoded.semantic_seg)
+    prompt = detection.prompt
+    masks = parts.mask_decoder(detection.queries[-1], levels.maps, detection.fused, prompt.features, prompt.mask)
+    return MaskLogits(*masks)
+
+
+def decode_semantic(parts: DetectorParts, levels: VisionLevels, detection: Detection) -> Tensor:
+    """The mask logits (B, 1, h, w) of the concept as a whole, without those of the queries."""
+    return decode_masks(parts, levels, replace(detection, queries=detection.queries[:, :, :0])).semantic
 
 
 def select_items(detection: Detection, items: Tensor) -> Detection:
@@ -181,3 +193,21 @@ def select_items(detection: Detection, items: Tensor) -> Detection:
             detection.prompt.features.index_select(0, items), detection.prompt.mask.index_select(0, items)
         ),
     )
+
+
+def checked_device(name: str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        InputError: It is not here, or none that the model runs on.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"device {name!r} is not here, allowed are cpu, cuda and mps where the machine has one"
+        ) from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"device is {name!r}, allowed are cpu, cuda and mps")
+    return device

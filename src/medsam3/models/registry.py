@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -13,18 +15,36 @@ if TYPE_CHECKING:
     from medsam3.models.sam3.checkpoints import Conversion
     from medsam3.models.sam3.lora import LoraSource
 
-Loader = Callable[[Path | None, str], Segmenter]
-"""From a weights file (None: the ones that come with the model) and a device to a model."""
+Precision = Literal["float32", "bfloat16", "float16"]
+Loader = Callable[[Path | None, "Running"], Segmenter]
+"""From a weights file (None: the ones that come with the model) and how it runs to a model."""
 
 SAM3_NAME = "facebook/sam3"
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 NO_FLIPS = "model {name} does not ask mirrored pictures, mini does: leave the flips out"
-_SAFETENSORS_HEADER_LIMIT = 100_000_000
+MOST_HEADER_BYTES = 8_000_000
+"""Longest list of tensors in a weights file that is read; that of SAM 3 takes 0.3 MB."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a model runs.
+
+    Attributes:
+        device: `cpu`, `cuda`, `cuda:1` or `mps`.
+        precision: Number format of SAM 3's weights and activations; None takes float32.
+        image_size: Side in pixels of the square that SAM 3 sees; None takes the weights' own.
+    """
+
+    device: str = "cpu"
+    precision: Precision | None = None
+    image_size: int | None = None
 
 
 def load(
     name: str = "mini",
     *,
-    device: str = "cpu",
+    device: str | Running = "cpu",
     weights: Path | str | None = None,
     lora: LoraSource | Path | str | None = None,
     vocabulary: Path | None = None,
@@ -33,8 +53,9 @@ def load(
     """A model that is ready to segment.
 
     Args:
-        name: A name of `names()`, or where SAM 3's weights lie: a folder in transformers' layout, or `sam3.pt`.
-        device: Where it runs, `cpu` or what the model supports.
+        name: A name of `names()`, or where SAM 3's weights lie: a folder in transformers' layout, `sam3.pt`, or another
+            repository of the Hugging Face hub (`owner/name`).
+        device: Where it runs, or a `Running` that chooses precision and image size too.
         weights: A file in place of the model's own weights; of `mini`, one made by `medsam3 train`.
         lora: MedSAM-3's adapter to put on SAM 3's weights; a path takes rank and alpha from the YAML file beside it.
         vocabulary: CLIP's, for SAM 3's phrases, where it is not beside the weights.
@@ -45,10 +66,12 @@ def load(
             adapter, a vocabulary or flips for a model that takes none.
     """
     chosen = None if weights is None else Path(weights)
-    is_place = name not in LOADERS and Path(name).exists()
+    running = device if isinstance(device, Running) else Running(device)
+    is_place = name not in LOADERS and (Path(name).exists() or HUB_NAME.fullmatch(name) is not None)
     if not is_place and name not in LOADERS:
         raise InputError(
-            f"there is no model {name!r}, allowed are: {', '.join(names())}, or a folder or file with SAM 3's weights"
+            f"there is no model {name!r}, allowed are: {', '.join(names())}, a folder or file with SAM 3's weights, or "
+            "their repository on the hub (owner/name)"
         )
     if is_place and chosen is not None:
         raise InputError(f"model {name} is a place of weights, and weights {chosen} were given too: give one of them")
@@ -59,8 +82,10 @@ def load(
     if is_sam3(name):
         if flips:
             raise InputError(NO_FLIPS.format(name=name))
-        return _load_sam3(Path(name) if is_place else chosen, device, lora=lora, vocabulary=vocabulary)
-    segmenter = LOADERS[name](chosen, device)
+        return _load_sam3(name if is_place else chosen, running, lora=lora, vocabulary=vocabulary)
+    if running.precision is not None or running.image_size is not None:
+        raise InputError(f"model {name} has one precision and image size, SAM 3 has several: leave them out")
+    segmenter = LOADERS[name](chosen, running)
     if not flips:
         return segmenter
     if not isinstance(segmenter, CanFlip):
@@ -121,7 +146,7 @@ def check_safetensors(path: Path) -> Path:
     if not head:
         raise InputError(f"weights {path} are empty: copy the file again")
     header_length = int.from_bytes(head[:8], "little")
-    if len(head) < 9 or head[8:] != b"{" or not 2 <= header_length <= _SAFETENSORS_HEADER_LIMIT:
+    if len(head) < 9 or head[8:] != b"{" or not 2 <= header_length <= MOST_HEADER_BYTES:
         raise InputError(
             f"weights {path} are not in the safetensors format: give a .safetensors file made by medsam3 train "
             "(pickled files can run code and are not opened)"
@@ -134,31 +159,29 @@ def check_safetensors(path: Path) -> Path:
 def _beside_mini(name: str) -> Loader:
     """Loads other shipped weights of the small model, which carry a name of their own."""
 
-    def load_shipped(weights: Path | None, device: str) -> Segmenter:
+    def load_shipped(weights: Path | None, running: Running) -> Segmenter:
         if weights is not None:
             raise InputError(f"model {name} has its own weights, {weights} were given too: give them to model mini")
         from medsam3.models.mini.segmenter import SHIPPED_WEIGHTS  # noqa: PLC0415
 
-        return _load_mini(SHIPPED_WEIGHTS.with_name(f"{name}.safetensors"), device, name)
+        return _load_mini(SHIPPED_WEIGHTS.with_name(f"{name}.safetensors"), running, name)
 
     return load_shipped
 
 
-def _load_mini(weights: Path | None, device: str, name: str = "mini") -> Segmenter:
-    if device != "cpu":
-        raise InputError(f"model mini was asked for on {device!r}, it runs on cpu: leave the device out")
+def _load_mini(weights: Path | None, running: Running, name: str = "mini") -> Segmenter:
     checked = None if weights is None else check_safetensors(weights)
     from medsam3.models.mini.encoder_files import locate  # noqa: PLC0415
 
     encoders = locate()
     from medsam3.models.mini.segmenter import MiniOptions, load_mini  # noqa: PLC0415  torch only once all files are there
 
-    return load_mini(checked, encoders, MiniOptions(name))
+    return load_mini(checked, encoders, MiniOptions(name, device=running.device))
 
 
 def _load_sam3(
-    weights: Path | None,
-    device: str,
+    weights: str | Path | None,
+    running: Running,
     *,
     lora: LoraSource | Path | str | None = None,
     vocabulary: Path | None = None,
@@ -167,7 +190,8 @@ def _load_sam3(
     from medsam3.models.sam3.segmenter import Sam3Options, load_sam3  # noqa: PLC0415  torch, and the code of the large model
 
     adapter = LoraSource(Path(lora)) if isinstance(lora, (str, Path)) else lora
-    return load_sam3(weights or SAM3_NAME, options=Sam3Options(device=device), lora=adapter, vocabulary=vocabulary)
+    options = Sam3Options(running.device, running.precision or "float32", running.image_size)
+    return load_sam3(weights or SAM3_NAME, options=options, lora=adapter, vocabulary=vocabulary)
 
 
 LOADERS: dict[str, Loader] = {

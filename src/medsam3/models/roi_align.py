@@ -1,4 +1,4 @@
-"""RoIAlign in plain torch, for SAM 3's geometry encoder where torchvision is not installed.
+"""RoIAlign in plain torch, for the detector's geometry encoder, so that torchvision is not needed.
 
 Source: He et al., Mask R-CNN, ICCV 2017; the sampling is that of torchvision's `roi_align` with `aligned=False` and an
 adaptive number of samples a bin.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import torch
-import transformers.models.sam3.modeling_sam3 as sam3  # by its full name: the lazy package may give a dummy
 from torch import Tensor
 
 
@@ -63,9 +61,3 @@ def _bin_weights(start: Tensor, length: Tensor, bins: int, most: int, size: int)
     near = (1 - distance.abs()).clamp(min=0) * inside[..., None]
     weights = near.view(len(start), bins, most, size) * (number < samples)[..., None]
     return weights.sum(2) / samples
-
-
-def use_plain_roi_align() -> None:
-    """Let transformers' SAM 3 call `roi_align` of this module where torchvision is missing."""
-    if not hasattr(sam3, "torchvision"):
-        sam3.torchvision = SimpleNamespace(ops=SimpleNamespace(roi_align=roi_align))

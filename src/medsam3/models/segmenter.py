@@ -7,8 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from medsam3.errors import InputError
 from medsam3.image import Masks
-from medsam3.models.phrase_reader import Reading
+from medsam3.models.phrase_reader import PhraseReader, Reading
 from medsam3.prompts import Prompt
 
 RGB = NDArray[np.uint8]
@@ -41,11 +42,35 @@ class Segmenter(Protocol):
 class ReadsPhrases(Protocol):
     """A segmenter that was taught some concepts, and takes a phrase for the one that it means."""
 
-    def read(self, phrase: str) -> Reading:
-        """How a phrase is understood."""
+    @property
+    def reader(self) -> PhraseReader:
+        """Reads phrases for its weights."""
         ...
 
 
-def reading_of(segmenter: Segmenter, phrase: str | None) -> Reading | None:
-    """How a model understands a phrase; None without one, and of a model that asks each as it stands."""
-    return segmenter.read(phrase) if phrase is not None and isinstance(segmenter, ReadsPhrases) else None
+_UNTOLD = PhraseReader()
+
+
+def reader_of(segmenter: Segmenter) -> PhraseReader:
+    """The reader of a model's phrases; one that asks each as it stands if the model has none."""
+    return segmenter.reader if isinstance(segmenter, ReadsPhrases) else _UNTOLD
+
+
+def reading_alone(segmenter: Segmenter, phrase: str) -> Reading:
+    """Read a phrase that is asked on one frame by itself, where nothing is composed.
+
+    Raises:
+        InputError: It is not understood, or asks for more than one concept as it is.
+    """
+    readings = reader_of(segmenter).readings(phrase)
+    if len(readings) > 1:
+        raise InputError(
+            f"the phrase {phrase!r} asks for {len(readings)} concepts: ask each by itself "
+            f"({', '.join(repr(one.phrase) for one in readings)})"
+        )
+    (one,) = readings
+    if one.without or one.image_sides:
+        raise InputError(
+            f"the phrase {phrase!r} means {one.told}: ask for {one.text!r} alone, and take away or choose by position"
+        )
+    return one if one.is_plain else one.as_it_stands

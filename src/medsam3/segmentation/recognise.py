@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from medsam3.concepts import CONCEPTS
-from medsam3.models.segmenter import Segmenter, reading_of
+from medsam3.models.segmenter import Segmenter, reader_of
 from medsam3.prompts import Prompt
 from medsam3.segmentation.packed import PackedMask, overlap
 from medsam3.segmentation.sweep import Found
@@ -46,8 +46,7 @@ def recognised(segmenter: Segmenter, features: Any, drawn: Sequence[Found], text
 def _taught(segmenter: Segmenter) -> list[str]:
     """Concepts of the table that a model was taught; all of them if it does not tell."""
     names = [concept.name for concept in CONCEPTS]
-    readings = {name: reading_of(segmenter, name) for name in names}
-    return [name for name, reading in readings.items() if reading is None or reading.is_taught is not False]
+    return [name for name in names if reader_of(segmenter).read(name).is_taught is not False]
 
 
 def _fit(segmenter: Segmenter, features: Any, drawn: PackedMask, name: str) -> float:

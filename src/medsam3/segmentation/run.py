@@ -15,10 +15,11 @@ from typing import Any, TypedDict, Unpack
 from numpy.typing import ArrayLike
 
 from medsam3.errors import InputError
-from medsam3.image import Image, Masks
+from medsam3.image import Image, Masks, Window
 from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Prompt
 from medsam3.segmentation.asking import asked_elsewhere, has_geometry
+from medsam3.segmentation.composing import questions
 from medsam3.segmentation.options import Options
 from medsam3.view.planes import PLANES
 from medsam3.view.view import View, view_of
@@ -59,8 +60,9 @@ def segment(
     Args:
         image: An `Image`, a path, a NumPy array, a PIL picture, a torch tensor, or an image of pydicom, nibabel or
             SimpleITK; see `medsam3.as_image`.
-        prompts: A phrase, a prompt, or several. Phrases are asked on every frame; boxes, points and exemplars are on
-            the frame that `options.at` says.
+        prompts: A phrase, a prompt, or several. A phrase may join concepts ("liver and kidney"), take one from another
+            ("kidney without tumor") or name a side ("lung on the left of the image"). Phrases are asked on every frame;
+            boxes, points and exemplars are on the frame that `options.at` says.
         segmenter: A model, as `medsam3.load` gives.
         options: Settings; None takes what is best for the kind of image.
         progress: Called with the number of steps that are done and that there are, first with 0.
@@ -68,18 +70,21 @@ def segment(
             segment, each in place of that of the options; `spacing_mm` (n, row, col) or `affine` of an array.
 
     Returns:
-        One `Masks` over (N, H, W) for each prompt, in their order; objects best score first. The presence of a stack is
-        that of its best frame.
+        One `Masks` over (N, H, W) for each concept that is asked, in the order of the prompts: one for a prompt, and
+        several for a phrase that joins several, each with its own `concept`. Objects best score first. The presence of
+        a stack is that of its best frame, that of a difference or a side that of the concept it is taken from.
 
     Raises:
-        InputError: No prompt, one that lies outside the image, a frame that does not exist, a threshold outside 0..1,
-            something drawn in a volume without the slice it is on, a plane that does not fit.
+        InputError: No prompt, a phrase that is not understood, something that lies outside the image, a frame that does
+            not exist, a threshold outside 0..1, something drawn in a volume without the slice it is on, a
+            plane that does not fit.
     """
     unknown = sorted(set(given) - set(Given.__annotations__))
     if unknown:
         raise TypeError(f"segment() got {', '.join(unknown)}, allowed are {', '.join(Given.__annotations__)}")
     shown = _opened(image, given.get("spacing_mm"), given.get("affine"))
-    asked = as_prompts(prompts)
+    plan = [question for prompt in as_prompts(prompts) for question in questions(shown, prompt, segmenter)]
+    asked = list(dict.fromkeys(prompt for question in plan for prompt in question.prompts))
     threshold, frames, settings = given.get("threshold"), given.get("frames"), options or Options()
     if threshold is not None:
         settings = replace(settings, threshold=threshold)
@@ -88,12 +93,34 @@ def segment(
     for prompt in asked:
         prompt.check_inside(*shown.shape[1:])
     report = progress or (lambda done, count: None)
-    if settings.plane == "vote":
-        found = _segment_by_vote(shown, asked, segmenter, settings, report)
-    else:
-        by_run = segment_runs(shown, asked, segmenter, settings, report)
-        found = [_joined(shown.shape, [run[k] for run in by_run]) for k in range(len(asked))]
-    return [replace(masks, image=shown) for masks in found]
+    found = dict(zip(asked, _segment_each(shown, asked, segmenter, settings, report), strict=True))
+
+    def view() -> View:  # only to know the sides, so in any window
+        is_drawn = any(has_geometry(prompt) for prompt in asked)
+        return _view(shown, replace(settings, window=Window(0, 1)), is_drawn=is_drawn)
+
+    return [replace(question.answer(found, view), image=shown) for question in plan]
+
+
+def _segment_each(
+    image: Image, prompts: Sequence[Prompt], segmenter: Segmenter, options: Options, report: Report
+) -> list[Masks]:
+    """Segment each prompt as the model is asked it."""
+    if options.plane == "vote":
+        return _segment_by_vote(image, prompts, segmenter, options, report)
+    by_run = segment_runs(image, prompts, segmenter, options, report)
+    return [_joined(image.shape, [run[k] for run in by_run]) for k in range(len(prompts))]
+
+
+def _view(image: Image, options: Options, *, is_drawn: bool) -> View:
+    """Show an image as the options say; of a vote, as if they left the plane open."""
+    return view_of(
+        image,
+        "auto" if options.plane == "vote" else options.plane,
+        window=options.window,
+        has_neighbours=options.has_neighbours,
+        keeps_slices=is_drawn or options.frames is not None,
+    )
 
 
 def segment_many(
@@ -155,13 +182,7 @@ def segment_runs(
     """Segment each run of neighbouring frames that was chosen: its masks over the whole image, by prompt."""
     is_drawn = any(has_geometry(prompt) for prompt in prompts)
     assert options.plane != "vote", "each plane is asked by itself"
-    view = view_of(
-        image,
-        options.plane,
-        window=options.window,
-        has_neighbours=options.has_neighbours,
-        keeps_slices=is_drawn or options.frames is not None,
-    )
+    view = _view(image, options, is_drawn=is_drawn)
     runs = _runs(options.frames, view)
     at = _drawn_on(image, runs, options, view) if is_drawn else None
     is_any_followed = any(is_followed(options, image, prompt) for prompt in prompts)

@@ -295,15 +295,17 @@ class Session:
         settings = replace(
             self.options, frames=self.options.frames if frame is None else (frame,), encode=self._encoded
         )
-        (found,) = segment(self.image, action["phrase"], self.model, settings, progress=progress)
-        about = replace(found, objects=(), shape=self._view.shape)
-        state = replace(self._state, answers=(*self._state.answers, about), touched=())
+        state = replace(self._state, touched=())
         first = state.next_number
-        for k, item in enumerate(self._view.masks_forth(found).objects):
-            trail = Trail.of_object(item, self._view.size)
-            unspread = frozenset(trail.masks) if frame is not None else frozenset()
-            state = state.with_object(SessionObject(first + k, found.concept, trail=trail, unspread=unspread))
-        return replace(state, current=first if len(found) else self._state.current)
+        answers = segment(self.image, action["phrase"], self.model, settings, progress=progress)
+        for found in answers:  # several if it joins concepts
+            about = replace(found, objects=(), shape=self._view.shape)
+            state, start = replace(state, answers=(*state.answers, about)), state.next_number
+            for k, item in enumerate(self._view.masks_forth(found).objects):
+                trail = Trail.of_object(item, self._view.size)
+                unspread = frozenset(trail.masks) if frame is not None else frozenset()
+                state = state.with_object(SessionObject(start + k, found.concept, trail=trail, unspread=unspread))
+        return replace(state, current=first if state.next_number > first else self._state.current)
 
     def _drawn(self, action: Action) -> State:
         stroke = tuple(Point(x, y, is_positive=bool(action["positive"])) for x, y in action["stroke"])

@@ -22,7 +22,6 @@ from medsam3.data.samples import Sample
 from medsam3.geometry import box_of_mask
 from medsam3.measure.outline import dice
 from medsam3.measure.presence import auroc
-from medsam3.models.mini.box_decoder import Geometry
 from medsam3.models.mini.card import MiniThresholds
 from medsam3.models.mini.letterbox import SIDE, Letterbox, letterbox_labels
 from medsam3.models.mini.objects import blend_where_agreed
@@ -124,7 +123,7 @@ def _answer(
             box = Box(*features.place.boxes_from_square(np.array([edges]))[0])
             asked = segmenter.concept_map(features, concept, (box,))
             boxed, boxed_look = asked.logits, segmenter.closer_look(features, replace(phrase, boxes=(box,)), asked)
-            drawn = segmenter.boxes.decode(features.neck, Geometry(boxes=torch.tensor([edges]).float())).logits[0, 0]
+            drawn = segmenter.lite_medsam.decode(features.neck, torch.tensor([edges]).float()).logits[0]
     text, refined_, boxed_, drawn_ = (
         value.numpy().astype(np.float32) for value in (found.logits, refined, boxed, drawn)
     )

@@ -15,11 +15,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from medsam3.data.samples import Sample, contents_digest
-from medsam3.models.mini.box_decoder import BoxDecoder
 from medsam3.models.mini.card import MiniCard, MiniThresholds, read_card
 from medsam3.models.mini.detector import MiniDetector, MiniDetectorConfig
 from medsam3.models.mini.encoder_files import LITE_MEDSAM, TRUNK, locate, locate_trunk
-from medsam3.models.mini.segmenter import SHIPPED_WEIGHTS, ImageEncoder, MiniSegmenter, load_mini, read_lite_medsam
+from medsam3.models.mini.lite_medsam import LiteMedSam
+from medsam3.models.mini.segmenter import SHIPPED_WEIGHTS, MiniSegmenter, load_mini
 from medsam3.models.mini.text_encoder import TextEncoder, blank_text_model
 from medsam3.models.mini.tinyvit import TinyViT
 from medsam3.models.precision import has_fast_bfloat16
@@ -113,7 +113,7 @@ def cached_views(samples: Sequence[Sample], config: FitConfig) -> list[View]:
 class _Encoders:
     """The published encoders as a run needs them."""
 
-    lite_medsam: dict[str, Tensor]
+    lite_medsam: Path
     text: TextEncoder
     trunk: Path | None
 
@@ -121,7 +121,7 @@ class _Encoders:
     def located(cls, config: FitConfig) -> _Encoders:
         files = locate()
         texts = TextEncoder.from_files(files.text_model, files.tokenizer)
-        return cls(read_lite_medsam(files.lite_medsam), texts, None if config.detector.is_frozen else locate_trunk())
+        return cls(files.lite_medsam, texts, None if config.detector.is_frozen else locate_trunk())
 
     def trainee(self, settings: RunSettings, device: torch.device) -> MiniTrainee:
         start = Start(settings.initial, self.trunk)
@@ -129,9 +129,8 @@ class _Encoders:
 
     def segmenters(self, config: FitConfig) -> Callable[[MiniDetector], MiniSegmenter]:
         """Make the model of a detector that is being trained."""
-        images, boxes = ImageEncoder(self.lite_medsam), BoxDecoder.from_lite_medsam(self.lite_medsam)
-        card = MiniCard((config.detector,), MiniThresholds())
-        return lambda detector: MiniSegmenter(images, self.text, boxes, [detector], card)
+        lite_medsam, card = LiteMedSam(self.lite_medsam), MiniCard((config.detector,), MiniThresholds())
+        return lambda detector: MiniSegmenter(lite_medsam, self.text, [detector], card)
 
 
 def _maker(samples: Sequence[Sample], features: Features, config: FitConfig) -> BatchMaker:
@@ -141,9 +140,9 @@ def _maker(samples: Sequence[Sample], features: Features, config: FitConfig) -> 
     return BatchMaker(train, views, config.sampling, seed=config.seed)
 
 
-def _make_view(lite_medsam: dict[str, Tensor], seed: int) -> Callable[[Sample, int], NDArray[Any]]:
+def _make_view(lite_medsam: Path, seed: int) -> Callable[[Sample, int], NDArray[Any]]:
     """Encode views as the cache keeps them."""
-    images = ImageEncoder(lite_medsam, dtype=ENCODER_DTYPE)
+    images = LiteMedSam(lite_medsam, dtype=ENCODER_DTYPE)
 
     def make(sample: Sample, view: int) -> NDArray[Any]:
         values = np.zeros(1, MINI_FEATURES)
@@ -246,11 +245,11 @@ def join_and_export(
     detectors = [detector for member in members for detector in member.detectors]
     first = members[0]
     card = MiniCard(tuple(detector.config for detector in detectors), MiniThresholds())
-    joined = MiniSegmenter(first.images, first.texts, first.boxes, detectors, card)
+    joined = MiniSegmenter(first.lite_medsam, first.texts, detectors, card)
     val = [sample for sample in samples if sample.split == "val"]
     settings.out.mkdir(parents=True, exist_ok=True)
     hooks.on_phase("features", len(val))
-    make = _make_view(read_lite_medsam(encoders.lite_medsam), settings.config.seed)
+    make = _make_view(encoders.lite_medsam, settings.config.seed)
     features = fill(settings.features, [(sample, 0) for sample in val], make, OneProcess(CPU), hooks.on_item)
     hooks.on_phase("thresholds, val", len(val))
     calibration = calibrate(collect(joined, val, features, on_image=hooks.on_item), first.card.thresholds)

@@ -17,18 +17,19 @@ from torch import Tensor
 
 from medsam3.data.sources import is_open
 from medsam3.errors import InputError
-from medsam3.models import registry
-from medsam3.models.mini.box_decoder import BoxDecoder, BoxMasks, Geometry
+from medsam3.models import detr, registry
+from medsam3.models.mini import segmenter as segmenter_module
 from medsam3.models.mini.card import MiniCard, MiniThresholds, read_card
-from medsam3.models.mini.detector import MiniDetector, MiniDetectorConfig
+from medsam3.models.mini.detector import ImageEncoderName, MiniDetector, MiniDetectorConfig
 from medsam3.models.mini.encoder_files import EncoderFiles
 from medsam3.models.mini.letterbox import Letterbox, letterbox, letterbox_labels
+from medsam3.models.mini.lite_medsam import BoxMasks, LiteMedSam
 from medsam3.models.mini.objects import agreeing, blend_where_agreed, split_objects
 from medsam3.models.mini.segmenter import (
     SHIPPED_WEIGHTS,
     ConceptMap,
-    ImageEncoder,
     MiniFeatures,
+    MiniOptions,
     MiniSegmenter,
     load_mini,
 )
@@ -38,11 +39,17 @@ from medsam3.prompts import Box, Point, Prompt
 TINY = MiniDetectorConfig(width=16, heads=2, feed_forward=16, encoder_layers=1, decoder_layers=2, queries=4)
 
 
-class FixedImages:
-    """Stands for the image encoder."""
+class FakeLiteMedSam:
+    """Stands for LiteMedSAM: a neck that the square alone decides, and every mask is its whole box."""
 
     def neck(self, square: NDArray[np.uint8]) -> Tensor:
         return torch.randn(1, 256, 64, 64, generator=torch.Generator().manual_seed(int(square.sum()) % 1000))
+
+    def decode(self, neck: Tensor, boxes: Tensor) -> BoxMasks:
+        logits = torch.full((len(boxes), 256, 256), -9.0)
+        for k, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+            logits[k, round(y0 + 0.5) : round(y1 + 0.5), round(x0 + 0.5) : round(x1 + 0.5)] = 9.0
+        return BoxMasks(logits, torch.full((len(boxes),), 0.9))
 
 
 class FixedTexts:
@@ -52,25 +59,16 @@ class FixedTexts:
         rows = [torch.randn(2, 384, generator=torch.Generator().manual_seed(len(phrase))) for phrase in phrases]
         return TextTokens(torch.stack(rows), torch.ones(len(rows), 2, dtype=torch.bool))
 
-
-class FillingBoxes:
-    """Stands for the box decoder: every mask is its whole box."""
-
-    def decode(self, neck: Tensor, geometry: Geometry) -> BoxMasks:
-        assert geometry.boxes is not None
-        logits = torch.full((len(geometry), 1, 256, 256), -9.0)
-        for k, (x0, y0, x1, y1) in enumerate(geometry.boxes.tolist()):
-            logits[k, 0, round(y0 + 0.5) : round(y1 + 0.5), round(x0 + 0.5) : round(x1 + 0.5)] = 9.0
-        return BoxMasks(logits, torch.full((len(geometry), 1), 0.9))
+    def knows_word(self, word: str) -> bool:
+        return False
 
 
 def segmenter(**thresholds: float) -> MiniSegmenter:
     torch.manual_seed(1)
     card = MiniCard((TINY,), replace(MiniThresholds(presence=0.0), **thresholds))
     return MiniSegmenter(
-        cast(ImageEncoder, FixedImages()),
+        cast(LiteMedSam, FakeLiteMedSam()),
         cast(TextEncoder, FixedTexts()),
-        cast(BoxDecoder, FillingBoxes()),
         [MiniDetector(TINY)],
         card,
     )
@@ -108,7 +106,7 @@ def test_two_boxes_are_two_objects() -> None:
 def test_the_same_boxes_with_another_phrase_are_decoded_once() -> None:
     model = segmenter()
     boxes = (Box(10, 10, 40, 40), Box(100, 50, 150, 100))
-    with patch.object(model.boxes, "decode", wraps=model.boxes.decode) as decoded:
+    with patch.object(model.lite_medsam, "decode", wraps=model.lite_medsam.decode) as decoded:
         features = model.encode(frame())
         alone = model.decode(features, Prompt(boxes=boxes))
         for phrase in ("polyp", "ulcer"):
@@ -129,11 +127,13 @@ def test_a_click_gives_one_object_under_it_and_spares_the_negative_click() -> No
     assert not found.union()[0, 75, 100]
 
 
-def test_a_box_with_points_is_refused() -> None:
+def test_one_box_takes_clicks_and_several_do_not() -> None:
     model = segmenter()
-    prompt = Prompt(boxes=(Box(10, 10, 40, 40),), points=(Point(20, 20),))
-    with pytest.raises(InputError, match="boxes or points"):
-        model.decode(model.encode(frame()), prompt)
+    features = model.encode(frame())
+    boxes, clicks = (Box(10, 10, 40, 40), Box(50, 50, 60, 60)), (Point(20, 20),)
+    assert len(model.decode(features, Prompt(boxes=boxes[:1], points=clicks))) <= 1
+    with pytest.raises(InputError, match="box"):
+        model.decode(features, Prompt(boxes=boxes, points=clicks))
 
 
 def test_a_phrase_with_a_box_stays_in_the_box() -> None:
@@ -166,7 +166,7 @@ class SquareMeans(MiniSegmenter):
 
 def finder(**thresholds: float) -> MiniSegmenter:
     plain = segmenter(**thresholds)
-    return SquareMeans(plain.images, plain.texts, plain.boxes, [], plain.card)
+    return SquareMeans(plain.lite_medsam, plain.texts, [], plain.card)
 
 
 def small_block() -> NDArray[np.uint8]:
@@ -337,15 +337,14 @@ def test_a_trunk_of_its_own_leaves_the_neck_until_a_box_asks_for_it() -> None:
     config = replace(TINY, image_encoder="lite0")
     asked: list[int] = []
 
-    class CountedImages(FixedImages):
+    class Counted(FakeLiteMedSam):
         def neck(self, square: NDArray[np.uint8]) -> Tensor:
             asked.append(1)
             return super().neck(square)
 
     model = MiniSegmenter(
-        cast(ImageEncoder, CountedImages()),
+        cast(LiteMedSam, Counted()),
         cast(TextEncoder, FixedTexts()),
-        cast(BoxDecoder, FillingBoxes()),
         [MiniDetector(config)],
         MiniCard((config,), MiniThresholds(presence=0.0)),
     )
@@ -357,6 +356,55 @@ def test_a_trunk_of_its_own_leaves_the_neck_until_a_box_asks_for_it() -> None:
     assert asked == [1]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_share_of_0_leaves_the_second_opinion_and_the_closer_look_uncomputed(share: float) -> None:
+    model = finder(refine_share=share, closer_share=share)
+    with (
+        patch.object(model.lite_medsam, "decode", wraps=model.lite_medsam.decode) as refined,
+        patch.object(model, "encode", wraps=model.encode) as encoded,
+    ):
+        features = model.encode(small_block())
+        assert len(model.decode(features, Prompt("block"))) == 1
+    assert refined.call_count == (1 if share else 0)
+    assert encoded.call_count == (2 if share else 1)
+
+
+@pytest.mark.parametrize("encoder", ["lite0", "lite-medsam"])
+def test_all_that_a_phrase_computes_is_on_the_device_asked_for(
+    encoder: ImageEncoderName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tensors without values: one of them and one of the CPU in an operation are an error, as on a real accelerator.
+    def pooled(features: Tensor, boxes: Sequence[Tensor], bins: int) -> Tensor:
+        return features.new_zeros(len(boxes), features.shape[1], bins, bins)
+
+    monkeypatch.setattr(detr, "roi_align", pooled)  # looks at its boxes' values, which there are none of
+    monkeypatch.setattr(segmenter_module, "checked_device", torch.device)
+    config = replace(TINY, image_encoder=encoder)
+    model = MiniSegmenter(
+        cast(LiteMedSam, FakeLiteMedSam()),
+        cast(TextEncoder, FixedTexts()),
+        [MiniDetector(config)],
+        MiniCard((config,), MiniThresholds()),
+        MiniOptions(device="meta"),
+    )
+    features = model.encode(frame())
+    assert {level.device.type for level in features.levels[0].maps} == {"meta"}
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # the answer's way to the CPU
+        model.concept_map(features, "polyp", (Box(20, 20, 60, 60),))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_here_is_refused() -> None:
+    with pytest.raises(InputError, match="device 'cuda' is not here"):
+        MiniSegmenter(
+            cast(LiteMedSam, FakeLiteMedSam()),
+            cast(TextEncoder, FixedTexts()),
+            [],
+            MiniCard((), MiniThresholds()),
+            MiniOptions(device="cuda"),
+        )
+
+
 def test_two_detectors_answer_with_their_mean_logits(tmp_path: Path) -> None:
     torch.manual_seed(2)
     members = [MiniDetector(TINY), MiniDetector(replace(TINY, image_encoder="lite0"))]
@@ -364,9 +412,8 @@ def test_two_detectors_answer_with_their_mean_logits(tmp_path: Path) -> None:
     def model(*chosen: MiniDetector) -> MiniSegmenter:
         card = MiniCard(tuple(detector.config for detector in chosen), MiniThresholds(presence=0.0))
         return MiniSegmenter(
-            cast(ImageEncoder, FixedImages()),
+            cast(LiteMedSam, FakeLiteMedSam()),
             cast(TextEncoder, FixedTexts()),
-            cast(BoxDecoder, FillingBoxes()),
             chosen,
             card,
         )

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
-from transformers import BertModel
+from transformers import BertConfig, BertModel
 
 from medsam3.errors import InputError
 from medsam3.models.mini import text_encoder
 from medsam3.models.mini.encoder_files import locate
-from medsam3.models.mini.text_encoder import MAX_TOKENS, TextEncoder, minilm_config
+from medsam3.models.mini.text_encoder import MAX_TOKENS, MiniLM, TextEncoder
 
 OPEN, CLOSE = 1, 2
 WORDS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "optic", "disc", "cup", "polyp", "of", "the", "left", "eye")
@@ -39,18 +39,18 @@ def word_tokenizer(words: int = 30522) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def random_model() -> BertModel:
+def random_model() -> MiniLM:
     torch.manual_seed(7)
-    return BertModel(minilm_config(), add_pooling_layer=False)
+    return MiniLM()
 
 
 @pytest.fixture
-def encoder(random_model: BertModel) -> TextEncoder:
-    return TextEncoder(random_model, word_tokenizer())
+def encoder(random_model: MiniLM) -> TextEncoder:
+    return TextEncoder(lambda: (random_model, word_tokenizer()))
 
 
 @pytest.fixture(scope="module")
-def files(random_model: BertModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def files(random_model: MiniLM, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Random weights in the published form, and the tokenizer of words."""
     folder = tmp_path_factory.mktemp("text")
     unused = {
@@ -67,6 +67,18 @@ def small_state() -> dict[str, Tensor]:
     return {"embeddings.word_embeddings.weight": torch.zeros(2, 2), "head.weight": torch.zeros(1)}
 
 
+def test_features_are_those_of_transformers_with_the_same_random_weights(random_model: MiniLM) -> None:
+    config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+    stock = BertModel(config, add_pooling_layer=False).eval()
+    assert stock.load_state_dict(random_model.state_dict()).missing_keys == []
+    ids = torch.tensor([[1, 4, 5, 2], [1, 7, 2, 0]])
+    mask = torch.tensor([[True] * 4, [True] * 3 + [False]])
+    with torch.no_grad():
+        expected = stock(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        found = random_model.eval()(ids, mask)
+    assert (found - expected)[mask].abs().max() < 1e-5
+
+
 def test_a_phrase_has_a_feature_for_each_word_and_two_more(encoder: TextEncoder) -> None:
     tokens = encoder.encode(["optic disc"])  # [CLS] optic disc [SEP]
     assert tokens.features.shape == (1, 4, 384)
@@ -80,12 +92,12 @@ def test_no_phrase_gives_empty_tokens(encoder: TextEncoder) -> None:
     assert tokens.mask.shape == (0, 0)
 
 
-def test_phrases_together_equal_one_by_one(random_model: BertModel) -> None:
+def test_phrases_together_equal_one_by_one(random_model: MiniLM) -> None:
     phrases = ["polyp", "optic disc of the left eye", "optic cup", "polyp"]
-    together = TextEncoder(random_model, word_tokenizer()).encode(phrases)
+    together = TextEncoder(lambda: (random_model, word_tokenizer())).encode(phrases)
     assert together.mask.sum(dim=1).tolist() == [3, 8, 4, 3]
     for index, phrase in enumerate(phrases):
-        alone = TextEncoder(random_model, word_tokenizer()).encode([phrase]).features[0]
+        alone = TextEncoder(lambda: (random_model, word_tokenizer())).encode([phrase]).features[0]
         row = together.features[index]
         torch.testing.assert_close(row[: len(alone)], alone, atol=1e-5, rtol=0)
         assert (row[len(alone) :] == 0).all()
@@ -122,8 +134,9 @@ def test_a_remembered_phrase_is_not_run_again(encoder: TextEncoder, monkeypatch:
     assert torch.equal(encoder.encode(["Polyp", "optic cup"]).features, first.features)
 
 
-def test_the_oldest_phrases_are_forgotten(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_phrases_are_forgotten(random_model: MiniLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_encoder, "REMEMBERED_PHRASES", 2)
+    encoder = TextEncoder(lambda: (random_model, word_tokenizer()))
     encoder.encode(["polyp"])
     encoder.encode(["optic disc"])
     encoder.encode(["polyp"])  # so that the disc is the oldest
@@ -141,10 +154,11 @@ def test_the_oldest_phrases_are_forgotten(encoder: TextEncoder, monkeypatch: pyt
 
 
 def test_more_phrases_than_are_remembered_are_all_answered(
-    encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
+    random_model: MiniLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_encoder, "REMEMBERED_PHRASES", 1)
     monkeypatch.setattr(text_encoder, "PHRASES_AT_ONCE", 2)
+    encoder = TextEncoder(lambda: (random_model, word_tokenizer()))
     tokens = encoder.encode(["polyp", "optic disc", "optic cup", "the left eye", "optic disc"])
     assert tokens.mask.sum(dim=1).tolist() == [3, 4, 4, 5, 4]
     assert torch.equal(tokens.features[1], tokens.features[4])
@@ -173,9 +187,9 @@ def test_missing_and_damaged_files_are_refused(files: tuple[Path, Path], tmp_pat
     bad.write_text("not what it should be")
     for path in (bad, tmp_path / "missing"):
         with pytest.raises(InputError, match=r"cannot be read as safetensors .* give model\.safetensors"):
-            TextEncoder.from_files(path, tokenizer)
+            TextEncoder.from_files(path, tokenizer).encode(["polyp"])
         with pytest.raises(InputError, match=r"cannot be read as a tokenizer .* give tokenizer\.json"):
-            TextEncoder.from_files(weights, path)
+            TextEncoder.from_files(weights, path).encode(["polyp"])
 
 
 def test_another_model_s_weights_are_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -183,14 +197,14 @@ def test_another_model_s_weights_are_refused(files: tuple[Path, Path], tmp_path:
     # MiniLM without its pooler has 5 embedding tensors and 16 in each of 6 layers: 101, of which one is there.
     message = "of 101 tensors 100 are missing, 1 unknown, 1 of another shape"
     with pytest.raises(InputError, match=message):
-        TextEncoder.from_files(tmp_path / "small.safetensors", files[1])
+        TextEncoder.from_files(tmp_path / "small.safetensors", files[1]).encode(["polyp"])
 
 
 def test_another_model_s_tokenizer_is_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
     word_tokenizer(words=100).save(str(tmp_path / "small.json"))
     assert json.loads((tmp_path / "small.json").read_text())["version"]
     with pytest.raises(InputError, match="has 100 tokens"):
-        TextEncoder.from_files(files[0], tmp_path / "small.json")
+        TextEncoder.from_files(files[0], tmp_path / "small.json").encode(["polyp"])
 
 
 @pytest.mark.weights

@@ -5,9 +5,8 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import BertModel
 
-from medsam3.models.mini.text_encoder import TextEncoder, minilm_config
+from medsam3.models.mini.text_encoder import MiniLM, TextEncoder
 from medsam3.models.mini.text_lora import TextLora, targets
 
 
@@ -15,7 +14,8 @@ def encoder() -> TextEncoder:
     torch.manual_seed(0)
     tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "optic": 1, "disc": 2, "polyp": 3}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
-    return TextEncoder(BertModel(minilm_config(), add_pooling_layer=False), tokenizer)
+    model = MiniLM()
+    return TextEncoder(lambda: (model, tokenizer))
 
 
 def test_a_new_adapter_changes_nothing() -> None:
@@ -44,7 +44,7 @@ def test_gradients_reach_the_adapter_and_nothing_else() -> None:
 
 
 def test_all_four_projections_of_six_layers_are_adapted() -> None:
-    names = set(dict(BertModel(minilm_config(), add_pooling_layer=False).named_parameters()))
+    names = set(dict(MiniLM().named_parameters()))
     assert len(targets()) == 24
     assert set(targets()) <= names
     assert sum(p.numel() for p in TextLora(8).parameters()) == pytest.approx(24 * 2 * 8 * 384)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -353,3 +354,108 @@ def test_an_adapter_of_other_weights_is_refused() -> None:
     adapter = adapter_from(qkv_factors(), LoraSource(Path("lora.pt"), alpha=1))
     with pytest.raises(InputError, match=r"of shape \(2, 2\), the weights have none"):
         merge({}, adapter)
+
+
+# what others publish
+
+
+def meta_tensors() -> dict[str, Tensor]:
+    """Meta's own small model: names `detector.*`."""
+    loaded = torch.load(parity("tiny") / "sam3.pt", weights_only=True)
+    tensors: dict[str, Tensor] = loaded["model"]
+    return tensors
+
+
+def saved(folder: Path, content: object, name: str = "sam3.pt") -> Path:
+    folder.mkdir(exist_ok=True)
+    torch.save(content, folder / name)
+    shutil.copyfile(parity("tiny") / "config.json", folder / "config.json")
+    return folder / name
+
+
+def trainer_names(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    return {start + name.removeprefix("detector."): tensor for name, tensor in tensors.items()}
+
+
+@needs_parity
+@pytest.mark.parametrize(
+    "kind", ["bare", "module.detector", "module.bare", "state_dict", "model in state_dict", "real"]
+)
+def test_checkpoints_of_trainers_hold_the_same_tensors(tmp_path: Path, kind: str) -> None:
+    tensors = meta_tensors()
+    contents: dict[str, object] = {
+        "bare": {"model": trainer_names(tensors, ""), "epoch": 3},
+        "module.detector": trainer_names(tensors, "module.detector."),
+        "module.bare": trainer_names(tensors, "module."),
+        "state_dict": {"state_dict": tensors},
+        "model in state_dict": {"state_dict": {"model": trainer_names(tensors, "")}},
+        "real": {
+            name: tensor
+            for old, given in tensors.items()
+            for name, tensor in (
+                [(f"{old}_real", given.real.contiguous()), (f"{old}_imag", given.imag.contiguous())]
+                if old.endswith("freqs_cis")
+                else [(old, given)]
+            )
+        },
+    }
+    expected = read_checkpoint(parity("tiny") / "sam3.pt").tensors
+    found = read_checkpoint(saved(tmp_path / "published", contents[kind])).tensors
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@needs_parity
+def test_of_sam_3_1_the_detector_is_loaded_and_what_is_left_out_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trunk = "detector.backbone.vision_backbone"
+    more = {f"{trunk}.{neck}_convs.0.conv_1x1.weight": torch.zeros(2) for neck in ("interactive", "propagation")}
+    more["tracker.model.multiplex.weight"] = torch.zeros(3)
+    with caplog.at_level("WARNING"):
+        found = read_checkpoint(saved(tmp_path / "new", {**meta_tensors(), **more}))
+    expected = read_checkpoint(parity("tiny") / "sam3.pt").tensors
+    assert found.tensors.keys() == expected.keys()
+    assert found.architecture.tracker is None
+    assert set(more) <= set(found.left_over)
+    assert "SAM 3.1" in caplog.text and "interactive_convs" in caplog.text
+    other = {**meta_tensors(), "detector.extra.weight": torch.zeros(2)}
+    with pytest.raises(InputError, match=r"1 tensors are too many \(detector\.extra\.weight\)"):
+        read_checkpoint(saved(tmp_path / "other", other))
+
+
+@needs_parity
+def test_a_repository_with_a_dot_in_its_name_and_only_a_pickle_is_fetched(tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        assert name == "facebook/sam3.1"
+        asked.append(allow_patterns)
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        if "*.pt" in allow_patterns:
+            saved(tmp_path / "hub", meta_tensors(), "sam3.1_multiplex.pt")
+        return str(tmp_path / "hub")
+
+    assert len(read_checkpoint("facebook/sam3.1", download=download).tensors) > 100
+    assert ["*.pt" in patterns for patterns in asked] == [False, True]
+    saved(tmp_path / "hub", {}, "other.pt")
+    with pytest.raises(InputError, match=r"holds 2 files of weights \(other\.pt, sam3\.1_multiplex\.pt\)"):
+        read_checkpoint(tmp_path / "hub")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_hidden_layers", 10**6), ("hidden_size", 10**9), ("image_size", -(10**9))]
+)
+def test_absurd_sizes_are_refused_at_once(name: str, value: int) -> None:
+    fields = small_architecture().to_json()
+    fields["detector_config"]["vision_config"]["backbone_config"][name] = value
+    with pytest.raises(InputError, match=rf"config\.json says {name} = {value}, allowed is up to"):
+        architecture_from_json(fields)
+
+
+def test_a_list_of_200000_tensors_is_refused_at_once(tmp_path: Path) -> None:
+    header = json.dumps({f"t{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(200_000)})
+    path = tmp_path / "many.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    with pytest.raises(InputError, match=r"their list of tensors takes [\d,]+ bytes, allowed are 8,000,000"):
+        read_checkpoint(path)

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 
 from medsam3.errors import InputError
 from medsam3.image import Masks
+from medsam3.models.detector import checked_device
 from medsam3.models.sam3.clip_phrases import VISUAL_TOKENS, PhraseTokenizer
 from medsam3.models.sam3.network import at_image_size, blank_network, fill_network
-from medsam3.models.sam3.segmenter import Sam3Options, Sam3Segmenter, checked_device, load_sam3
+from medsam3.models.sam3.segmenter import Sam3Options, Sam3Segmenter, load_sam3
 from medsam3.models.segmenter import RGB
 from medsam3.prompts import Box, Point, Prompt
 from sam3_small import random_tensors, small_architecture, small_network
@@ -248,7 +249,7 @@ def test_half_precision_is_near_float32_and_keeps_rotary_positions(precision: st
     assert len(half.decode(half.encode(frame()), Prompt(text="a", exemplars=(Box(10, 12, 50, 40),)))) > 0
 
 
-@pytest.mark.parametrize("size", [56, 168])
+@pytest.mark.parametrize("size", [56, 84, 168])  # 84 fills one and a half windows, as 504 px do at full size
 def test_other_image_sizes_give_masks_of_the_frames_size(size: int) -> None:
     architecture = at_image_size(small_architecture(), size)
     network = fill_network(
@@ -261,8 +262,11 @@ def test_other_image_sizes_give_masks_of_the_frames_size(size: int) -> None:
     assert len(model.decode(features, Prompt(boxes=(Box(10, 12, 50, 40),)))) == 1
 
 
-def test_an_image_size_that_windows_do_not_fill_is_refused() -> None:
-    with pytest.raises(InputError, match="image size is 100, allowed are multiples of 56: 56, 112, 168"):
+def test_an_image_size_that_patches_do_not_fill_is_refused() -> None:
+    with pytest.raises(
+        InputError,
+        match="image size is 100, allowed are multiples of 14 from 56 to 336; those of 56 waste nothing: 56, 112, 168",
+    ):
         at_image_size(small_architecture(), 100)
 
 

@@ -126,8 +126,8 @@ def test_the_vocabulary_is_copied_from_where_it_lies(work: Path, capsys: pytest.
         (["sam3.pt", "--out", "out", "--lora", "sam3.pt"], "holds no adapter of MedSAM-3's"),
         (["sam3.pt", "--out", "out", "--lora-config", "a.yaml"], "--lora-config belongs to an adapter"),
         (["sam3.pt", "--out", "out", "--vocabulary", "gone"], "--vocabulary gone does not exist"),
-        (["sam3.pt", "--out", "out", "--dtype", "int8"], "invalid choice: 'int8'"),
-        (["sam3.pt"], "arguments are required: --out"),
+        (["sam3.pt", "--out", "out", "--dtype", "int8"], 'Invalid value "int8" for --dtype'),
+        (["sam3.pt"], "--out is missing"),
     ],
 )
 def test_what_cannot_be_converted_is_one_line_and_leaves_nothing(

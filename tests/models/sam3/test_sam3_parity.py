@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers.models.sam3_tracker_video.configuration_sam3_tracker_video imp
 from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import Sam3TrackerVideoInferenceSession
 
 from medsam3.models.detector import Detection, ExemplarBoxes, MaskLogits, PromptTokens, decode_masks, detect
+from medsam3.models.roi_align import roi_align
 from medsam3.models.sam3.checkpoints import read_adapter, read_checkpoint
 from medsam3.models.sam3.keys import rename
 from medsam3.models.sam3.lora import AdapterSwitch, LoraSource, merge
@@ -200,15 +202,19 @@ def test_the_interactive_head_gives_the_trackers_first_frame(case: str) -> None:
     assert float(ious) == pytest.approx(float(expected[f"{case}.frame0.iou_scores"].max()), abs=TOLERANCE)
 
 
-def test_a_converted_folder_is_read_by_transformers_itself_with_metas_numbers(tmp_path: Path) -> None:
-    from transformers.models.sam3.modeling_sam3 import Sam3Model  # noqa: PLC0415
+def test_a_converted_folder_is_read_by_transformers_itself_with_metas_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers.models.sam3.modeling_sam3 as stock  # noqa: PLC0415
 
+    torchvision = SimpleNamespace(ops=SimpleNamespace(roi_align=roi_align))
+    monkeypatch.setattr(stock, "torchvision", torchvision, raising=False)
     from medsam3.models.sam3.checkpoints import convert  # noqa: PLC0415
 
     done = convert(parity("tiny") / "sam3.pt", tmp_path / "out")
     assert (done.tensors, done.has_tracker) == (len(read_checkpoint(tmp_path / "out").tensors), False)
     given, expected = inputs(), load_file(parity("tiny") / "outputs.safetensors")
-    model = Sam3Model.from_pretrained(tmp_path / "out").eval()
+    model = stock.Sam3Model.from_pretrained(tmp_path / "out").eval()
     with torch.inference_mode():
         output = model(
             pixel_values=given["pixel_values"],

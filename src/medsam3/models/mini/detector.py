@@ -1,24 +1,22 @@
 """The trained half of the small model: SAM 3's detector at small sizes on top of frozen features.
 
 Frozen before it: LiteMedSAM's image encoder and MiniLM's text encoder. Trained here: the level adapter, the text
-projection, and transformers' geometry encoder, DETR encoder, DETR decoder, scoring and mask decoder.
+projection, and the parts of `models.detr`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import transformers.models.sam3.modeling_sam3 as sam3  # by its full name: the lazy package may give a dummy
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.sam3 import configuration_sam3 as sam3_config
 
+from medsam3.models import detr
 from medsam3.models.detector import PromptTokens, VisionLevels
 from medsam3.models.mini.efficientnet import EfficientNet, Variant
 from medsam3.models.mini.text_lora import TextLora
-from medsam3.models.roi_align import use_plain_roi_align
 
 ImageEncoderName = Literal["lite-medsam", "lite0", "lite2"]
 
@@ -70,14 +68,13 @@ class LevelAdapter(nn.Module):
         self.coarse = nn.Sequential(
             nn.Conv2d(config.neck_channels, width, 3, stride=2, padding=1), nn.GroupNorm(8, width)
         )
-        self.position = sam3.Sam3SinePositionEmbedding(num_position_features=width // 2, normalize=True)
 
     def forward(self, pixels: Tensor, neck: Tensor | None) -> VisionLevels:
         """Levels of `pixels` (B, 3, 256, 256) in 0..1 and their `neck` (B, 256, 64, 64)."""
         assert neck is not None  # the caller has read `is_frozen`
         fine = self.detail(pixels * 2 - 1)
         coarse = self.coarse(neck)
-        position = self.position(coarse.shape, coarse.device, torch.float32)[:1]
+        position = detr.sine_positions(coarse.shape[1], coarse.shape[-2:], coarse.device)
         return VisionLevels((fine, self.middle(neck), coarse), position)
 
 
@@ -106,7 +103,6 @@ class TrunkLevels(nn.Module):
             nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.GELU()) for _ in deep[:-1]
         )
         self.coarse = nn.Sequential(nn.Conv2d(width, width, 1), nn.GroupNorm(8, width))
-        self.position = sam3.Sam3SinePositionEmbedding(num_position_features=width // 2, normalize=True)
 
     def forward(self, pixels: Tensor, neck: Tensor | None) -> VisionLevels:
         """Levels of `pixels` (B, 3, 256, 256) in 0..1; the neck is not looked at."""
@@ -118,7 +114,7 @@ class TrunkLevels(nn.Module):
         ):
             down = smooth(lateral(finer) + F.interpolate(down, size=finer.shape[-2:], mode="nearest"))
         coarse = self.coarse(down)
-        position = self.position(coarse.shape, coarse.device, torch.float32)[:1]
+        position = detr.sine_positions(coarse.shape[1], coarse.shape[-2:], coarse.device)
         return VisionLevels((self.fine(fine), self.middle(middle), coarse), position)
 
 
@@ -142,26 +138,36 @@ class MiniDetector(nn.Module):
 
     def __init__(self, config: MiniDetectorConfig) -> None:
         super().__init__()
-        use_plain_roi_align()
         self.config = config
         self.levels = (
             LevelAdapter(config) if config.image_encoder == "lite-medsam" else TrunkLevels(config, config.image_encoder)
         )
         self.text_projection = TextProjection(config)
         self.text_lora = TextLora(config.text_rank) if config.text_rank else None
-        parts = _sam3_config(config)
-        self.geometry_encoder = sam3.Sam3GeometryEncoder(parts.geometry_encoder_config)
-        self.detr_encoder = sam3.Sam3DetrEncoder(parts.detr_encoder_config)
-        self.detr_decoder = sam3.Sam3DetrDecoder(parts.detr_decoder_config)
-        self.mask_decoder = sam3.Sam3MaskDecoder(parts.mask_decoder_config)
-        self.dot_product_scoring = sam3.Sam3DotProductScoring(parts)
+        sizes = detr.PartSizes(
+            width=config.width,
+            heads=config.heads,
+            feed_forward=config.feed_forward,
+            queries=config.queries,
+            upsampling_stages=2,
+            dropout=config.dropout,
+        )
+        self.geometry_encoder = detr.GeometryEncoder(replace(sizes, layers=config.geometry_layers))
+        self.detr_encoder = detr.DetrEncoder(replace(sizes, layers=config.encoder_layers))
+        self.detr_decoder = detr.DetrDecoder(replace(sizes, layers=config.decoder_layers))
+        self.mask_decoder = detr.MaskDecoder(sizes)
+        self.dot_product_scoring = detr.Scoring(sizes)
         self._spread_start()
 
     def _spread_start(self) -> None:
-        """Start from unit-gain weights and queries that differ: the parts' own start (0.02 all over) learns slowly."""
+        """Start from unit-gain weights and queries that differ: SAM 3's own start (0.02 all over) learns slowly."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
+        for part in (self.detr_encoder, self.detr_decoder, self.mask_decoder):
+            for name, value in part.named_parameters():
+                if name.endswith(".bias"):
+                    nn.init.zeros_(value)
         decoder = self.detr_decoder
         nn.init.normal_(decoder.query_embed.weight)
         nn.init.normal_(decoder.presence_token.weight)
@@ -169,26 +175,9 @@ class MiniDetector(nn.Module):
             decoder.reference_points.weight.uniform_(-1.5, 1.5)
             decoder.reference_points.weight[:, 2:].sub_(0.7)
         for last in (decoder.box_head.layer3, decoder.presence_head.layer3):
+            assert last is not None, "both have three layers"
             nn.init.normal_(last.weight, std=0.01)
 
     def project_text(self, tokens: Tensor, mask: Tensor) -> PromptTokens:
         """Text tokens (B, L, 384) with their mask (B, L) bool, at the detector's width."""
         return PromptTokens(self.text_projection(tokens), mask)
-
-
-def _sam3_config(config: MiniDetectorConfig) -> sam3_config.Sam3Config:
-    shared = {
-        "hidden_size": config.width,
-        "num_attention_heads": config.heads,
-        "dropout": config.dropout,
-    }
-    sizes = {**shared, "intermediate_size": config.feed_forward}
-    parts = sam3_config.Sam3Config(
-        geometry_encoder_config={**sizes, "num_layers": config.geometry_layers},
-        detr_encoder_config={**sizes, "num_layers": config.encoder_layers},
-        detr_decoder_config={**sizes, "num_layers": config.decoder_layers, "num_queries": config.queries},
-        mask_decoder_config={**shared, "num_upsampling_stages": 2},
-    )
-    for part in ("geometry_encoder", "detr_encoder", "detr_decoder", "mask_decoder"):
-        getattr(parts, f"{part}_config")._attn_implementation = "sdpa"
-    return parts

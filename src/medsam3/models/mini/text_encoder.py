@@ -10,24 +10,29 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
+from cachetools import LRUCache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from torch.nn import functional as F
 
 from medsam3.errors import InputError
+from medsam3.models.detector import without_values
 from medsam3.models.mini.text_lora import TextLora
 from medsam3.prompts import check_phrase
 
-FEATURE_DIM = 384
+FEATURE_DIM, HIDDEN_DIM, HEADS = 384, 1536, 12
+VOCABULARY = 30522
+NORM_EPS = 1e-12
 MAX_TOKENS = 32  # with the opening and closing token; a concept of ten words has about fifteen
 REMEMBERED_PHRASES = 4096
 PHRASES_AT_ONCE = 64
@@ -58,30 +63,37 @@ class TextTokens:
 class TextEncoder:
     """all-MiniLM-L6-v2 with its tokenizer, which sets letters small and takes accents off."""
 
-    def __init__(self, model: BertModel, tokenizer: Tokenizer) -> None:
-        self._model = model.requires_grad_(False).eval()
-        self._tokenizer = tokenizer
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._remembered: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+    def __init__(self, read: Callable[[], tuple[MiniLM, Tokenizer]]) -> None:
+        """Remember how the model and its tokenizer are read, which is done for the first phrase."""
+        self._read = read
+        self._remembered: LRUCache[tuple[int, ...], Tensor] = LRUCache(REMEMBERED_PHRASES)
         self._lock = Lock()
 
     def __getstate__(self) -> dict[str, object]:
         """Leave what was remembered behind, and the lock, which no other process shares."""
-        return {"_model": self._model, "_tokenizer": self._tokenizer}
+        return {"_parts": self._parts}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _remembered=OrderedDict(), _lock=Lock())
+        self.__dict__.update(state, _remembered=LRUCache(REMEMBERED_PHRASES), _lock=Lock())
 
     @classmethod
     def from_files(cls, weights: Path, tokenizer: Path) -> TextEncoder:
-        """Read `model.safetensors` and `tokenizer.json` of all-MiniLM-L6-v2.
+        """The encoder in `model.safetensors` and `tokenizer.json` of all-MiniLM-L6-v2.
 
-        Raises:
-            InputError: A file is missing or damaged, or its tensors are not those of this model.
+        The first phrase raises an InputError if a file is missing, damaged, or of another model.
         """
-        state = _read_tensors(weights)
-        return cls(_load_model(state, weights), _read_tokenizer(tokenizer))
+        return cls(lambda: (_load_model(_read_tensors(weights), weights), _read_tokenizer(tokenizer)))
+
+    @cached_property
+    def _parts(self) -> tuple[MiniLM, Tokenizer]:
+        model, tokenizer = self._read()
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return model.requires_grad_(False).eval(), tokenizer
+
+    def knows_word(self, word: str) -> bool:
+        """Whether a word, in small letters, is common enough to be one token."""
+        return self._parts[1].token_to_id(word) is not None
 
     def encode(self, phrases: Sequence[str]) -> TextTokens:
         """Token features of each phrase; the same whether phrases come alone or together.
@@ -102,18 +114,23 @@ class TextEncoder:
     def encode_with(self, lora: TextLora, phrases: Sequence[str]) -> TextTokens:
         """As `encode` through the encoder with an adapter, whose gradients flow; nothing is remembered."""
         keys = [self._token_ids(check_phrase(phrase)) for phrase in phrases]
-        return _fill_up(self._hidden(keys, lora.merged(dict(self._model.named_parameters()))))
+        return _fill_up(self._hidden(keys, lora.merged(dict(self._parts[0].named_parameters()))))
 
     def adapted(self, lora: TextLora) -> TextEncoder:
         """This encoder with an adapter merged in for good."""
-        model = copy.deepcopy(self._model)
-        with torch.no_grad():
-            for name, value in lora.merged(dict(model.named_parameters())).items():
-                model.get_parameter(name).copy_(value)
-        return TextEncoder(model, self._tokenizer)
+
+        def read() -> tuple[MiniLM, Tokenizer]:
+            model, tokenizer = self._parts
+            model = copy.deepcopy(model)
+            with torch.no_grad():
+                for name, value in lora.merged(dict(model.named_parameters())).items():
+                    model.get_parameter(name).copy_(value)
+            return model, tokenizer
+
+        return TextEncoder(read)
 
     def _token_ids(self, phrase: str) -> tuple[int, ...]:
-        ids: list[int] = self._tokenizer.encode(phrase).ids
+        ids: list[int] = self._parts[1].encode(phrase).ids
         if len(ids) > MAX_TOKENS:
             # The phrase itself stays out of the log: a user may have put a name into it.
             logger.warning("a phrase has %d tokens, only the first %d are read: shorten it", len(ids), MAX_TOKENS)
@@ -129,11 +146,7 @@ class TextEncoder:
             batch = new[start : start + PHRASES_AT_ONCE]
             found.update(zip(batch, self._run(batch), strict=True))
         with self._lock:
-            for key in keys:
-                self._remembered[key] = found[key]
-                self._remembered.move_to_end(key)
-            while len(self._remembered) > REMEMBERED_PHRASES:
-                self._remembered.popitem(last=False)
+            self._remembered.update({key: found[key] for key in keys})
         return found
 
     @torch.no_grad()
@@ -144,28 +157,69 @@ class TextEncoder:
         length = max(len(key) for key in keys)
         ids = torch.tensor([[*key, *[0] * (length - len(key))] for key in keys])
         mask = torch.arange(length) < torch.tensor([len(key) for key in keys])[:, None]  # (B, L)
-        inputs = {"input_ids": ids, "attention_mask": mask.long()}
-        hidden = torch.func.functional_call(self._model, changed, (), inputs).last_hidden_state
+        hidden = torch.func.functional_call(self._parts[0], changed, (ids, mask))
         return [row[: len(key)] for row, key in zip(hidden, keys, strict=True)]
 
 
-def minilm_config() -> BertConfig:
-    """The sizes of all-MiniLM-L6-v2."""
-    return BertConfig(
-        vocab_size=30522,
-        hidden_size=FEATURE_DIM,
-        num_hidden_layers=6,
-        num_attention_heads=12,
-        intermediate_size=1536,
-        max_position_embeddings=512,
-        pad_token_id=0,
-    )
+class _Layer(nn.Module):
+    """Self-attention and feed-forward, each added and then normalised, under BERT's names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        own = nn.ModuleDict({name: nn.Linear(FEATURE_DIM, FEATURE_DIM) for name in ("query", "key", "value")})
+        self.attention = nn.ModuleDict({"self": own, "output": _output(FEATURE_DIM)})
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(FEATURE_DIM, HIDDEN_DIM)})
+        self.output = _output(HIDDEN_DIM)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Tokens (B, L, 384) with their mask (B, 1, 1, L)."""
+        own: Any = self.attention["self"]
+        out: Any = self.attention["output"]
+        query, key, value = (
+            own[name](tokens).unflatten(-1, (HEADS, -1)).transpose(1, 2) for name in ("query", "key", "value")
+        )
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+        tokens = out["LayerNorm"](tokens + out["dense"](attended))
+        hidden = F.gelu(self.intermediate["dense"](tokens))
+        result: Tensor = self.output["LayerNorm"](tokens + self.output["dense"](hidden))
+        return result
 
 
-def blank_text_model() -> BertModel:
-    """The encoder without values: no time is spent on random numbers that weights replace."""
-    with torch.device("meta"):
-        return BertModel(minilm_config(), add_pooling_layer=False)
+class MiniLM(nn.Module):
+    """BERT at the sizes of all-MiniLM-L6-v2, without pooler and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeddings = nn.ModuleDict(
+            {
+                "word_embeddings": nn.Embedding(VOCABULARY, FEATURE_DIM),
+                "position_embeddings": nn.Embedding(512, FEATURE_DIM),
+                "token_type_embeddings": nn.Embedding(2, FEATURE_DIM),
+                "LayerNorm": nn.LayerNorm(FEATURE_DIM, eps=NORM_EPS),
+            }
+        )
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(_Layer() for _ in range(6))})
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The last hidden state (B, L, 384) of token ids (B, L) with their mask (B, L) bool."""
+        parts: Any = self.embeddings
+        words: Tensor = parts["word_embeddings"](ids) + parts["token_type_embeddings"].weight[0]
+        tokens: Tensor = parts["LayerNorm"](words + parts["position_embeddings"].weight[: ids.shape[1]])
+        layers: Any = self.encoder["layer"]
+        for layer in layers:
+            tokens = layer(tokens, mask[:, None, None])
+        return tokens
+
+
+def _output(inputs: int) -> nn.ModuleDict:
+    norm = nn.LayerNorm(FEATURE_DIM, eps=NORM_EPS)
+    return nn.ModuleDict({"dense": nn.Linear(inputs, FEATURE_DIM), "LayerNorm": norm})
+
+
+def blank_text_model() -> MiniLM:
+    """The encoder without values, for weights to be assigned to."""
+    with without_values():
+        return MiniLM()
 
 
 def _fill_up(rows: Sequence[Tensor]) -> TextTokens:
@@ -188,7 +242,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _load_model(state: dict[str, Tensor], path: Path) -> BertModel:
+def _load_model(state: dict[str, Tensor], path: Path) -> MiniLM:
     model = blank_text_model()
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state.items() if name not in _UNUSED}
@@ -201,10 +255,6 @@ def _load_model(state: dict[str, Tensor], path: Path) -> BertModel:
             "give its model.safetensors"
         )
     model.load_state_dict({name: state[name].float() for name in expected}, assign=True)
-    # Not in the state, so still without memory:
-    positions = model.config.max_position_embeddings
-    model.embeddings.register_buffer("position_ids", torch.arange(positions)[None], persistent=False)
-    model.embeddings.register_buffer("token_type_ids", torch.zeros(1, positions, dtype=torch.long), persistent=False)
     return model
 
 
@@ -217,6 +267,6 @@ def _read_tokenizer(path: Path) -> Tokenizer:
             "or run: medsam3 weights fetch"
         ) from error
     size = tokenizer.get_vocab_size()
-    if size != minilm_config().vocab_size:
+    if size != VOCABULARY:
         raise InputError(f"{path} has {size} tokens, all-MiniLM-L6-v2 has 30522; give its tokenizer.json")
     return tokenizer

@@ -40,5 +40,5 @@ class TextLora(nn.Module):
 
 
 def targets() -> list[str]:
-    """Names of the adapted weights in a `BertModel`."""
+    """Names of the adapted weights in a `MiniLM`."""
     return [f"encoder.layer.{layer}.{part}.weight" for layer in range(LAYERS) for part in ADAPTED]

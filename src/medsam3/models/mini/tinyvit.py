@@ -95,14 +95,14 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
-        self.register_buffer("offsets", relative_offsets(window), persistent=False)
+        self.window = window
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N, D) of B windows, attended within each."""
         batch, count, dim = tokens.shape
         qkv = self.qkv(self.norm(tokens)).view(batch, count, self.heads, 3, dim // self.heads)
         query, key, value = qkv.permute(3, 0, 2, 1, 4)  # each (B, heads, N, D/heads)
-        offsets: Tensor = self.get_buffer("offsets")
+        offsets = relative_offsets(self.window).to(tokens.device)
         bias = self.attention_biases[:, offsets]  # (heads, N, N)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None])
         result: Tensor = self.proj(attended.transpose(1, 2).reshape(batch, count, dim))

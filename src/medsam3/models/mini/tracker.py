@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medsam3.geometry import BoolArray, FloatArray, box_of_mask
-from medsam3.models.mini.box_decoder import NECK_SIZE, Geometry
 from medsam3.models.mini.letterbox import SIDE, Letterbox
+from medsam3.models.mini.lite_medsam import NECK_SIZE
 from medsam3.models.mini.segmenter import MiniFeatures, MiniSegmenter
 from medsam3.models.tracker import KeptOf, Past
 
@@ -106,8 +106,8 @@ class MiniTracker:
             if box is None:
                 return np.zeros((here.place.height, here.place.width), dtype=np.bool_)
             boxes = torch.from_numpy(box[None]).float()
-            answer = self.segmenter.boxes.decode(here.neck.float(), Geometry(boxes=boxes))
-            mask: BoolArray = (here.place.logits_to_frame(answer.logits[:, 0])[0] > 0).numpy()
+            answer = self.segmenter.lite_medsam.decode(here.neck.float(), boxes)
+            mask: BoolArray = (here.place.logits_to_frame(answer.logits)[0] > 0).numpy()
         return mask
 
     def _share(self, here: KeptFrame, remembered: Sequence[tuple[KeptFrame, BoolArray]]) -> Tensor:

@@ -25,8 +25,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medsam3.errors import InputError
+from medsam3.models.registry import HUB_NAME, MOST_HEADER_BYTES
 from medsam3.models.sam3.clip_phrases import vocabulary_files
-from medsam3.models.sam3.keys import Renamed, is_homeless, is_meta_name, rename
+from medsam3.models.sam3.keys import (
+    Renamed,
+    is_homeless,
+    is_meta_name,
+    rename,
+    with_full_names,
+    without_tracking_of_31,
+)
 from medsam3.models.sam3.lora import Adapter, LoraSource, adapter_from, merge
 from medsam3.models.sam3.network import Architecture, Sam3Network, architecture_from_json, blank_network, full_size
 
@@ -34,8 +42,8 @@ WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _CONFIG_FILE = "config.json"
 _PICKLES = (".pt", ".pth", ".bin")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ("*.json", "*.safetensors", "merges.txt", "vocab.json")
+_INNER_TABLES = ("model", "state_dict")
 _PREFIXES = ("detector_model.", "tracker_model.", "tracker_neck.")
 _INSTEAD = "medsam3.load('mini') works now and needs no such weights"
 
@@ -92,7 +100,7 @@ def read_checkpoint(source: str | Path, *, download: Callable[..., str] = snapsh
     """
     path = locate(source, download=download)
     folder = path if path.is_dir() else path.parent
-    found = _read_tensors(path)
+    found = with_full_names(_read_tensors(path))
     config = folder / _CONFIG_FILE
     architecture = architecture_from_json(_read_json(config)) if config.is_file() else full_size()
     renamed = _in_transformers_names(found, path)
@@ -183,7 +191,9 @@ def write_folder(
 
 
 def locate(source: str | Path, *, download: Callable[..., str] = snapshot_download) -> Path:
-    """The file or folder of a source, fetched from the hub where it is a repository's name.
+    """The file or folder of a source, fetched from the hub if it is a repository's name.
+
+    A repository's pickled weights are fetched only if it holds no safetensors.
 
     Raises:
         InputError: Neither there nor a repository that may be read.
@@ -191,12 +201,16 @@ def locate(source: str | Path, *, download: Callable[..., str] = snapshot_downlo
     path = Path(source).expanduser()
     if path.exists():
         return path
-    if path.suffix or not _HUB_NAME.fullmatch(str(source)):
+    if path.suffix in (".safetensors", *_PICKLES) or not is_hub_name(source):
         raise InputError(
             f"weights {source} are not there: give a folder, sam3.pt, or 'facebook/sam3' for the hub; {_INSTEAD}"
         )
     try:
-        return Path(download(str(source), allow_patterns=list(_HUB_FILES)))
+        folder = Path(download(str(source), allow_patterns=list(_HUB_FILES)))
+        if not any(folder.glob("*.safetensors")):
+            patterns = [*_HUB_FILES, *(f"*{ending}" for ending in _PICKLES)]
+            folder = Path(download(str(source), allow_patterns=patterns))
+        return folder
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise InputError(
             f"{source} is gated or not there for you: ask for access at https://huggingface.co/{source}, "
@@ -207,6 +221,11 @@ def locate(source: str | Path, *, download: Callable[..., str] = snapshot_downlo
             f"{source} cannot be fetched from huggingface.co ({type(error).__name__}) and is not in its cache: check "
             f"the network, or download https://huggingface.co/{source} elsewhere and give the folder; {_INSTEAD}"
         ) from error
+
+
+def is_hub_name(source: str | Path) -> bool:
+    """Whether a source has the form of a hub repository's name, such as `facebook/sam3.1`."""
+    return HUB_NAME.fullmatch(str(source)) is not None
 
 
 def check_fit(network: Sam3Network, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -243,7 +262,9 @@ def _refuse_unknown(left_over: Iterable[str], path: Path) -> None:
     Raises:
         InputError: The names, counted, the first few named.
     """
-    unknown = sorted(name for name in left_over if not is_homeless(name))
+    names = {name: None for name in left_over}
+    known = set(names) - set(without_tracking_of_31(dict.fromkeys(names, torch.empty(0))))
+    unknown = sorted(name for name in names if name not in known and not is_homeless(name))
     if unknown:
         raise InputError(
             f"weights {path} do not fit: {len(unknown)} tensors are too many ({_few(unknown)}): give Meta's sam3.pt as "
@@ -258,7 +279,14 @@ def _in_transformers_names(found: Mapping[str, Tensor], path: Path) -> Renamed:
         InputError: Names of neither.
     """
     if any(is_meta_name(name) for name in found):
-        return rename(found)
+        kept = without_tracking_of_31(found)
+        renamed = rename(kept)
+        left_out = tuple(name for name in found if name not in kept)
+        if left_out:
+            parts = sorted({re.sub(r".*vision_backbone\.", "", name).split(".")[0] for name in left_out})
+            told = "%s is a SAM 3.1: its detector is loaded; %d tensors are left out, of %s, so it answers no points"
+            _log.warning(told, path.name, len(left_out), ", ".join(parts))
+        return Renamed(renamed.tensors, (*renamed.left_over, *left_out))
     if any(name.startswith("vision_encoder.") for name in found):
         found = {f"detector_model.{name}": tensor for name, tensor in found.items()}
     if not any(name.startswith(_PREFIXES) for name in found):
@@ -274,10 +302,26 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         return _read_file(path)
     if (path / _INDEX_FILE).is_file():
         return _read_shards(path)
+    return _read_file(weights_in(path))
+
+
+def weights_in(folder: Path) -> Path:
+    """The file of weights in a folder without shards: the usual names, else the only file of weights there.
+
+    Raises:
+        InputError: None, or several.
+    """
     for name in (WEIGHTS_FILE, "sam3.pt"):
-        if (path / name).is_file():
-            return _read_file(path / name)
-    raise InputError(f"folder {path} holds no {WEIGHTS_FILE}, {_INDEX_FILE} or sam3.pt: download it again")
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", *_PICKLES))
+    if len(found) > 1:
+        raise InputError(
+            f"folder {folder} holds {len(found)} files of weights ({_few(p.name for p in found)}): give one"
+        )
+    if not found:
+        raise InputError(f"folder {folder} holds no {WEIGHTS_FILE}, {_INDEX_FILE} or sam3.pt: download it again")
+    return found[0]
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
@@ -310,6 +354,12 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     if head.startswith(b"version https://git-lfs"):
         raise InputError(f"weights {path} are a pointer of Git LFS, not the file: run git lfs pull")
     if path.suffix == ".safetensors":
+        header = int.from_bytes(head[:8], "little")
+        if header > MOST_HEADER_BYTES:
+            raise InputError(
+                f"weights {path} are damaged or no SAM 3: their list of tensors takes {header:,} bytes, allowed are "
+                f"{MOST_HEADER_BYTES:,}: copy the file again"
+            )
         try:
             return dict(load_file(path))
         except (SafetensorError, OSError) as error:
@@ -331,8 +381,8 @@ def _read_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
         raise InputError(
             f"weights {path} are cut short or damaged ({type(error).__name__}): copy the file again"
         ) from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
-        loaded = loaded["model"]
+    while isinstance(loaded, dict) and (inner := [loaded[k] for k in _INNER_TABLES if isinstance(loaded.get(k), dict)]):
+        loaded = inner[0]
     if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
         raise InputError(f"weights {path} are not a table of tensors: give Meta's sam3.pt or MedSAM-3's adapter")
     return loaded

@@ -12,7 +12,6 @@ import gzip
 import importlib.util
 import json
 import logging
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from tokenizers import Tokenizer
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from medsam3.errors import InputError
+from medsam3.store import cache_folder
 
 CONTEXT_TOKENS = 32
 """Length of SAM 3's text encoder, begin and end included."""
@@ -98,7 +98,7 @@ def vocabulary_files(vocabulary: Path | None, folder: Path | None) -> list[Path]
 def _usual_places(folder: Path | None) -> Iterator[Path]:
     if folder is not None:
         yield folder
-    yield Path(os.environ.get("MEDSAM3_HOME") or Path.home() / ".cache" / "medsam3")
+    yield cache_folder()
     for package, inner in (("sam3", "assets"), ("open_clip", "")):
         found = importlib.util.find_spec(package)
         if found is not None and found.origin is not None:

@@ -35,33 +35,16 @@ class _Trunk(nn.Module):
         return tokens
 
 
-class _Fusion(nn.Module):
-    def __init__(self, encoder: Any) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, coarse: Tensor, position: Tensor, prompt: Tensor) -> Tensor:
-        fused: Tensor = self.encoder(
-            vision_features=[coarse], text_features=prompt, vision_pos_embeds=[position]
-        ).last_hidden_state
-        return fused
-
-
 class _Masks(nn.Module):
-    def __init__(self, decoder: Any) -> None:
+    def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
         self.decoder = decoder
 
     def forward(
         self, queries: Tensor, fine: Tensor, middle: Tensor, coarse: Tensor, fused: Tensor, prompt: Tensor
     ) -> tuple[Tensor, Tensor]:
-        decoded = self.decoder(
-            decoder_queries=queries,
-            backbone_features=[fine, middle, coarse],
-            encoder_hidden_states=fused,
-            prompt_features=prompt,
-        )
-        return decoded.pred_masks, decoded.semantic_seg
+        masks, whole = self.decoder(queries, [fine, middle, coarse], fused, prompt)
+        return masks, whole
 
 
 class _Compiled:
@@ -121,58 +104,34 @@ class CompiledLevel(nn.Module):
 class CompiledFusion(nn.Module):
     """In the place of the fusion encoder, called as `detector.detect` calls it."""
 
-    def __init__(self, encoder: Any, coarse: Tensor, prompt: Tensor, hint: str) -> None:
+    def __init__(self, encoder: nn.Module, image: Tensor, prompt: Tensor, hint: str) -> None:
         super().__init__()
-        self._run = _Compiled(_Fusion(encoder), [coarse, torch.zeros_like(coarse), prompt], (2,), hint)
+        self._run = _Compiled(encoder, [image, torch.zeros_like(image), prompt], (2,), hint)
 
-    def forward(
-        self,
-        vision_features: Sequence[Tensor],
-        text_features: Tensor,
-        vision_pos_embeds: Sequence[Tensor],
-        text_mask: Tensor,
-    ) -> SimpleNamespace:
-        """The fused level with what the decoder wants beside it; tokens that the mask leaves out are taken out."""
-        coarse, position = vision_features[0], vision_pos_embeds[0]
-        fused = [
-            self._run(coarse[[item]], position[[item]], text_features[[item]][:, text_mask[item]])[0]
-            for item in range(len(coarse))
-        ]
-        return SimpleNamespace(
-            last_hidden_state=torch.cat(fused),
-            pos_embeds_flattened=position.flatten(2).transpose(1, 2),  # (B, H*W, D)
-            spatial_shapes=torch.tensor([coarse.shape[-2:]], dtype=torch.long),
-        )
+    def forward(self, image: Tensor, position: Tensor, prompt: Tensor, mask: Tensor) -> Tensor:
+        """The fused level; prompt tokens that the mask leaves out are taken out."""
+        items = range(len(image))
+        return torch.cat([self._run(image[[i]], position[[i]], prompt[[i]][:, mask[i]])[0] for i in items])
 
 
 class CompiledMasks(nn.Module):
     """In the place of the mask head, called as `detector.decode_masks` calls it."""
 
-    def __init__(self, decoder: Any, levels: Sequence[Tensor], fused: Tensor, prompt: Tensor, hint: str) -> None:
+    def __init__(self, decoder: nn.Module, levels: Sequence[Tensor], fused: Tensor, prompt: Tensor, hint: str) -> None:
         super().__init__()
         queries = torch.zeros(1, _QUERIES, fused.shape[-1])
         self._run = _Compiled(_Masks(decoder), [queries, *levels, fused, prompt], (0, 5), hint)
 
     def forward(
-        self,
-        decoder_queries: Tensor,
-        backbone_features: Sequence[Tensor],
-        encoder_hidden_states: Tensor,
-        prompt_features: Tensor,
-        prompt_mask: Tensor,
-    ) -> SimpleNamespace:
+        self, queries: Tensor, maps: Sequence[Tensor], fused: Tensor, prompt: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Masks of each query, and the concept's as a whole."""
         answers = [
-            self._run(
-                decoder_queries[[item]],
-                *(level[[item]] for level in backbone_features),
-                encoder_hidden_states[[item]],
-                prompt_features[[item]][:, prompt_mask[item]],
-            )
-            for item in range(len(decoder_queries))
+            self._run(queries[[i]], *(level[[i]] for level in maps), fused[[i]], prompt[[i]][:, mask[i]])
+            for i in range(len(queries))
         ]
         masks, whole = (torch.cat(parts) for parts in zip(*answers, strict=True))
-        return SimpleNamespace(pred_masks=masks, semantic_seg=whole)
+        return masks, whole
 
 
 def use_openvino(segmenter: Sam3Segmenter, *, precision: OpenVinoPrecision = "bfloat16") -> Sam3Segmenter:
@@ -214,5 +173,5 @@ def _compile_parts(network: Sam3Network, hint: str) -> None:
     width = levels[-1].shape[1]
     prompt = torch.zeros(1, _PROMPT_TOKENS, width)
     fused = torch.zeros(1, side * side, width)
-    model.detr_encoder = CompiledFusion(model.detr_encoder, levels[-1], prompt, hint)
+    model.detr_encoder = CompiledFusion(model.detr_encoder, fused, prompt, hint)
     model.mask_decoder = CompiledMasks(model.mask_decoder, levels, fused, prompt, hint)

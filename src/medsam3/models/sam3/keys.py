@@ -25,7 +25,18 @@ _POSITION_PLACES = (
     "tracker_model.shared_image_embedding.positional_embedding",
     "tracker_model.prompt_encoder.shared_embedding.positional_embedding",
 )
-_HOMELESS = re.compile(r"\.attn\.freqs_cis$|^detector\.geometry_encoder\.points_\w+_project\.")
+_HOMELESS = re.compile(r"\.attn\.freqs_cis(_real|_imag)?$|^detector\.geometry_encoder\.points_\w+_project\.")
+_NECKS_OF_31 = re.compile(r"^detector\.backbone\.vision_backbone\.(interactive|propagation)_convs\.")
+_TRACKING_OF_31 = re.compile(rf"{_NECKS_OF_31.pattern}|^tracker\.|^detector\.backbone\.vision_backbone\.sam2_convs\.")
+_WRAPPERS = ("module.", "model.", "_orig_mod.")
+_BARE_DETECTOR = (
+    "backbone.vision_backbone.",
+    "backbone.language_backbone.",
+    "geometry_encoder.",
+    "transformer.",
+    "segmentation_head.",
+    "dot_prod_scoring.",
+)
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -195,6 +206,23 @@ class Renamed:
 
     tensors: dict[str, Tensor]
     left_over: tuple[str, ...]
+
+
+def with_full_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors without what trainers put before all names (`module.`), and a bare detector's with `detector.` before."""
+    found = dict(tensors)
+    while wrapper := next((start for start in _WRAPPERS if found and all(n.startswith(start) for n in found)), ""):
+        found = {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
+    if not any(name.startswith("backbone.vision_backbone.") for name in found):
+        return found
+    return {f"detector.{name}" if name.startswith(_BARE_DETECTOR) else name: tensor for name, tensor in found.items()}
+
+
+def without_tracking_of_31(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The detector of a SAM 3.1, whose tracker and two more necks have no home here; other weights as they are."""
+    if not any(_NECKS_OF_31.match(name) for name in tensors):
+        return dict(tensors)
+    return {name: tensor for name, tensor in tensors.items() if not _TRACKING_OF_31.match(name)}
 
 
 def is_meta_name(name: str) -> bool:

@@ -21,10 +21,14 @@ from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import S
 from transformers.models.sam3_video.configuration_sam3_video import Sam3VideoConfig
 
 from medsam3.errors import InputError
-from medsam3.models.detector import PromptTokens, VisionLevels
-from medsam3.models.roi_align import use_plain_roi_align
+from medsam3.models import detr
+from medsam3.models.detector import PromptTokens, VisionLevels, without_values
 from medsam3.models.sam3.tracker import ExactTracker
 
+MOST_WINDOWS = 6
+"""Windows of the trunk along the longest side of an image, twice those of the published size."""
+MOST_LAYERS, LARGEST_SIZE = 256, 1_000_000
+"""Of any network part in a `config.json`: more is a damaged file, and would be built for minutes."""
 TRUNK_LAYER_NORM_EPS = 1e-5
 """Of Meta's trunk; transformers' default of 1e-6 moves masks by 1e-3."""
 
@@ -68,8 +72,8 @@ class Sam3Network(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        use_plain_roi_align()
         self.detector_model = Sam3Model(architecture.detector)
+        _use_own_parts(self.detector_model)
         self.tracker_model: ExactTracker | None = None
         self.tracker_neck: nn.Module | None = None
         if architecture.tracker is not None:
@@ -123,6 +127,31 @@ class Sam3Network(nn.Module):
         return PromptTokens(self.detector_model.text_projection(encoded.last_hidden_state), mask.bool())
 
 
+def _use_own_parts(model: Any) -> None:
+    """Put the parts that `models.detector` runs in the place of transformers', which have the same tensors."""
+    config = model.config
+    decoder = _sizes(config.detr_decoder_config)
+    model.geometry_encoder = detr.GeometryEncoder(_sizes(config.geometry_encoder_config))
+    model.detr_encoder = detr.DetrEncoder(_sizes(config.detr_encoder_config))
+    model.detr_decoder = detr.DetrDecoder(decoder)
+    model.mask_decoder = detr.MaskDecoder(_sizes(config.mask_decoder_config))
+    model.dot_product_scoring = detr.Scoring(decoder)
+
+
+def _sizes(config: Any) -> detr.PartSizes:
+    """Sizes of one part, which may differ from those of the others; what the part has not is left at its default."""
+    names = {
+        "width": "hidden_size",
+        "heads": "num_attention_heads",
+        "feed_forward": "intermediate_size",
+        "layers": "num_layers",
+        "queries": "num_queries",
+        "upsampling_stages": "num_upsampling_stages",
+        "dropout": "dropout",
+    }
+    return detr.PartSizes(**{own: getattr(config, theirs) for own, theirs in names.items() if hasattr(config, theirs)})
+
+
 def full_size() -> Architecture:
     """The published model."""
     both = Sam3VideoConfig()
@@ -136,6 +165,7 @@ def architecture_from_json(fields: Mapping[str, Any]) -> Architecture:
         InputError: Another kind of model, or fields that no SAM 3 has.
     """
     kind = fields.get("model_type")
+    _refuse_absurd(fields)
     try:
         if kind == "sam3_video":
             both = Sam3VideoConfig(**fields)
@@ -147,17 +177,35 @@ def architecture_from_json(fields: Mapping[str, Any]) -> Architecture:
     raise InputError(f"config.json is of a model of type {kind!r}, allowed are 'sam3' and 'sam3_video'")
 
 
+def _refuse_absurd(fields: Mapping[str, Any]) -> None:
+    """Refuse sizes that no SAM 3 has, at any depth.
+
+    Raises:
+        InputError: The first of them.
+    """
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            _refuse_absurd(value)
+        most = MOST_LAYERS if str(name).endswith("layers") else LARGEST_SIZE
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(number, (int, float)) and abs(number) > most for number in numbers):
+            raise InputError(f"config.json says {name} = {value!r}, allowed is up to {most}: download the folder again")
+
+
 def at_image_size(architecture: Architecture, image_size: int) -> Architecture:
     """The same weights' architecture for square inputs of another side.
 
     Raises:
-        InputError: Windows of the trunk would not fill the image.
+        InputError: The trunk's patches would not fill the image, or it is absurdly large.
     """
     trunk = architecture.detector.vision_config.backbone_config
     window = trunk.window_size * trunk.patch_size
-    if image_size <= 0 or image_size % window:
+    if image_size % trunk.patch_size or not window <= image_size <= MOST_WINDOWS * window:
         several = ", ".join(str(window * count) for count in (1, 2, 3))
-        raise InputError(f"image size is {image_size}, allowed are multiples of {window}: {several}")
+        raise InputError(
+            f"image size is {image_size}, allowed are multiples of {trunk.patch_size} from {window} to "
+            f"{MOST_WINDOWS * window}; those of {window} waste nothing: {several}"
+        )
     detector = Sam3Config(**architecture.detector.to_dict())
     detector.image_size = image_size
     tracker = None
@@ -169,7 +217,7 @@ def at_image_size(architecture: Architecture, image_size: int) -> Architecture:
 
 def blank_network(architecture: Architecture) -> Sam3Network:
     """The network on the `meta` device: names and shapes only."""
-    with torch.device("meta"):
+    with without_values():
         return Sam3Network(architecture).eval().requires_grad_(False)
 
 

@@ -24,14 +24,15 @@ from medsam3.geometry import BoolArray, FloatArray, box_iou, xyxy_from_normalise
 from medsam3.image import Masks, ObjectMask
 from medsam3.models.detector import (
     Detection,
-    ExemplarBoxes,
     PromptTokens,
     VisionLevels,
+    checked_device,
     decode_masks,
     detect,
     select_items,
 )
 from medsam3.models.refiner import Hints, box_candidates, refine_by_boxes
+from medsam3.models.registry import Precision
 from medsam3.models.sam3.byte_cache import ByteCache
 from medsam3.models.sam3.checkpoints import read_adapter, read_checkpoint
 from medsam3.models.sam3.clip_phrases import VISUAL_TOKENS, PhraseTokenizer, load_tokenizer, vocabulary_files
@@ -52,7 +53,6 @@ from medsam3.models.segmenter import RGB
 from medsam3.models.tracker import Tracker
 from medsam3.prompts import Prompt
 
-Precision = Literal["float32", "bfloat16", "float16"]
 Suppression = Literal["masks", "boxes", "off"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -259,12 +259,7 @@ class Sam3Segmenter:
         repeated = VisionLevels(tuple(level.expand(count, -1, -1, -1) for level in levels.maps), levels.position)
         text = padded([self._encode_phrase(prompt.text) for prompt in prompts])
         exemplars = exemplar_boxes([(*prompt.exemplars, *prompt.boxes) for prompt in prompts], features.shape)
-        on_device = ExemplarBoxes(
-            exemplars.cxcywh.to(self.network.device),
-            exemplars.is_positive.to(self.network.device),
-            exemplars.is_used.to(self.network.device),
-        )
-        return detect(self.network.detector_model, repeated, text, on_device)
+        return detect(self.network.detector_model, repeated, text, exemplars.to(self.network.device))
 
     def _objects(
         self, features: Sam3Features, detection: Detection, item: int, prompt: Prompt, threshold: float | None
@@ -393,24 +388,6 @@ def load_sam3(
     switch = AdapterSwitch(network, adapter) if adapter is not None and is_lora_switchable else None
     name = "sam3" if lora is None else "sam3+lora"
     return Sam3Segmenter(network, tokenizer, chosen, name=name, adapter=switch)
-
-
-def checked_device(name: str) -> torch.device:
-    """The device of a name.
-
-    Raises:
-        InputError: It is not here, or none that the model runs on.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            f"device {name!r} is not here, allowed are cpu, cuda and mps where the machine has one"
-        ) from error
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise InputError(f"device is {name!r}, allowed are cpu, cuda and mps")
-    return device
 
 
 def _item(levels: ImageLevels, item: int, count: int) -> ImageLevels:

@@ -262,7 +262,7 @@ async function act(text, step) {
   return during(text, async () => {
     await study.step(step, jobTold);
     state.job = null;
-    const fullest = study.found.concepts.find((one) => one.phrase === step.phrase)?.fullest_frame;
+    const fullest = study.found.concepts.findLast((one) => Number.isInteger(one.fullest_frame))?.fullest_frame;
     if (step.do === "segment" && study.isStack && step.frame === undefined && Number.isInteger(fullest)) study.frame = fullest;
     await showFrame();
     showFound();
