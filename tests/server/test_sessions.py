@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 import medsam3
 from made_server import begun, opened, png, started, step, upload
 from medsam3.server.modelling import runs_of
+from medsam3.server.settings import Limits
 from slow_segmenter import SlowSegmenter
 
 
@@ -197,8 +198,6 @@ def test_a_job_that_fails_says_why(client: TestClient) -> None:
 
 
 def test_too_many_waiting_tasks_are_refused_and_say_when_to_come_back() -> None:
-    from medsam3.server.settings import Limits  # noqa: PLC0415
-
     with started(limits=Limits(waiting=1)) as client:
         image = opened(client, ("scan.nii.gz", volume()[0]))["id"]
         while client.get("/readyz").status_code != 200:
@@ -215,15 +214,13 @@ def test_too_many_waiting_tasks_are_refused_and_say_when_to_come_back() -> None:
 
 
 def test_what_was_not_used_for_its_time_is_removed() -> None:
-    from medsam3.server.settings import Limits  # noqa: PLC0415
-
     with started(limits=Limits(kept_s=0.3)) as client:
         image = opened(client)["id"]
         holdings = client.app.state.service.holdings  # type: ignore[attr-defined]
         deadline = time.monotonic() + 10
         while len(holdings) and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert list(holdings.folder.iterdir()) == []
+        assert [one.name for one in holdings.folder.iterdir()] == ["in-use"]
         assert client.get(f"/v1/images/{image}").status_code == 404
         folder = holdings.folder
     assert not folder.exists()

@@ -13,6 +13,7 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import generate_latest
 
 from medsam3 import __version__
+from medsam3.errors import InputError
 from medsam3.server.guard import Guard, Metrics
 from medsam3.server.problems import answer_errors
 from medsam3.server.routes import router, service_of
@@ -80,25 +81,38 @@ def serve(settings: Settings, *, when_ready: Callable[[str], None]) -> None:
     Args:
         settings: Address, model, limits.
         when_ready: Told the address once connections are taken.
+
+    Raises:
+        InputError: The address or port cannot be listened on.
     """
     import uvicorn  # noqa: PLC0415  only to serve, not for tests of the application
+
+    listening = _listen(settings)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
-                port = self.servers[0].sockets[0].getsockname()[1]
                 host = f"[{settings.host}]" if ":" in settings.host else settings.host
-                when_ready(f"http://{host}:{port}/")
+                when_ready(f"http://{host}:{listening.getsockname()[1]}/")
 
     config = uvicorn.Config(
         make_app(settings),
-        host=settings.host,
-        port=settings.port,
         log_level="warning",
         access_log=False,  # the guard writes one line a request, without ids
         server_header=False,
         timeout_graceful_shutdown=3,
     )
-    with contextlib.suppress(KeyboardInterrupt):  # how a server is ended; uvicorn has shut down by then
-        Server(config).run()
+    with listening, contextlib.suppress(KeyboardInterrupt):  # how a server is ended; uvicorn has shut down by then
+        Server(config).run(sockets=[listening])
+
+
+def _listen(settings: Settings) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        return socket.create_server((settings.host.strip("[]"), settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise InputError(
+            f"{settings.host} port {settings.port} cannot be listened on ({error.strerror or error}): "
+            "name another one with --port or --host"
+        ) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import stat
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ except ImportError:  # Windows: what a killed server left is not found there
 ID_BYTES = 24
 _PREFIX = "medsam3-serve-"
 _LOCK = "in-use"
+_NEW_S = 2.0  # a server that has just begun may not have locked its folder yet
 
 
 def new_id() -> str:
@@ -249,9 +251,11 @@ def remove_left(place: Path) -> None:
     if fcntl is None:
         return
     for folder in place.glob(f"{_PREFIX}*"):
-        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-            continue
         try:
+            about = folder.lstat()
+            is_new = time.time() - about.st_mtime < _NEW_S
+            if is_new or not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+                continue
             lock(folder).close()
         except OSError:  # another server is at work in it, or it has just gone
             continue

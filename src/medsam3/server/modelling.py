@@ -13,8 +13,9 @@ from cachetools import LRUCache
 from medsam3.errors import InputError
 from medsam3.geometry import BoolArray
 from medsam3.image import Image, Masks, ObjectMask
-from medsam3.models.segmenter import Segmenter, reading_of
+from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Box, Point, Prompt
+from medsam3.segmentation.composing import readings_of
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.run import segment
 from medsam3.segmentation.session import Session
@@ -217,13 +218,13 @@ def _found_by(session: Session) -> Found:
 
 
 def _concept(masks: Masks, image: Image, model: Segmenter) -> ConceptFound:
-    reading = reading_of(model, masks.concept or None)
+    reading = readings_of(image, masks.concept, model)[0] if masks.concept else None
     pixels = int(masks.union().sum()) if len(masks) else 0
     return ConceptFound(
         phrase=masks.concept,
         presence=masks.presence,
         is_present=masks.is_present,
-        read_as=None if reading is None or reading.text == reading.phrase else reading.text,
+        read_as=None if reading is None else reading.told,
         is_taught=None if reading is None else reading.is_taught,
         objects=len(masks),
         pixels=pixels,

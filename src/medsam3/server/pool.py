@@ -200,7 +200,7 @@ class Worker:
     def _kill(self) -> None:
         if self.pid is not None:
             with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def _forget(self) -> None:
         executor, self._executor, self._shared = self._executor, None, None
