@@ -115,8 +115,8 @@ def test_a_picture_is_asked_clicked_undone_and_taken_away(page: Any, tmp_path: P
     opened(page, path)
     page.fill("#phrase", "block")
     page.keyboard.press("Enter")
-    page.wait_for_selector("text=Block is there (presence 90\u00a0%): 1 object.")
-    assert page.locator(".objects button.pick").inner_text().startswith("1: 150 px, 6.3 %")
+    page.wait_for_selector("text=The image shows it (presence 90\u00a0%): 1 object.")
+    assert page.locator(".objects button.pick").inner_text() == "1: 150 px, score 0.75"
     click_at(page, 40, 15, 60, 40)
     wanted = clicked(path, 40, 15, positive=True).union()[0]
     page.wait_for_selector(f"text=1: {wanted.sum()} px")

@@ -290,7 +290,7 @@ def _to_file(view: View) -> tuple[tuple[float, float, float], tuple[float, float
 def _letters(view: View) -> tuple[str, str, str, str] | None:
     """Where the edges of the picture point: left, right, top, bottom; None without a position."""
     affine = view.cut.affine
-    if affine is None or view.image.kind != "volume":
+    if affine is None or view.image.kind == "video":
         return None
     opposite = {"L": "R", "R": "L", "A": "P", "P": "A", "S": "I", "I": "S"}
     _, down, right = (name[0].upper() for name in orientation(affine))

@@ -298,13 +298,12 @@ function draw(step, points) {
 // ---- what was found, in words
 
 function sentence(one) {
-  const name = one.phrase ? one.phrase[0].toUpperCase() + one.phrase.slice(1) : "Drawn by hand";
-  if (!one.phrase) return `${counted(one.objects)}`;
+  if (!one.phrase) return `${counted(one.objects)}.`;
   const percent = one.presence === null ? "" : ` (presence ${Math.round(one.presence * 100)}\u00a0%)`;
   if (one.objects && one.is_present === false) return `Not sure: the model says that it is not there${percent}, but ${counted(one.objects)} found.`;
   if (!one.objects && one.is_present) return `Not sure: it seems to be there${percent}, but no outline was found.`;
-  if (!one.objects) return `${name} is not there${percent}.`;
-  return `${name} is there${percent}: ${counted(one.objects)}.`;
+  if (!one.objects) return `The image does not show it${percent}.`;
+  return `The image shows it${percent}: ${counted(one.objects)}.`;
 }
 
 function counted(count) {
@@ -315,15 +314,21 @@ function sizeOf(one) {
   const short = (value) => Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 });
   if (Number.isFinite(one.volume_ml)) return `${short(one.volume_ml)} mL`;
   if (Number.isFinite(one.area_mm2)) return `${short(one.area_mm2)} mm²`;
+  return `${one.pixels.toLocaleString("en")} px`;
+}
+
+// Of a picture, how much of it is covered.
+function shareOf(one) {
   const { frames, width, height } = state.study.about;
-  const share = (100 * one.pixels) / (frames * width * height);
-  return `${one.pixels.toLocaleString("en")} px, ${share < 0.1 ? share.toFixed(3) : share.toFixed(1)} %`;
+  return frames > 1 ? "" : `, ${((100 * one.pixels) / (width * height)).toPrecision(2)}\u00a0% of the image`;
 }
 
 function showFound() {
   const study = state.study;
   const concepts = study?.found.concepts ?? [];
+  const scrolled = [...document.querySelectorAll(".objects")].map((list) => list.scrollTop);
   byId("found").replaceChildren(...(concepts.length ? concepts.map(conceptLine) : [element("li", { className: "empty", textContent: "Nothing yet. Name what you look for, or draw a box around it." })]));
+  document.querySelectorAll(".objects").forEach((list, k) => { list.scrollTop = scrolled[k] ?? 0; });
   showButtons();
 }
 
@@ -342,7 +347,7 @@ function conceptLine(one) {
   }
   if (one.read_as) line.append(element("p", { className: "note", textContent: `Read as “${one.read_as}”.` }));
   if (one.is_taught === false) line.append(element("p", { className: "note", textContent: "Not taught to this model: the answer is a guess." }));
-  if (one.objects) line.append(element("p", { className: "size", textContent: `Together ${sizeOf(one)}` }));
+  if (one.objects) line.append(element("p", { className: "size", textContent: `Together ${sizeOf(one)}${shareOf(one)}` }));
   line.append(element("ul", { className: "objects" }, ...state.study.found.objects.filter((object) => object.concept === one.phrase).map(objectLine)));
   return line;
 }
