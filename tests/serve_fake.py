@@ -1,4 +1,4 @@
-"""A server with the fake model, as a process of its own: `python serve_fake.py PORT`."""
+"""A server with the fake model, as a process of its own: `python serve_fake.py PORT [TOKEN]`."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from medsam3.server.settings import Settings
 from slow_segmenter import load_fake
 
 if __name__ == "__main__":
-    settings = Settings(port=int(sys.argv[1]), model="threshold", load=load_fake)
+    settings = Settings(port=int(sys.argv[1]), model="threshold", load=load_fake, tokens=tuple(sys.argv[2:]))
     serve(settings, when_ready=lambda address: print(address, flush=True))

@@ -119,6 +119,7 @@ def test_every_answer_has_the_security_headers(client: TestClient) -> None:
         assert "default-src 'none'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
+        assert ("no-store" in headers.get("cache-control", "")) == path.startswith("/v1/")
 
 
 def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:

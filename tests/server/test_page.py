@@ -40,8 +40,10 @@ class Process:
             self.port = free.getsockname()[1]
         self.start()
 
-    def start(self) -> None:
-        self.process = subprocess.Popen([sys.executable, SERVE, str(self.port)], stdout=subprocess.PIPE, text=True)
+    def start(self, *tokens: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, SERVE, str(self.port), *tokens], stdout=subprocess.PIPE, text=True
+        )
         assert self.process.stdout is not None
         self.address = self.process.stdout.readline().strip()
         assert self.address == f"http://127.0.0.1:{self.port}/"
@@ -183,6 +185,21 @@ def test_a_server_that_was_killed_is_noticed_and_the_work_goes_on(page: Any, ser
     page.wait_for_selector("text=1: 150 px")
     now = set(Path(tempfile.gettempdir()).glob("medsam3-serve-*"))
     assert len(now) <= len(left), "the killed server's folder was removed by the next one"
+
+
+def test_the_page_asks_once_for_the_token(server: Process) -> None:
+    server.end()
+    server.start("0123456789abcdef")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.set_default_timeout(WAIT_MS)
+        page.goto(server.address)
+        page.fill("#token", "0123456789abcdef")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#found h3")
+        assert not page.locator("#token-dialog").is_visible()
+        browser.close()
 
 
 def test_no_process_and_no_file_is_left_when_the_server_ends(server: Process) -> None:

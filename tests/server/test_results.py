@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import PIL.Image
 import pytest
 from starlette.testclient import TestClient
 
+from made_dicom import write_oblique_series
 from made_server import begun, opened, started, step
 from medsam3.cli.main import main
 from medsam3.server.settings import load_model
@@ -95,6 +97,30 @@ def test_every_format_is_that_of_the_command_line(
     made = by_command(path, "block", form, tmp_path / "out", "threshold")
     image = opened(client, (path.name, path.read_bytes()))["id"]
     assert by_job(client, image, "block", form) == made.read_bytes()
+
+
+def test_a_dicom_series_equals_the_command_line_however_it_is_sent(
+    client: TestClient, tmp_path: Path, threshold_model: ThresholdSegmenter
+) -> None:
+    values = np.full((4, 9, 11), -1000, dtype=np.int16)
+    values[1:3, 2:6, 3:9] = 1500
+    values[0, 0, 0] = 1500  # a marked corner
+    write_oblique_series(tmp_path / "study", values, "CT")
+    made = by_command(tmp_path / "study", "block", "nifti", tmp_path / "out", "threshold")
+    wanted, place = voxels_of(made.read_bytes())
+    assert (wanted > 0).sum() == 2 * 4 * 6 + 1
+    slices = [(f"study/{one.name}", one.read_bytes()) for one in sorted((tmp_path / "study").iterdir(), reverse=True)]
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, data in slices:
+            archive.writestr(name, data)
+    for files in (slices, [("study.zip", packed.getvalue())]):
+        image = opened(client, *files)
+        assert (image["kind"], image["frames"], image["modality"]) == ("volume", 4, "CT")
+        assert "bone" in image["windows"]
+        got, got_place = voxels_of(by_job(client, image["id"], "block", "nifti"))
+        np.testing.assert_array_equal(got, wanted)
+        np.testing.assert_allclose(got_place, place, atol=1e-6)
 
 
 def test_an_unknown_format_is_refused_with_those_that_are_known(client: TestClient) -> None:

@@ -158,6 +158,19 @@ def test_a_session_is_made_again_after_its_worker_was_killed(client: TestClient)
     assert step(client, session, do="undo")["steps"] == 3
 
 
+def test_a_step_that_is_stopped_leaves_the_session_as_it_was(client: TestClient) -> None:
+    session = begun(client, opened(client, ("scan.nii.gz", volume()[0]))["id"])
+    before = step(client, session, do="segment", phrase="block", frame=2)
+    job = client.post(f"{session}/steps/job", json={"do": "segment", "phrase": "slow"}).json()["id"]
+    deadline = time.monotonic() + 30
+    while client.get(f"/v1/jobs/{job}").json()["done"] < 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert client.delete(f"/v1/jobs/{job}").json()["state"] == "cancelled"
+    assert client.get(session).json() == before
+    assert dense(client.get(f"{session}/masks?frame=2&grid=file").json()).sum() == 20
+    assert step(client, session, do="propagate")["found"]["objects"][0]["last_frame"] == 3
+
+
 def test_a_job_tells_its_progress_and_can_be_cancelled(client: TestClient) -> None:
     image = opened(client, ("scan.nii.gz", volume()[0]))
     job = client.post("/v1/jobs", json={"image": image["id"], "phrases": ["slow"] * 20}).json()

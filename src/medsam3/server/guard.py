@@ -64,7 +64,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, answered = time.perf_counter(), _Answered(send)
+        is_private = scope["path"].startswith("/v1/")
+        begun, answered = time.perf_counter(), _Answered(send, is_private=is_private)
         body = _Counted(receive, self._most_bytes(scope))
         try:
             self._check(scope, body)
@@ -132,14 +133,15 @@ class _Counted:
 class _Answered:
     """The answer as it goes out, with the security headers; `status` is 0 until it begins."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, *, is_private: bool) -> None:
         self._send, self.status = send, 0
+        self._added = HEADERS | ({"Cache-Control": "no-store"} if is_private else {})
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             given = {name.lower() for name, _ in message.get("headers", [])}
-            added = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+            added = [(name.lower().encode(), value.encode()) for name, value in self._added.items()]
             message["headers"] = [*message.get("headers", []), *(one for one in added if one[0] not in given)]
         await self._send(message)
 

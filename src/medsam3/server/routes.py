@@ -104,7 +104,7 @@ async def _png(
     service: Service, held: HeldImage, frame: int, window: str | None, longest: int | None = None
 ) -> Response:
     png: bytes = await service.read(reader.png_of, held.place, frame, window, longest)
-    return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+    return Response(png, media_type="image/png")
 
 
 @router.post("/images/{image}/sessions", status_code=201)
@@ -204,8 +204,7 @@ async def about_job(job: str, owner: Owner, service: Served) -> JobAnswer:
 async def job_events(job: str, owner: Owner, service: Served) -> StreamingResponse:
     """Tell how far a job is as server-sent events, until it ends."""
     held = service.holdings.job(owner, job)
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_events(held), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_events(held), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
 async def _events(job: HeldJob) -> AsyncIterator[str]:

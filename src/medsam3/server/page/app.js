@@ -415,17 +415,22 @@ async function lost(isLost) {
   showModel();
 }
 
+// All requests that wait for a token wait for the same answer.
+let tokenAsked = null;
 function askToken() {
-  const dialog = byId("token-dialog");
-  if (!dialog.open) dialog.showModal();
-  return new Promise((resolve) => {
+  tokenAsked ??= new Promise((resolve) => {
+    const dialog = byId("token-dialog");
+    dialog.oncancel = (event) => event.preventDefault();
     byId("token-form").onsubmit = (event) => {
       event.preventDefault();
       dialog.close();
+      tokenAsked = null;
       resolve(byId("token").value);
       byId("token").value = "";
     };
+    dialog.showModal();
   });
+  return tokenAsked;
 }
 
 function setTheme(theme) {
