@@ -1,4 +1,4 @@
-"""What the server holds: images with their sessions, jobs and results. Ids cannot be guessed and belong to their owner.
+"""Images with their sessions, jobs and results, each under an id that cannot be guessed and belongs to its owner.
 
 All of an image lies in one private folder, and goes with it: on demand, after its time, and when the server ends.
 """

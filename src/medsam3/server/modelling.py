@@ -44,7 +44,7 @@ from medsam3.view.grey import window_named
 
 @dataclass
 class _State:
-    """What this process holds: its model, and the sessions that are ready."""
+    """The model of this process, and the sessions that are ready."""
 
     load: Load
     name: str
@@ -175,7 +175,7 @@ def _apply(session: Session, step: Step) -> None:
 
 
 def _session(place: SessionPlace) -> Session:
-    """The session as it stood after its steps: the one that is ready, or made again by doing them."""
+    """Take the session as it stood after its steps, if it is ready, or make it again by doing them."""
     held = _held().sessions.get(place.id)
     if held is not None and held[1] == len(place.steps):
         return held[0]

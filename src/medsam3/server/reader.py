@@ -288,7 +288,7 @@ def _to_file(view: View) -> tuple[tuple[float, float, float], tuple[float, float
 
 
 def _letters(view: View) -> tuple[str, str, str, str] | None:
-    """Where the edges of the picture point: left, right, top, bottom; None without a position."""
+    """Name the directions of the body at the left, right, upper and lower edge; None if they are not known."""
     affine = view.cut.affine
     if affine is None or view.image.kind == "video":
         return None

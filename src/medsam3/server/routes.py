@@ -27,6 +27,7 @@ from medsam3.server.schemas import (
     ModelAnswer,
     Problem,
     ResultAnswer,
+    SampleAnswer,
     SessionAnswer,
     SessionAsked,
     Step,
@@ -260,9 +261,9 @@ async def list_models(service: Served) -> list[ModelAnswer]:
 
 
 @router.get("/samples")
-async def list_samples() -> list[dict[str, str]]:
+async def list_samples() -> list[SampleAnswer]:
     """List the sample pictures that are installed, each with a phrase that fits it."""
-    return [{"name": one.name, "title": one.title, "phrase": one.phrase} for one in SAMPLES if one.path is not None]
+    return [SampleAnswer(name=one.name, title=one.title, phrase=one.phrase) for one in SAMPLES if one.path is not None]
 
 
 @router.post("/samples/{name}", status_code=201)

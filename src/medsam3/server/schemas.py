@@ -1,4 +1,4 @@
-"""What goes over the wire and between the processes: requests and answers. Positions are pixels of the file."""
+"""Requests and answers, as they go over the wire and between the processes. Positions are pixels of the file."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class ImageAnswer(BaseModel):
 
 
 class ConceptFound(BaseModel):
-    """What was said of one phrase; an area is over all frames."""
+    """Answer to one phrase; an area is over all frames."""
 
     phrase: str
     presence: float | None = None
@@ -231,6 +231,14 @@ class ModelAnswer(BaseModel):
     is_ready: bool = True
 
 
+class SampleAnswer(BaseModel):
+    """A picture that is installed, and a phrase that fits it."""
+
+    name: str
+    title: str
+    phrase: str
+
+
 class EntryAnswer(BaseModel):
     """A file or folder that may be opened."""
 
@@ -240,7 +248,7 @@ class EntryAnswer(BaseModel):
 
 
 class Problem(BaseModel):
-    """What went wrong, as RFC 9457 has it."""
+    """A problem document of RFC 9457."""
 
     type: str = "about:blank"
     title: str
@@ -250,7 +258,7 @@ class Problem(BaseModel):
 
 @dataclass(frozen=True)
 class SessionPlace:
-    """What tells a worker which session is meant, and how to make it again.
+    """Names a session to a worker, and says how to make it again.
 
     Attributes:
         id: Its name.

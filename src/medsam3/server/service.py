@@ -1,4 +1,4 @@
-"""What the routes share: the workers, what is held, and the ways from a request to a task and back."""
+"""The state that all routes share: workers and holdings, and the ways from a request to a task and back."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ class Service:
         while len(image.results) >= MOST_RESULTS:
             reader.remove(image.results.pop(next(iter(image.results))).masks.parent)
         name = new_id()
-        folder = image.folder / f"result-{len(name)}-{new_id()}"
+        folder = image.folder / f"result-{new_id()}"
         folder.mkdir(mode=0o700)
         return HeldResult(name, image, folder / "masks.pickle", window, _stem(image.about.name))
 
@@ -232,7 +232,7 @@ class Sample:
 
     @property
     def path(self) -> Path | None:
-        """Where it lies; None if scikit-image is not installed."""
+        """The file in scikit-image; None if that is not installed."""
         from importlib.util import find_spec  # noqa: PLC0415
 
         found = find_spec("skimage")

@@ -30,7 +30,7 @@ def load_model(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes on, and for how long it keeps it.
+    """Bounds on what a server takes on, and for how long it keeps it.
 
     Attributes:
         upload_bytes: Most bytes of one upload, and of what a zip in it unpacks to.
