@@ -7,13 +7,16 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 NEEDS_PYTHON := Python 3.11 or newer with its venv module is needed: install python3.11 and python3.11-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit clean
+.PHONY: help demo app test lint types unit clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
 
 demo: $(VENV)/.installed $(VENV)/.weights ## segment two real pictures by a phrase and show the result
 	$(BIN)/python examples/demo.py
+
+app: $(VENV)/.installed $(VENV)/.weights ## open the page in the browser, with a sample segmented
+	$(BIN)/medsam3 serve --open
 
 test: lint types unit ## install from nothing, then run all checks and tests
 
@@ -41,7 +44,7 @@ $(VENV)/.made:
 	done; echo "$(NEEDS_PYTHON)" >&2; exit 1
 
 $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
-	$(PIP_INSTALL) --editable '.[demo]'
+	$(PIP_INSTALL) --editable '.[demo,server]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

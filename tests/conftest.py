@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import pytest
 
 from medsam3.models import registry
 from threshold_segmenter import ThresholdSegmenter
+
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
 
 
 @pytest.fixture
@@ -14,3 +20,12 @@ def threshold_model(monkeypatch: pytest.MonkeyPatch) -> ThresholdSegmenter:
     segmenter = ThresholdSegmenter()
     monkeypatch.setitem(registry.LOADERS, "threshold", lambda weights, device: segmenter)
     return segmenter
+
+
+@pytest.fixture(scope="session")
+def client() -> Iterator[TestClient]:
+    """One server with the fast fake model, for all tests that change none of its settings."""
+    from made_server import started  # noqa: PLC0415  FastAPI, for the server's tests alone
+
+    with started() as client:
+        yield client

@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "agent": BASE | {"measure"},  # models: the protocol; io: whole files
     "eval": BASE | {"measure", "data", "agent"},  # agent: it is measured beside the plain phrase
     "train": BASE | {"measure", "data", "eval"},
-    "cli": BASE | {"measure", "data", "eval", "train", "agent"},
+    "server": BASE,
+    "cli": BASE | {"measure", "data", "eval", "train", "agent", "server"},
     "__main__": {"cli"},
 }
 """By layer, the first name below `medsam3`; a layer may always import itself."""
@@ -52,9 +53,9 @@ OWNERS = {
     "highdicom": ("io",),
     "nibabel": ("io",),
     "SimpleITK": ("io.itk", "io.in_memory"),
-    "cachetools": ("models", "segmentation"),
+    "cachetools": ("models", "segmentation", "server.modelling"),
     "pycocotools": ("io", "data.coco"),
-    "pydantic": ("data.coco", "agent", "cli.outputs", "eval.results"),
+    "pydantic": ("data.coco", "agent", "cli.outputs", "eval.results", "server.schemas"),
     "cyclopts": ("cli",),
     "av": ("io.video",),
     "accelerate": ("train",),
@@ -62,6 +63,9 @@ OWNERS = {
     "tensorboard": ("train.board",),
     "ray": ("batch",),
     "fastapi": ("server",),
+    "starlette": ("server",),
+    "uvicorn": ("server.app",),
+    "prometheus_client": ("server.app", "server.guard"),
     "rich": ("cli", "train", "eval", "segmentation.run"),
     "jinja2": ("page", "agent.transcript"),
     "pydantic_ai": ("agent.providers",),

@@ -63,6 +63,17 @@ INSTRUCTION; str; required
 --vocabulary; Path; -
 --device; str; cpu
 """,
+    "serve": """
+--host; str; 127.0.0.1
+--port; int; 8080
+--model; str; mini
+--workers; int; 1
+--data; Path; -
+--token-file; Path; -
+--allow-host; str, repeated; -
+--max-upload; str; 2GiB
+--open; flag; -
+""",
     "convert": """
 MASKS; Path; required
 TARGET; Path; required

@@ -122,13 +122,14 @@ class Session:
         one = self._state.object(number)
         return self._over_image([one], self._about(one.concept))
 
-    def segment(self, phrase: str, *, frame: int | None = None) -> Masks:
+    def segment(self, phrase: str, *, frame: int | None = None, progress: Report | None = None) -> Masks:
         """Find the objects of a phrase, beside those that are there; the best one becomes the current one.
 
         Raises:
             InputError: As `medsam3.segment`.
         """
-        return self._step({"do": "segment", "phrase": check_phrase(phrase), "frame": self._frame_or_all(frame)})
+        step = {"do": "segment", "phrase": check_phrase(phrase), "frame": self._frame_or_all(frame)}
+        return self._step(step, progress)
 
     def click(
         self, x: float, y: float, *, positive: bool = True, frame: int | None = None, object: int | None = None
@@ -271,7 +272,7 @@ class Session:
     def _step(self, action: Action, progress: Report | None = None) -> Masks:
         """Do one step; one that fails changes nothing."""
         handlers: Mapping[str, Callable[[Action], State]] = {
-            "segment": self._found,
+            "segment": lambda a: self._found(a, progress),
             "draw": self._drawn,
             "box": self._boxed,
             "select": lambda a: replace(self._state, current=self._numbered(a["object"]), touched=()),
@@ -289,14 +290,15 @@ class Session:
     def _numbered(self, number: int | None) -> int | None:
         return None if number is None else self._state.object(number).number
 
-    def _found(self, action: Action) -> State:
+    def _found(self, action: Action, progress: Report | None) -> State:
         frame = action["frame"]
         settings = replace(
             self.options, frames=self.options.frames if frame is None else (frame,), encode=self._encoded
         )
         state = replace(self._state, touched=())
         first = state.next_number
-        for found in segment(self.image, action["phrase"], self.model, settings):  # several if it joins concepts
+        answers = segment(self.image, action["phrase"], self.model, settings, progress=progress)
+        for found in answers:  # several if it joins concepts
             about = replace(found, objects=(), shape=self._view.shape)
             state, start = replace(state, answers=(*state.answers, about)), state.next_number
             for k, item in enumerate(self._view.masks_forth(found).objects):

@@ -1,0 +1,86 @@
+"""`medsam3 serve`: the page and the HTTP API on this machine."""
+
+from __future__ import annotations
+
+import logging
+import webbrowser
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from medsam3.cli.job import COUNT, Help
+from medsam3.cli.terminal import say, tell
+from medsam3.errors import InputError, require
+
+if TYPE_CHECKING:
+    from medsam3.server.settings import Settings
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Arguments of `medsam3 serve`."""
+
+    EXAMPLES: ClassVar[str] = """examples:
+  medsam3 serve --open
+  medsam3 serve --data scans --workers 2
+  medsam3 serve --host 0.0.0.0 --allow-host images.example.org --token-file tokens.txt
+
+The page is at the address that is printed; the API is below /v1, described by /openapi.json. Nothing leaves this
+machine.
+Without a token only this machine can reach the server. The token file has one token a line, at least 16 characters, and
+may be read by its owner alone; whoever asks sends one as "Authorization: Bearer TOKEN". Connections are not encrypted:
+put a proxy with TLS before a server that other machines reach.
+What is uploaded lies in a private temporary folder, and goes an hour after its last use and when the server ends."""
+
+    _: KW_ONLY
+    host: Annotated[str, Help("address to listen on, default: 127.0.0.1, this machine alone")] = "127.0.0.1"
+    port: Annotated[int, Help("port, default: 8080; 0 takes a free one")] = 8080
+    model: Annotated[str, Help("mini (default), mini-open, facebook/sam3, its folder, or sam3.pt")] = "mini"
+    workers: Annotated[int, COUNT, Help("processes with a model, default: 1; each needs the memory of one")] = 1
+    data: Annotated[Path | None, Help("folder whose files may be opened without an upload")] = None
+    token_file: Annotated[Path | None, Help("file with the tokens of those who may ask")] = None
+    allow_host: Annotated[tuple[str, ...], Help("a name by which browsers reach the server; may be repeated")] = ()
+    max_upload: Annotated[str, Help("largest upload, default: 2GiB")] = "2GiB"
+    open: Annotated[bool, Help("open the page in the browser")] = False
+
+    def settings(self) -> Settings:
+        """Check the arguments.
+
+        Raises:
+            InputError: An argument that is not allowed, or the extra `server` is not installed.
+        """
+        for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+            require(module, extra="server")
+        from medsam3.models.registry import LOADERS, names  # noqa: PLC0415  numpy
+        from medsam3.server.settings import Limits, Settings, bytes_from, read_tokens  # noqa: PLC0415
+
+        if self.model not in LOADERS and not Path(self.model).exists():
+            raise InputError(f"there is no model {self.model!r}, allowed are {', '.join(names())}, or SAM 3's weights")
+        return Settings(
+            host=self.host,
+            port=self.port,
+            model=self.model,
+            workers=self.workers,
+            data=self.data,
+            tokens=() if self.token_file is None else read_tokens(self.token_file),
+            hosts=tuple(name.lower() for name in self.allow_host),
+            limits=Limits(upload_bytes=bytes_from(self.max_upload)),
+        )
+
+    def run(self) -> int:
+        """Serve until interrupted."""
+        settings = self.settings()
+        from medsam3.server.app import serve  # noqa: PLC0415
+
+        audit = logging.StreamHandler()
+        audit.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logging.getLogger("medsam3.server").addHandler(audit)
+        logging.getLogger("medsam3.server").setLevel(logging.INFO)
+
+        def told(address: str) -> None:
+            say(f"medsam3 answers at {address} (Ctrl+C ends it). Not a medical device: for research only.")
+            if self.open and not webbrowser.open(address):
+                tell(f"no browser was found: open {address} yourself")
+
+        serve(settings, when_ready=told)
+        return 0

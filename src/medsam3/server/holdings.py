@@ -1,0 +1,262 @@
+"""What the server holds: images with their sessions, jobs and results. Ids cannot be guessed and belong to their owner.
+
+All of an image lies in one private folder, and goes with it: on demand, after its time, and when the server ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import stat
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from medsam3.server.pool import Progress, Worker
+from medsam3.server.problems import RefusedError, not_here
+from medsam3.server.reader import remove
+from medsam3.server.schemas import Found, ImageAnswer, JobAnswer, SessionAnswer, SessionPlace, Step
+from medsam3.server.settings import Limits
+
+try:
+    import fcntl
+except ImportError:  # Windows: what a killed server left is not found there
+    fcntl = None  # type: ignore[assignment]
+
+ID_BYTES = 24
+_PREFIX = "medsam3-serve-"
+_LOCK = "in-use"
+_NEW_S = 2.0  # a server that has just begun may not have locked its folder yet
+
+
+def new_id() -> str:
+    """Make an id of 192 random bits."""
+    return secrets.token_urlsafe(ID_BYTES)
+
+
+@dataclass
+class HeldResult:
+    """Masks that were kept; `window` is that in which formats show the image."""
+
+    id: str
+    image: HeldImage
+    masks: Path
+    window: str | None
+    stem: str
+    found: Found = field(default_factory=Found)
+
+
+@dataclass
+class HeldSession:
+    """A session: the steps that were done, and the worker that has it ready."""
+
+    id: str
+    image: HeldImage
+    window: str | None
+    worker: Worker
+    steps: list[Step] = field(default_factory=list)
+    found: Found = field(default_factory=Found)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def place(self) -> SessionPlace:
+        """Give what a worker needs to know."""
+        return SessionPlace(self.id, self.image.place, self.window, tuple(self.steps), self.image.about.frames > 1)
+
+    def answer(self) -> SessionAnswer:
+        """Give the session as it stands."""
+        past, undone = self.depths()
+        return SessionAnswer(
+            id=self.id,
+            image=self.image.id,
+            can_undo=past > 0,
+            can_redo=undone > 0,
+            steps=len(self.steps),
+            found=self.found,
+        )
+
+    def depths(self) -> tuple[int, int]:
+        """Count the steps that can be taken back, and those that can be done again."""
+        past = undone = 0
+        for step in self.steps:
+            if step.do == "undo":
+                past, undone = past - 1, undone + 1
+            elif step.do == "redo":
+                past, undone = past + 1, undone - 1
+            else:
+                past, undone = past + 1, 0
+        return past, undone
+
+
+@dataclass
+class HeldJob:
+    """Long work; its task ends by setting the result, the session or the error."""
+
+    id: str
+    image: HeldImage
+    worker: Worker
+    progress: Progress = field(default_factory=Progress)
+    task: asyncio.Task[None] | None = None
+    error: str | None = None
+    result: str | None = None
+    session: SessionAnswer | None = None
+
+    def answer(self) -> JobAnswer:
+        """Give how far it is."""
+        told = self.progress
+        return JobAnswer.model_validate(
+            {
+                "id": self.id,
+                "state": told.state,
+                "done": told.done,
+                "count": told.count,
+                "error": self.error,
+                "result": self.result,
+                "session": self.session,
+            }
+        )
+
+
+@dataclass
+class HeldImage:
+    """An image in a folder of its own."""
+
+    id: str
+    owner: str
+    folder: Path
+    place: Path
+    about: ImageAnswer
+    used: float = field(default_factory=time.monotonic)
+    sessions: dict[str, HeldSession] = field(default_factory=dict)
+    jobs: dict[str, HeldJob] = field(default_factory=dict)
+    results: dict[str, HeldResult] = field(default_factory=dict)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job is at work on it."""
+        return any(job.task is not None and not job.task.done() for job in self.jobs.values())
+
+
+class Holdings:
+    """All that is held, in a private folder that goes when the server ends."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._temporary = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)  # mode 0700
+        self.folder = Path(self._temporary.name)
+        self._lock = lock(self.folder)
+        remove_left(self.folder.parent)
+        self._images: dict[str, HeldImage] = {}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def new_folder(self) -> Path:
+        """Make a folder for an image to come.
+
+        Raises:
+            RefusedError: As many images are held as may be.
+        """
+        if len(self._images) >= self._limits.images:
+            raise RefusedError(503, "the server holds as many images as it may: remove one, or wait", retry_after_s=60)
+        folder = self.folder / secrets.token_hex(16)
+        (folder / "files").mkdir(parents=True, mode=0o700)
+        return folder
+
+    def add(self, owner: str, folder: Path, place: Path, about: ImageAnswer) -> HeldImage:
+        """Hold an image."""
+        name = new_id()
+        held = HeldImage(name, owner, folder, place, about.model_copy(update={"id": name}))
+        self._images[name] = held
+        return held
+
+    def image(self, owner: str, name: str) -> HeldImage:
+        """Find an image, and count it as used.
+
+        Raises:
+            RefusedError: There is none of that id, or it is another owner's.
+        """
+        held = self._images.get(name)
+        if held is None or held.owner != owner:
+            raise not_here("image")
+        held.used = time.monotonic()
+        return held
+
+    def session(self, owner: str, image: str, name: str) -> HeldSession:
+        """Find a session of an image; errors as `image`."""
+        found = self.image(owner, image).sessions.get(name)
+        if found is None:
+            raise not_here("session")
+        return found
+
+    def job(self, owner: str, name: str) -> HeldJob:
+        """Find a job; errors as `image`."""
+        for held in self._images.values():
+            if held.owner == owner and name in held.jobs:
+                held.used = time.monotonic()
+                return held.jobs[name]
+        raise not_here("job")
+
+    def result(self, owner: str, name: str) -> HeldResult:
+        """Find a result; errors as `image`."""
+        for held in self._images.values():
+            if held.owner == owner and name in held.results:
+                held.used = time.monotonic()
+                return held.results[name]
+        raise not_here("result")
+
+    def remove(self, held: HeldImage) -> None:
+        """Remove an image with all that came of it, and stop its jobs."""
+        self._images.pop(held.id, None)
+        for job in held.jobs.values():
+            job.progress.is_cancelled = True
+        remove(held.folder)
+
+    def remove_old(self) -> list[HeldImage]:
+        """Remove the images whose time is over, and name them."""
+        limit = time.monotonic() - self._limits.kept_s
+        old = [held for held in self._images.values() if held.used < limit and not held.is_busy]
+        for held in old:
+            self.remove(held)
+        return old
+
+    def sessions_by_worker(self) -> dict[str, int]:
+        """Count the sessions of each worker by its name."""
+        counts: dict[str, int] = {}
+        for held in self._images.values():
+            for session in held.sessions.values():
+                counts[session.worker.name] = counts.get(session.worker.name, 0) + 1
+        return counts
+
+    def close(self) -> None:
+        """Remove everything."""
+        for held in list(self._images.values()):
+            self.remove(held)
+        self._lock.close()
+        self._temporary.cleanup()
+
+
+def lock(folder: Path) -> IO[bytes]:
+    """Mark a folder as in use for as long as this process lives."""
+    stream = (folder / _LOCK).open("wb")
+    if fcntl is not None:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return stream
+
+
+def remove_left(place: Path) -> None:
+    """Remove the folders of servers that were killed, which could not do so themselves."""
+    if fcntl is None:
+        return
+    for folder in place.glob(f"{_PREFIX}*"):
+        try:
+            about = folder.lstat()
+            is_new = time.time() - about.st_mtime < _NEW_S
+            if is_new or not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+                continue
+            lock(folder).close()
+        except OSError:  # another server is at work in it, or it has just gone
+            continue
+        remove(folder)

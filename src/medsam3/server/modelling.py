@@ -1,0 +1,277 @@
+"""Tasks of a model process: the steps of sessions, and whole images. It keeps the sessions that it was asked last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from cachetools import LRUCache
+
+from medsam3.errors import InputError
+from medsam3.geometry import BoolArray
+from medsam3.image import Image, Masks, ObjectMask
+from medsam3.models.segmenter import Segmenter
+from medsam3.prompts import Box, Point, Prompt
+from medsam3.segmentation.composing import readings_of
+from medsam3.segmentation.options import Options
+from medsam3.segmentation.run import segment
+from medsam3.segmentation.session import Session
+from medsam3.server.pool import report
+from medsam3.server.reader import opened, save_masks, shown
+from medsam3.server.schemas import (
+    Click,
+    ConceptFound,
+    DrawBox,
+    Found,
+    FrameMasks,
+    JobAsked,
+    MaskRuns,
+    ModelAnswer,
+    ObjectFound,
+    OnObject,
+    Plain,
+    Scribble,
+    Segment,
+    SessionPlace,
+    Step,
+)
+from medsam3.server.settings import Load
+from medsam3.view.grey import window_named
+
+
+@dataclass
+class _State:
+    """What this process holds: its model, and the sessions that are ready."""
+
+    load: Load
+    name: str
+    sessions: LRUCache[str, tuple[Session, int]]
+    model: Segmenter | None = None
+
+
+_state: _State | None = None
+
+
+def prepare(load: Load, name: str, most_sessions: int) -> None:
+    """Set up a model process; the model is loaded with its first task."""
+    global _state  # noqa: PLW0603  the process holds one model
+    _state = _State(load, name, LRUCache(most_sessions))
+
+
+def about_model() -> ModelAnswer:
+    """Load the model if it is not there yet, and tell what it is and what it was taught."""
+    model = _model()
+    card = getattr(model, "card", None)
+    return ModelAnswer(name=model.name, concepts=sorted(getattr(card, "concepts", ())))
+
+
+def do_step(place: SessionPlace, step: Step) -> Found:
+    """Do one step of a session; one that fails changes nothing."""
+    session = _session(place)
+    del _held().sessions[place.id]  # a step that is broken off may leave it half done
+    try:
+        _apply(session, step)
+    except InputError:
+        _held().sessions[place.id] = (session, len(place.steps))
+        raise
+    _held().sessions[place.id] = (session, len(place.steps) + 1)
+    return _found_by(session)
+
+
+def look(place: SessionPlace) -> Found:
+    """Tell what a session has found so far."""
+    return _found_by(_session(place))
+
+
+def frame_masks(place: SessionPlace, frame: int, grid: Literal["display", "file"]) -> FrameMasks:
+    """Give the masks of a session on one frame, over the pixels of its display or of the file.
+
+    Raises:
+        InputError: No such frame.
+    """
+    session = _session(place)
+    image = session.image
+    if not 0 <= frame < image.shape[0]:
+        raise InputError(f"frame {frame} was asked for, allowed is 0 to {image.shape[0] - 1}")
+    view = shown(image, place.window)
+    height, width = view.size if grid == "display" else image.shape[1:]
+    masks = []
+    for one in session.objects:
+        plane = _plane(session.object_masks(one.number), frame)
+        if not plane.any():
+            continue
+        if grid == "display":
+            alone = Masks.from_dense(plane[None, None], [1.0])
+            moved = Masks(image.shape, tuple(_at(item, frame) for item in alone.objects))
+            plane = _plane(view.masks_forth(moved), view.number(frame))
+        masks.append(MaskRuns(number=one.number, concept=one.concept, runs=runs_of(plane)))
+    return FrameMasks(frame=frame, width=width, height=height, masks=masks)
+
+
+def keep_session(place: SessionPlace, path: Path) -> Found:
+    """Keep the masks of a session as they stand now."""
+    session = _session(place)
+    save_masks(session.masks_by_concept or [Masks(session.image.shape)], path)
+    return _found_by(session)
+
+
+def drop_session(name: str) -> None:
+    """Let go of a session."""
+    _held().sessions.pop(name, None)
+
+
+def segment_image(image: Path, asked: JobAsked, path: Path) -> Found:
+    """Segment a whole image, and keep the masks.
+
+    Raises:
+        InputError: As `medsam3.segment`.
+    """
+    opened_image, model = opened(image), _model()
+    boxes = tuple(Box(*box) for box in asked.boxes)
+    points = tuple(Point(x, y, is_positive) for x, y, is_positive in asked.points)
+    prompts = [Prompt(phrase, boxes, points) for phrase in asked.phrases or (None,)]
+    options = Options(
+        is_followed=asked.propagate,
+        at=asked.at,
+        frames=None if asked.frames is None else tuple(asked.frames),
+        window=None if asked.window is None else window_named(asked.window),
+        threshold=asked.threshold,
+    )
+    found = segment(opened_image, prompts, model, options, progress=report)
+    save_masks(found, path)
+    objects = [_object(number, masks.concept, item, opened_image) for number, (masks, item) in enumerate(_each(found))]
+    return Found(concepts=[_concept(masks, opened_image, model) for masks in found], objects=objects)
+
+
+def runs_of(mask: BoolArray) -> list[int]:
+    """Lengths of runs, row by row, beginning with those outside; [4] for an empty mask of four pixels."""
+    flat = mask.ravel()
+    ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    lengths = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
+    return [0, *lengths] if flat.size and flat[0] else [int(length) for length in lengths]
+
+
+def _apply(session: Session, step: Step) -> None:
+    match step:
+        case Segment():
+            session.segment(step.phrase, frame=step.frame, progress=report)
+        case Click():
+            session.click(step.x, step.y, positive=step.positive, frame=step.frame, object=step.object)
+        case Scribble():
+            session.scribble(step.points, positive=step.positive, frame=step.frame, object=step.object)
+        case DrawBox():
+            session.box(*step.box, frame=step.frame, object=step.object)
+        case OnObject(do="propagate"):
+            session.propagate(step.object, progress=report)
+        case OnObject():
+            chosen: Callable[[int | None], Masks] = getattr(session, step.do)
+            chosen(step.object)
+        case Plain():
+            plain: Callable[[], Masks] = getattr(session, step.do)
+            plain()
+
+
+def _session(place: SessionPlace) -> Session:
+    """The session as it stood after its steps: the one that is ready, or made again by doing them."""
+    held = _held().sessions.get(place.id)
+    if held is not None and held[1] == len(place.steps):
+        return held[0]
+    options = Options(window=None if place.window is None else window_named(place.window))
+    session = Session(opened(place.image), _model(), options=options)
+    for step in place.steps:
+        _apply(session, step)
+    _held().sessions[place.id] = (session, len(place.steps))
+    return session
+
+
+def _held() -> _State:
+    assert _state is not None, "prepare was called"
+    return _state
+
+
+def _model() -> Segmenter:
+    held = _held()
+    if held.model is None:
+        held.model = held.load(held.name)
+    return held.model
+
+
+def _each(found: Sequence[Masks]) -> list[tuple[Masks, ObjectMask]]:
+    return [(masks, item) for masks in found for item in masks.objects]
+
+
+def _found_by(session: Session) -> Found:
+    objects = []
+    for one in session.objects:
+        items = session.object_masks(one.number).objects
+        item = items[0] if items else None
+        objects.append(_object(one.number, one.concept, item, session.image, one.score, one.is_accepted))
+    return Found(
+        concepts=[_concept(masks, session.image, session.model) for masks in session.masks_by_concept],
+        objects=objects,
+        current=session.current,
+        touched=list(session.touched),
+    )
+
+
+def _concept(masks: Masks, image: Image, model: Segmenter) -> ConceptFound:
+    reading = readings_of(image, masks.concept, model)[0] if masks.concept else None
+    pixels = int(masks.union().sum()) if len(masks) else 0
+    return ConceptFound(
+        phrase=masks.concept,
+        presence=masks.presence,
+        is_present=masks.is_present,
+        read_as=None if reading is None else reading.told,
+        is_taught=None if reading is None else reading.is_taught,
+        objects=len(masks),
+        pixels=pixels,
+        fullest_frame=_fullest(masks),
+        **_sizes(pixels, image),
+    )
+
+
+def _object(
+    number: int, concept: str, item: ObjectMask | None, image: Image, score: float | None = None, accepted: bool = False
+) -> ObjectFound:
+    pixels = 0 if item is None else item.voxels
+    return ObjectFound(
+        number=number,
+        concept=concept,
+        score=score if score is not None else item.score if item is not None else 0.0,
+        pixels=pixels,
+        box=None if item is None else item.box,
+        first_frame=None if item is None else item.start[0],
+        last_frame=None if item is None else item.start[0] + len(item.crop) - 1,
+        is_accepted=accepted,
+        **_sizes(pixels, image),
+    )
+
+
+def _sizes(pixels: int, image: Image) -> dict[str, Any]:
+    """Area of a picture in mm2, volume of a volume in mL, as far as the spacing is known."""
+    if image.kind == "volume":
+        spacing = image.spacing_mm
+        return {} if spacing is None else {"volume_ml": pixels * float(np.prod(spacing)) / 1000}
+    size = image.pixel_size_mm
+    return {} if size is None or image.kind == "video" else {"area_mm2": pixels * size[0] * size[1]}
+
+
+def _fullest(masks: Masks) -> int | None:
+    counts = np.zeros(masks.shape[0], dtype=np.int64)
+    for item in masks.objects:
+        counts[item.start[0] : item.start[0] + len(item.crop)] += item.crop.sum(axis=(1, 2))
+    return int(counts.argmax()) if counts.any() else None
+
+
+def _plane(masks: Masks, frame: int) -> BoolArray:
+    plane: BoolArray = np.zeros(masks.shape[1:], dtype=np.bool_)
+    for item in masks.objects:
+        plane |= item.plane(frame, masks.shape[1:])
+    return plane
+
+
+def _at(item: ObjectMask, frame: int) -> ObjectMask:
+    return ObjectMask((frame, *item.start[1:]), item.crop, item.score)

@@ -1,0 +1,297 @@
+"""Tasks of the reading process: unpack and open what was uploaded, show frames, write results. No model, no torch.
+
+What the paths hold is not trusted: limits are checked on what headers say, before pixels are decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import shutil
+import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from medsam3.errors import InputError
+from medsam3.image import Image, Masks
+from medsam3.io import FORMATS, read, write_format
+from medsam3.io.labels import orientation
+from medsam3.prompts import Box, Point, Prompt
+from medsam3.server.schemas import Display, ImageAnswer
+from medsam3.server.settings import Limits
+from medsam3.view.grey import SOFT_TISSUE_HU, WINDOWS, window_named
+from medsam3.view.view import View, view_of
+
+THUMBNAIL_PIXELS = 160
+_CHUNK_BYTES = 2**20
+_HEADERS = (".mhd", ".nhdr")
+_MOST_RATIO = 1000
+"""Zeros of a mask deflate about a thousandfold; more than that is made to fill disks."""
+
+
+def open_upload(folder: Path, name: str, limits: Limits) -> tuple[Path, ImageAnswer]:
+    """Open the files of an upload as one image: a zip is unpacked, several files are a series.
+
+    Raises:
+        InputError: What `medsam3.read` refuses, or more than the limits allow; file names of the server are not told.
+    """
+    try:
+        place = _place_of(folder, limits)
+        return place, describe(place, name, limits)
+    except InputError as error:
+        raise InputError(_without_folder(str(error), folder, name)) from error
+
+
+def describe(place: Path, name: str, limits: Limits) -> ImageAnswer:
+    """Tell what an image is, and how it is shown.
+
+    Raises:
+        InputError: As `open_upload`.
+    """
+    image = opened(place)
+    frames, height, width = image.shape
+    if frames > limits.frames or height * width > limits.frame_pixels:
+        raise InputError(
+            f"the image has {frames} frames of {width} x {height} pixels, allowed are {limits.frames} frames of "
+            f"{limits.frame_pixels} pixels: cut it into parts"
+        )
+    view = _view(place, None)
+    return ImageAnswer(
+        id="",
+        name=name,
+        kind=image.kind,
+        frames=frames,
+        height=height,
+        width=width,
+        channels=image.channels,
+        spacing_mm=image.spacing_mm,
+        modality=image.metadata.get("modality"),
+        fps=image.fps,
+        windows=list(WINDOWS) if image.metadata.get("modality") == "CT" or view.window == SOFT_TISSUE_HU else [],
+        display=_display(view),
+    )
+
+
+@lru_cache(4)
+def opened(place: Path) -> Image:
+    """Open an image, or take it from those that were opened last."""
+    return read(place)
+
+
+@lru_cache(8)
+def _view(place: Path, window: str | None) -> View:
+    return shown(opened(place), window)
+
+
+def shown(image: Image, window: str | None) -> View:
+    """Show an image's own slices, in a named window or in the automatic one."""
+    return view_of(image, window=None if window is None else window_named(window), keeps_slices=True)
+
+
+def png_of(place: Path, frame: int, window: str | None, longest: int | None = None) -> bytes:
+    """Give a frame as PNG, as it is shown, at most `longest` pixels wide and high.
+
+    Raises:
+        InputError: No such frame or window, a frame that cannot be decoded.
+    """
+    view = _view(place, window)
+    if not 0 <= frame < view.count:
+        raise InputError(f"frame {frame} was asked for, allowed is 0 to {view.count - 1}")
+    picture = PIL.Image.fromarray(view.rgb(view.number(frame)))
+    if longest is not None:
+        picture.thumbnail((longest, longest))
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
+def save_masks(masks: Sequence[Masks], path: Path) -> None:
+    """Keep masks for `write_result`, in the server's own folder that nobody else can write to."""
+    path.write_bytes(pickle.dumps([replace(one, image=None) for one in masks], pickle.HIGHEST_PROTOCOL))
+
+
+def write_result(place: Path, masks: Path, form: str, stem: str, window: str | None) -> Path:
+    """Write kept masks in a format, as the command line does, and name the file.
+
+    Raises:
+        InputError: A format that is not known, or does not take this image or these masks.
+    """
+    image = opened(place)
+    if window is not None:
+        image = replace(image, window=window_named(window))
+    kept: list[Masks] = pickle.loads(masks.read_bytes())
+    try:
+        return write_format(form, kept, image, masks.parent, stem)
+    except InputError as error:
+        raise InputError(_without_folder(str(error), masks.parent, stem)) from error
+
+
+def check_window(text: str) -> None:
+    """Refuse a window that is not known, before anything waits for it.
+
+    Raises:
+        InputError: Neither a preset nor CENTRE,WIDTH.
+    """
+    window_named(text)
+
+
+def formats() -> list[str]:
+    """Name the formats that results can be had in."""
+    return list(FORMATS)
+
+
+def _place_of(folder: Path, limits: Limits) -> Path:
+    """Find what `medsam3.read` is to be given: the file, the header of several, or the folder."""
+    files = _files(folder)
+    if len(files) == 1 and zipfile.is_zipfile(files[0]) and not _is_office(files[0]):
+        archive = files[0].rename(folder.parent / "upload.zip")
+        try:
+            _unpack(archive, folder, limits)
+        finally:
+            archive.unlink()
+        files = _files(folder)
+    if not files:
+        raise InputError("the upload holds no files: choose an image, a DICOM series or a zip of one")
+    headers = [path for path in files if path.suffix.lower() in _HEADERS]
+    if len(headers) == 1:
+        return headers[0]
+    return files[0] if len(files) == 1 else folder
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def _is_office(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return "[Content_Types].xml" in archive.namelist()
+
+
+def _unpack(archive: Path, folder: Path, limits: Limits) -> None:
+    """Unpack the files of a zip under numbers, so that no name of it leads anywhere."""
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            entries = [entry for entry in packed.infolist() if _is_wanted(entry)]
+            _check_entries(entries, limits)
+            entries.sort(key=lambda entry: natural_key(entry.filename))
+            left = limits.upload_bytes
+            for number, entry in enumerate(entries):
+                left -= _unpack_one(packed, entry, folder / stored_name(number, entry.filename), left)
+    except InputError:
+        raise
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise InputError(
+            f"the zip cannot be unpacked ({type(error).__name__}): pack it again without a password"
+        ) from error
+
+
+def _is_wanted(entry: zipfile.ZipInfo) -> bool:
+    parts = entry.filename.replace("\\", "/").split("/")
+    is_link = (entry.external_attr >> 16) & 0o170000 == 0o120000
+    return not (entry.is_dir() or is_link or parts[-1].startswith(".") or "__MACOSX" in parts)
+
+
+def _check_entries(entries: Sequence[zipfile.ZipInfo], limits: Limits) -> None:
+    if len(entries) > limits.upload_files:
+        raise InputError(f"the zip holds {len(entries)} files, allowed are {limits.upload_files}: split it")
+    if sum(entry.file_size for entry in entries) > limits.upload_bytes:
+        raise InputError(
+            f"the zip unpacks to more than {limits.upload_bytes} bytes, which is what is allowed: split it"
+        )
+    for entry in entries:
+        if entry.file_size > _MOST_RATIO * max(entry.compress_size, 1) + _CHUNK_BYTES:
+            raise InputError("the zip holds a file that grows more than a thousandfold: pack it again")
+
+
+def _unpack_one(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, left: int) -> int:
+    size = 0
+    with packed.open(entry) as source, path.open("wb") as target:
+        while piece := source.read(_CHUNK_BYTES):
+            size += len(piece)
+            if size > left:
+                raise InputError("the zip unpacks to more than its list says: pack it again")
+            target.write(piece)
+    return size
+
+
+def stored_name(number: int, name: str) -> str:
+    """Name an uploaded file on disk: a number, and its ending; headers and their data keep a plain name."""
+    base = name.replace("\\", "/").rsplit("/", 1)[-1]
+    lower = base.lower()
+    if lower.endswith((*_HEADERS, ".raw", ".zraw")) and is_plain(base):
+        return base
+    ending = ".nii.gz" if lower.endswith(".nii.gz") else Path(lower).suffix
+    return f"{number:06d}{ending if is_plain(ending) else ''}"
+
+
+def is_plain(name: str) -> bool:
+    """Tell whether a name holds nothing but ASCII letters, digits, dots, dashes and underscores."""
+    return (
+        0 < len(name) <= 100
+        and ".." not in name
+        and all(one.isalnum() or one in "._-" for one in name)
+        and (name.isascii())
+    )
+
+
+def natural_key(name: str) -> list[tuple[int, int | str]]:
+    """Sort key by which slice 10 comes after slice 9."""
+    parts: list[tuple[int, int | str]] = []
+    text = ""
+    for one in [*name, ""]:
+        if text and (not one or text[-1].isdecimal() != one.isdecimal()):
+            parts.append((0, int(text)) if text.isdecimal() else (1, text.lower()))
+            text = ""
+        text += one
+    return parts
+
+
+def _without_folder(message: str, folder: Path, name: str) -> str:
+    """Give a message with the names of the user in place of those on the server's disk."""
+    for path in sorted((str(path) for path in folder.rglob("*")), key=len, reverse=True):
+        message = message.replace(path, name)
+    return message.replace(str(folder), name)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder with all that is in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _display(view: View) -> Display:
+    height, width = view.size
+    spacing = view.spacing_mm
+    return Display(
+        width=width,
+        height=height,
+        to_file=_to_file(view),
+        letters=_letters(view),
+        pixel_mm=None if spacing is None else spacing[2],
+    )
+
+
+def _to_file(view: View) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Invert how the view moves points, which is the same for every frame."""
+    _, height, width = view.image.shape
+    corners = [(0.0, 0.0), (float(max(width - 1, 1)), 0.0), (0.0, float(max(height - 1, 1)))]
+    asked = Prompt(boxes=(Box(0, 0, 1, 1),), points=tuple(Point(x, y) for x, y in corners))
+    moved = np.array([(point.x, point.y, 1.0) for point in view.prompt(asked).points])
+    rows: Any = np.linalg.solve(moved, np.array(corners)).T  # (2, 3)
+    first, second = ((float(row[0]), float(row[1]), float(row[2])) for row in rows)
+    return first, second
+
+
+def _letters(view: View) -> tuple[str, str, str, str] | None:
+    """Where the edges of the picture point: left, right, top, bottom; None without a position."""
+    affine = view.cut.affine
+    if affine is None or view.image.kind == "video":
+        return None
+    opposite = {"L": "R", "R": "L", "A": "P", "P": "A", "S": "I", "I": "S"}
+    _, down, right = (name[0].upper() for name in orientation(affine))
+    return opposite[right], right, opposite[down], down

@@ -1,0 +1,315 @@
+"""The routes of `/v1`: images, sessions, jobs, results, and what may be asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Depends, Query, Request
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+
+from medsam3 import concepts
+from medsam3.errors import InputError
+from medsam3.server import reader
+from medsam3.server.guard import owner_of
+from medsam3.server.holdings import HeldImage, HeldJob, HeldSession
+from medsam3.server.problems import RefusedError, not_here
+from medsam3.server.schemas import (
+    ConceptAnswer,
+    EntryAnswer,
+    FrameMasks,
+    ImageAnswer,
+    JobAnswer,
+    JobAsked,
+    ModelAnswer,
+    Problem,
+    ResultAnswer,
+    SessionAnswer,
+    SessionAsked,
+    Step,
+)
+from medsam3.server.service import SAMPLES, Service, progress_of
+
+EVENT_S = 0.2
+MOST_CONCEPTS = 30
+MOST_ENTRIES = 2000
+_NO_IMAGES = (".md", ".txt", ".csv", ".json", ".py", ".pdf")
+router = APIRouter(prefix="/v1", responses={"default": {"model": Problem, "description": "What went wrong"}})
+
+
+def service_of(request: Request) -> Service:
+    """Give the server's state."""
+    service: Service = request.app.state.service
+    return service
+
+
+Owner = Annotated[str, Depends(owner_of)]
+Served = Annotated[Service, Depends(service_of)]
+WindowName = Annotated[str | None, Query(max_length=60, description="a preset, or CENTRE,WIDTH")]
+
+
+@router.post(
+    "/images",
+    status_code=201,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["files"],
+                        "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                    }
+                }
+            },
+        }
+    },
+)
+async def upload(request: Request, owner: Owner, service: Served) -> ImageAnswer:
+    """Upload one image: a file, the files of a series, or a zip of them."""
+    return (await service.upload(request, owner)).about
+
+
+@router.get("/images/{image}")
+async def about_image(image: str, owner: Owner, service: Served) -> ImageAnswer:
+    """Tell what an image is."""
+    return service.holdings.image(owner, image).about
+
+
+@router.delete("/images/{image}", status_code=204)
+async def remove_image(image: str, owner: Owner, service: Served) -> Response:
+    """Remove an image with its sessions, jobs and results."""
+    await service.remove(service.holdings.image(owner, image))
+    return Response(status_code=204)
+
+
+@router.get("/images/{image}/thumbnail.png", response_class=Response)
+async def thumbnail(image: str, owner: Owner, service: Served) -> Response:
+    """Give the middle frame, small."""
+    held = service.holdings.image(owner, image)
+    return await _png(service, held, held.about.frames // 2, None, reader.THUMBNAIL_PIXELS)
+
+
+@router.get("/images/{image}/frames/{frame}.png", response_class=Response)
+async def frame_png(image: str, frame: int, owner: Owner, service: Served, window: WindowName = None) -> Response:
+    """Give a frame or slice as it is shown: turned as radiologists see it, in a grey window, with square pixels."""
+    return await _png(service, service.holdings.image(owner, image), frame, window)
+
+
+async def _png(
+    service: Service, held: HeldImage, frame: int, window: str | None, longest: int | None = None
+) -> Response:
+    png: bytes = await service.read(reader.png_of, held.place, frame, window, longest)
+    return Response(png, media_type="image/png")
+
+
+@router.post("/images/{image}/sessions", status_code=201)
+async def begin_session(image: str, asked: SessionAsked, owner: Owner, service: Served) -> SessionAnswer:
+    """Begin a session: masks that are corrected step by step."""
+    if asked.window is not None:
+        reader.check_window(asked.window)
+    return service.new_session(service.holdings.image(owner, image), asked.window).answer()
+
+
+@router.get("/images/{image}/sessions/{session}")
+async def about_session(image: str, session: str, owner: Owner, service: Served) -> SessionAnswer:
+    """Tell how a session stands."""
+    return service.holdings.session(owner, image, session).answer()
+
+
+@router.delete("/images/{image}/sessions/{session}", status_code=204)
+async def end_session(image: str, session: str, owner: Owner, service: Served) -> Response:
+    """End a session."""
+    held = service.holdings.session(owner, image, session)
+    del held.image.sessions[session]
+    return Response(status_code=204)
+
+
+@router.post("/images/{image}/sessions/{session}/steps")
+async def do_step(
+    image: str, session: str, step: Annotated[Step, Body()], owner: Owner, service: Served
+) -> SessionAnswer:
+    """Do one step, and give the session as it then stands; what is refused changes nothing."""
+    held = service.holdings.session(owner, image, session)
+    _check_depth(held, step)
+    return await service.step(held, step)
+
+
+@router.post("/images/{image}/sessions/{session}/steps/job", status_code=202)
+async def begin_step(
+    image: str, session: str, step: Annotated[Step, Body()], owner: Owner, service: Served
+) -> JobAnswer:
+    """Do one long step, such as a phrase in a whole volume, as a job."""
+    held = service.holdings.session(owner, image, session)
+    _check_depth(held, step)
+
+    async def work(job: HeldJob) -> None:
+        job.session = await service.step(held, step, job)
+
+    return service.begin_job(held.image, held.worker, work).answer()
+
+
+def _check_depth(session: HeldSession, step: Step) -> None:
+    past, undone = session.depths()
+    if (step.do == "undo" and past < 1) or (step.do == "redo" and undone < 1):
+        raise InputError(f"there is nothing to {step.do}")
+
+
+@router.get("/images/{image}/sessions/{session}/masks")
+async def masks_of_frame(
+    image: str,
+    session: str,
+    owner: Owner,
+    service: Served,
+    frame: Annotated[int, Query(ge=0)] = 0,
+    grid: Annotated[str, Query(pattern="^(display|file)$")] = "display",
+) -> FrameMasks:
+    """Give the masks of one frame as runs, over the pixels of the display or of the file."""
+    held = service.holdings.session(owner, image, session)
+    async with held.lock:
+        found: FrameMasks = await service.ask(held.worker, "frame_masks", held.place(), frame, grid)
+    return found
+
+
+@router.post("/images/{image}/sessions/{session}/results", status_code=201)
+async def keep_session(image: str, session: str, owner: Owner, service: Served) -> ResultAnswer:
+    """Keep the masks as they stand, to take them away in any format."""
+    kept = await service.keep(service.holdings.session(owner, image, session))
+    return ResultAnswer(id=kept.id, image=image, found=kept.found, formats=reader.formats())
+
+
+@router.post("/jobs", status_code=202)
+async def begin_job(asked: JobAsked, owner: Owner, service: Served) -> JobAnswer:
+    """Segment a whole image, as `medsam3 segment` does."""
+    if not (asked.phrases or asked.boxes or asked.points):
+        raise InputError("nothing is asked for: give phrases, boxes or points")
+    if asked.window is not None:
+        reader.check_window(asked.window)
+    image = service.holdings.image(owner, asked.image)
+    worker = min(service.modellers, key=lambda one: one.waiting)
+    return service.begin_job(image, worker, partial(service.segment, asked=asked)).answer()
+
+
+@router.get("/jobs/{job}")
+async def about_job(job: str, owner: Owner, service: Served) -> JobAnswer:
+    """Tell how far a job is."""
+    return service.holdings.job(owner, job).answer()
+
+
+@router.get("/jobs/{job}/events", response_class=StreamingResponse)
+async def job_events(job: str, owner: Owner, service: Served) -> StreamingResponse:
+    """Tell how far a job is as server-sent events, until it ends."""
+    held = service.holdings.job(owner, job)
+    return StreamingResponse(_events(held), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+async def _events(job: HeldJob) -> AsyncIterator[str]:
+    told = ""
+    while True:
+        is_over = job.task is None or job.task.done()
+        event = progress_of(job)
+        if event != told:
+            yield event
+            told = event
+        if is_over:
+            return
+        await asyncio.sleep(EVENT_S)
+
+
+@router.delete("/jobs/{job}")
+async def cancel_job(job: str, owner: Owner, service: Served) -> JobAnswer:
+    """Stop a job; one that is done stays done."""
+    held = service.holdings.job(owner, job)
+    if held.task is not None and not held.task.done():
+        await service.cancel(held)
+    return held.answer()
+
+
+@router.get("/results/{result}", response_model=ResultAnswer)
+async def take_result(
+    result: str, owner: Owner, service: Served, format: Annotated[str | None, Query(max_length=20)] = None
+) -> Response:
+    """Give a result as a file in a format of the command line; without a format, tell what it is."""
+    held = service.holdings.result(owner, result)
+    if format is None:
+        about = ResultAnswer(id=held.id, image=held.image.id, found=held.found, formats=reader.formats())
+        return JSONResponse(about.model_dump())
+    path: Path = await service.read(reader.write_result, held.image.place, held.masks, format, held.stem, held.window)
+    return FileResponse(path, filename=path.name, content_disposition_type="attachment")
+
+
+@router.get("/concepts")
+async def list_concepts(service: Served, q: Annotated[str, Query(max_length=300)] = "") -> list[ConceptAnswer]:
+    """List concepts that fit a query, the taught ones first; any other phrase may be asked for too."""
+    taught = frozenset(service.model.concepts) if service.model else frozenset()
+    found = [
+        ConceptAnswer(name=one.name, synonyms=list(one.synonyms), is_taught=one.name in taught if taught else None)
+        for one in concepts.search(q)
+    ]
+    return sorted(found, key=lambda one: one.is_taught is False)[:MOST_CONCEPTS]
+
+
+@router.get("/models")
+async def list_models(service: Served) -> list[ModelAnswer]:
+    """List the models that answer: the one that the server was started with, once it is loaded."""
+    return [service.model or ModelAnswer(name=service.settings.model, concepts=[], is_ready=False)]
+
+
+@router.get("/samples")
+async def list_samples() -> list[dict[str, str]]:
+    """List the sample pictures that are installed, each with a phrase that fits it."""
+    return [{"name": one.name, "title": one.title, "phrase": one.phrase} for one in SAMPLES if one.path is not None]
+
+
+@router.post("/samples/{name}", status_code=201)
+async def open_sample(name: str, owner: Owner, service: Served) -> ImageAnswer:
+    """Open a sample picture."""
+    for one in SAMPLES:
+        if one.name == name and one.path is not None:
+            return (await service.open_place(one.path, name, owner)).about
+    raise not_here("sample")
+
+
+@router.get("/data")
+async def list_data(service: Served, path: Annotated[str, Query(max_length=1000)] = "") -> list[EntryAnswer]:
+    """List a folder below the data folder that the server was started with; nothing without one."""
+    if service.settings.data is None:
+        return []
+    folder = _below(service.settings.data, path)
+    if not folder.is_dir():
+        raise not_here("folder")
+    entries = sorted(one for one in folder.iterdir() if not one.name.startswith(".") and one.suffix not in _NO_IMAGES)
+    del entries[MOST_ENTRIES:]
+    root = service.settings.data.resolve()
+    return [
+        EntryAnswer(name=one.name, path=str((folder / one.name).relative_to(root)), is_folder=one.is_dir())
+        for one in entries
+        if one.resolve().is_relative_to(root)
+    ]
+
+
+@router.post("/data", status_code=201)
+async def open_data(
+    path: Annotated[str, Body(embed=True, max_length=1000)], owner: Owner, service: Served
+) -> ImageAnswer:
+    """Open a file or folder of the data folder, where it lies."""
+    if service.settings.data is None:
+        raise RefusedError(404, "the server was started without a data folder: give one with --data")
+    place = _below(service.settings.data, path)
+    if not place.exists():
+        raise not_here("file")
+    return (await service.open_place(place, place.name, owner)).about
+
+
+def _below(root: Path, path: str) -> Path:
+    """The real place of a path below a folder; links may not lead out of it."""
+    if "\0" in path:
+        raise not_here("file")
+    place = (root / path).resolve()
+    if not place.is_relative_to(root.resolve()):
+        raise not_here("file")
+    return place

@@ -1,0 +1,267 @@
+"""What goes over the wire and between the processes: requests and answers. Positions are pixels of the file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MOST_STROKE_POINTS = 10_000
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Phrase = Annotated[str, Field(min_length=1, max_length=300)]
+FrameNumber = Annotated[int, Field(ge=0)]
+Position = tuple[Number, Number]
+Corners = tuple[Number, Number, Number, Number]
+
+
+class Asked(BaseModel):
+    """A request; a field that is not known is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Segment(Asked):
+    """Find the objects of a phrase, on one frame or on all."""
+
+    do: Literal["segment"]
+    phrase: Phrase
+    frame: FrameNumber | None = None
+
+
+class Click(Asked):
+    """Say that a pixel is on the object, or off it."""
+
+    do: Literal["click"]
+    x: Number
+    y: Number
+    positive: bool = True
+    frame: FrameNumber | None = None
+    object: int | None = None
+
+
+class Scribble(Asked):
+    """Say of all pixels along a line that they are on the object, or off it."""
+
+    do: Literal["scribble"]
+    points: Annotated[list[Position], Field(min_length=1, max_length=MOST_STROKE_POINTS)]
+    positive: bool = True
+    frame: FrameNumber | None = None
+    object: int | None = None
+
+
+class DrawBox(Asked):
+    """Draw a box (x0, y0, x1, y1) around an object."""
+
+    do: Literal["box"]
+    box: Corners
+    frame: FrameNumber | None = None
+    object: int | None = None
+
+
+class OnObject(Asked):
+    """Choose, remove, accept or follow an object, the current one if none is named."""
+
+    do: Literal["select", "remove", "accept", "propagate"]
+    object: int | None = None
+
+
+class Plain(Asked):
+    """Take the last step back, do it again, or begin anew."""
+
+    do: Literal["undo", "redo", "reset"]
+
+
+Step = Annotated[Segment | Click | Scribble | DrawBox | OnObject | Plain, Field(discriminator="do")]
+
+
+class SessionAsked(Asked):
+    """Settings of a new session."""
+
+    window: Annotated[str, Field(max_length=60)] | None = None
+
+
+class JobAsked(Asked):
+    """Segment a whole image by phrases, or by boxes and points on frame `at`."""
+
+    image: str
+    phrases: Annotated[list[Phrase], Field(max_length=50)] = []
+    boxes: Annotated[list[Corners], Field(max_length=100)] = []
+    points: Annotated[list[tuple[Number, Number, bool]], Field(max_length=100)] = []
+    at: FrameNumber | None = None
+    frames: Annotated[list[FrameNumber], Field(max_length=20_000)] | None = None
+    window: Annotated[str, Field(max_length=60)] | None = None
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    propagate: bool | None = None
+
+
+class Display(BaseModel):
+    """How a frame is shown: turned as a radiologist sees it, with square pixels.
+
+    `to_file` holds the rows (a, b, c) and (d, e, f): x = a u + b v + c and y = d u + e v + f give the file's pixel of
+    the shown pixel (u, v). `letters` say where the left, right, top and bottom edge of the picture point.
+    """
+
+    width: int
+    height: int
+    to_file: tuple[tuple[float, float, float], tuple[float, float, float]]
+    letters: tuple[str, str, str, str] | None = None
+    pixel_mm: float | None = None
+
+
+class ImageAnswer(BaseModel):
+    """An image that was opened; `windows` names the presets that suit it, which are those of CT."""
+
+    id: str
+    name: str
+    kind: Literal["picture", "volume", "video"]
+    frames: int
+    height: int
+    width: int
+    channels: int
+    spacing_mm: tuple[float, float, float] | None = None
+    modality: str | None = None
+    fps: float | None = None
+    windows: list[str] = []
+    display: Display
+
+
+class ConceptFound(BaseModel):
+    """What was said of one phrase; an area is over all frames."""
+
+    phrase: str
+    presence: float | None = None
+    is_present: bool | None = None
+    read_as: str | None = None
+    is_taught: bool | None = None
+    objects: int = 0
+    pixels: int = 0
+    area_mm2: float | None = None
+    volume_ml: float | None = None
+    fullest_frame: int | None = None
+
+
+class ObjectFound(BaseModel):
+    """One object; its box is (x0, y0, x1, y1)."""
+
+    number: int
+    concept: str
+    score: float
+    pixels: int
+    area_mm2: float | None = None
+    volume_ml: float | None = None
+    box: Corners | None = None
+    first_frame: int | None = None
+    last_frame: int | None = None
+    is_accepted: bool = False
+
+
+class Found(BaseModel):
+    """All that a session or job has found."""
+
+    concepts: list[ConceptFound] = []
+    objects: list[ObjectFound] = []
+    current: int | None = None
+    touched: list[int] = []
+
+
+class SessionAnswer(BaseModel):
+    """A session as it stands."""
+
+    id: str
+    image: str
+    can_undo: bool = False
+    can_redo: bool = False
+    steps: int = 0
+    found: Found = Found()
+
+
+class MaskRuns(BaseModel):
+    """A mask on one frame: lengths of runs, row by row, beginning with those outside."""
+
+    number: int
+    concept: str
+    runs: list[int]
+
+
+class FrameMasks(BaseModel):
+    """The masks of a frame, over `width` x `height` pixels of the display, or of the file."""
+
+    frame: int
+    width: int
+    height: int
+    masks: list[MaskRuns]
+
+
+class JobAnswer(BaseModel):
+    """Long work, and how far it is; `result` or `session` once it is done."""
+
+    id: str
+    state: Literal["waiting", "running", "done", "failed", "cancelled"]
+    done: int = 0
+    count: int = 0
+    error: str | None = None
+    result: str | None = None
+    session: SessionAnswer | None = None
+
+
+class ResultAnswer(BaseModel):
+    """Masks that can be taken away in each format."""
+
+    id: str
+    image: str
+    found: Found
+    formats: list[str]
+
+
+class ConceptAnswer(BaseModel):
+    """A concept that may be asked for, and whether the model was taught it."""
+
+    name: str
+    synonyms: list[str]
+    is_taught: bool | None
+
+
+class ModelAnswer(BaseModel):
+    """The model that answers."""
+
+    name: str
+    concepts: list[str]
+    is_ready: bool = True
+
+
+class EntryAnswer(BaseModel):
+    """A file or folder that may be opened."""
+
+    name: str
+    path: str
+    is_folder: bool
+
+
+class Problem(BaseModel):
+    """What went wrong, as RFC 9457 has it."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+
+
+@dataclass(frozen=True)
+class SessionPlace:
+    """What tells a worker which session is meant, and how to make it again.
+
+    Attributes:
+        id: Its name.
+        image: The file or folder.
+        window: The grey window, None for the automatic one.
+        steps: Steps that were done so far.
+        is_long: The steps, which a worker may have to do again, may take as long as a job.
+    """
+
+    id: str
+    image: Path
+    window: str | None
+    steps: tuple[Step, ...]
+    is_long: bool

@@ -1,0 +1,174 @@
+"""How a server is set up: where it listens, who may ask, and the limits that hold before anything is decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medsam3.errors import InputError
+
+LEAST_TOKEN_CHARACTERS = 16
+LOCAL_OWNER = "local"
+_UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+Load = Callable[[str], Any]
+"""From a model's name to the model; called in the worker processes, so it must be a function of a module."""
+
+
+def load_model(name: str) -> Any:
+    """Load a model by its name, as `medsam3.load`."""
+    from medsam3.models.registry import load  # noqa: PLC0415  only workers may bring torch in
+
+    return load(name)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes on, and for how long it keeps it.
+
+    Attributes:
+        upload_bytes: Most bytes of one upload, and of what a zip in it unpacks to.
+        upload_files: Most files of one upload, and of a zip in it.
+        frames: Most slices or frames of an image.
+        frame_pixels: Most pixels of one frame.
+        waiting: Most tasks that wait for one worker; one more is answered by 503.
+        steps: Most steps of one session.
+        images: Most images that are kept at once.
+        step_s: Longest time for one step, frame or file.
+        job_s: Longest time for one job.
+        kept_s: Time after its last use at which an image with all that came of it is removed.
+        sessions_in_memory: Sessions that a worker keeps ready; older ones are replayed when they are used again.
+    """
+
+    upload_bytes: int = 2 * 2**30
+    upload_files: int = 5000
+    frames: int = 20_000
+    frame_pixels: int = 100_000_000
+    waiting: int = 16
+    steps: int = 1000
+    images: int = 200
+    step_s: float = 120.0
+    job_s: float = 3600.0
+    kept_s: float = 3600.0
+    sessions_in_memory: int = 8
+
+    def __post_init__(self) -> None:
+        wrong = [name for name, value in vars(self).items() if value <= 0]
+        if wrong:
+            raise InputError(f"{wrong[0]} is {getattr(self, wrong[0])}, allowed is above 0")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A server's settings.
+
+    Attributes:
+        host: Address that it listens on.
+        port: Port, 0 for any free one.
+        model: Name of the model that answers.
+        workers: Processes with a model.
+        data: Folder whose files may be opened without an upload; None for none.
+        tokens: Who may ask; empty lets everyone on this machine ask.
+        hosts: Names by which browsers may reach the server, beside its own.
+        limits: What it takes on.
+        load: Loads the model in a worker.
+
+    Raises:
+        InputError: Another host than this machine without a token, a port or number of workers that is not allowed.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    model: str = "mini"
+    workers: int = 1
+    data: Path | None = None
+    tokens: tuple[str, ...] = field(default=(), repr=False)
+    hosts: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    load: Load = load_model
+
+    def __post_init__(self) -> None:
+        if not is_loopback(self.host) and not self.tokens:
+            raise InputError(
+                f"host {self.host} can be reached from other machines: give a token with --token-file, "
+                "or listen on 127.0.0.1"
+            )
+        if not 0 <= self.port <= 65535:
+            raise InputError(f"port is {self.port}, allowed is 0 to 65535")
+        if not 1 <= self.workers <= 64:
+            raise InputError(f"workers are {self.workers}, allowed is 1 to 64")
+        if self.data is not None and not self.data.is_dir():
+            raise InputError(f"data folder {self.data} is no folder: correct the path")
+
+    @property
+    def allowed_hosts(self) -> frozenset[str]:
+        """Names that may stand in a request's Host, without a port."""
+        here = {"localhost", "127.0.0.1", "[::1]"} if is_loopback(self.host) else {_in_brackets(self.host)}
+        return frozenset(here | set(self.hosts))
+
+    def owner_of(self, token: str | None) -> str | None:
+        """Name the owner of what is made with a token, without telling the token; None if it is not allowed."""
+        if not self.tokens:
+            return LOCAL_OWNER
+        given = (token or "").encode()
+        matches = [hmac.compare_digest(given, known.encode()) for known in self.tokens]  # all, in constant time
+        return hashlib.sha256(given).hexdigest() if any(matches) else None
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _in_brackets(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def read_tokens(path: Path) -> tuple[str, ...]:
+    """Read the tokens of a file, one a line; empty lines and those that begin with # are left out.
+
+    Raises:
+        InputError: The file cannot be read, holds none, one is too short, or others than its owner may read it.
+    """
+    try:
+        text, mode = path.read_text(encoding="utf-8"), path.stat().st_mode
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise InputError(
+            f"token file {path} cannot be read ({reason}): give a text file with a token a line"
+        ) from error
+    if mode & 0o077:
+        raise InputError(f"token file {path} can be read by others than its owner: do chmod 600 {path}")
+    tokens = tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    if not tokens:
+        raise InputError(f"token file {path} holds no token: write one of at least {LEAST_TOKEN_CHARACTERS} characters")
+    if any(len(token) < LEAST_TOKEN_CHARACTERS or not token.isascii() or not token.isprintable() for token in tokens):
+        raise InputError(
+            f"token file {path} holds a token that is too short or not plain ASCII, allowed are at least "
+            f"{LEAST_TOKEN_CHARACTERS} characters: openssl rand -hex 32 makes a good one"
+        )
+    return tokens
+
+
+def bytes_from(text: str) -> int:
+    """Read a size such as 2GiB, 500MB or 1000000.
+
+    Raises:
+        InputError: It is no size, or 0.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match and match[2].upper() in _UNITS else 0
+    if size <= 0:
+        raise InputError(
+            f"size is {text!r}, allowed is a number with KiB, MiB, GiB, KB, MB, GB or nothing, such as 2GiB"
+        )
+    return size

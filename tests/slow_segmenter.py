@@ -1,0 +1,30 @@
+"""The threshold segmenter for worker processes, with phrases that take long or kill their process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsam3.image import Masks
+from medsam3.prompts import Prompt
+from threshold_segmenter import ThresholdSegmenter
+
+
+class SlowSegmenter(ThresholdSegmenter):
+    """`slow` takes a fifth of a second a frame, `kill` ends the process as the kernel does when memory is short."""
+
+    def decode(self, features: NDArray[np.bool_], prompt: Prompt, *, threshold: float | None = None) -> Masks:
+        if prompt.text == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if prompt.text == "slow":
+            time.sleep(0.2)
+        return super().decode(features, prompt, threshold=threshold)
+
+
+def load_fake(name: str) -> Any:
+    return SlowSegmenter()
