@@ -51,16 +51,16 @@ def table(results: dict[str, Any]) -> str:
     """The README's table in markdown, from a results JSON."""
     about, summary, pooled = results["about"], results["summary"], results["extras"]["pooled"]
     found = {(row["scope"]["dataset"], row["scope"]["concept"], row["mode"]): row for row in summary["overlap"]}
+    has_boxes = any(mode == "I" for _, _, mode in found)
     lines = [
-        "| concept | test set | n | phrase alone: Dice (95 % interval) | box from the truth (oracle): Dice |",
-        "| --- | --- | --- | --- | --- |",
+        "| concept | test set | n | phrase alone: Dice (95 % interval) |"
+        + (" box from the truth (oracle): Dice |" if has_boxes else ""),
+        "| --- | --- | --- | --- |" + (" --- |" if has_boxes else ""),
     ]
     for label, dataset, concept in ROWS:
-        text, box = found[dataset, concept, "T"]["dice"], found[dataset, concept, "I"]["dice"]
-        lines.append(
-            f"| {label} | {dataset} | {text['cases']} | {text['value']:.3f} ({text['low']:.3f}-{text['high']:.3f}) "
-            f"| {box['value']:.3f} |"
-        )
+        text = found[dataset, concept, "T"]["dice"]
+        row = f"| {label} | {dataset} | {text['cases']} | {text['value']:.3f} ({text['low']:.3f}-{text['high']:.3f}) |"
+        lines.append(row + (f" {found[dataset, concept, 'I']['dice']['value']:.3f} |" if has_boxes else ""))
     commits = dict.fromkeys([about["commit"]] if about["commit"] else [run["about"]["commit"] for run in pooled])
     everything = next(row for row in summary["presence"] if row["scope"] == {"dataset": "all", "concept": "all"})
     auroc = everything["auroc"]
@@ -158,6 +158,7 @@ def main(given: list[str] | None = None) -> None:
     measure, take = tasks.add_parser("measure"), tasks.add_parser("take")
     measure.add_argument("data", type=Path, help="folder with an index.csv")
     measure.add_argument("--out", type=Path, required=True, help="folder of the run")
+    measure.add_argument("--modes", default="T,TB,I,TI", help="how to ask, default: all ways; T alone is the fastest")
     take.add_argument("results", type=Path, help="results.json of medsam3 eval")
     for one in (measure, take):
         one.add_argument("--model", default=SHOWN, help="shipped weights, default: mini")
@@ -170,7 +171,7 @@ def main(given: list[str] | None = None) -> None:
     kept: Path = args.to or RESULTS / f"{args.model}.json"
     refuse_second_reading(kept, args.model, is_again=args.again)
     if args.task == "measure":
-        asked = ["--model", args.model, "--modes", "T,TB,I,TI", "--absent", "3"]
+        asked = ["--model", args.model, "--modes", args.modes, "--absent", "3"]
         code = command(["eval", str(args.data), *asked, "--out", str(args.out), "--resume"])
         if code != 0:
             sys.exit(code)

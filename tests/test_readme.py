@@ -88,9 +88,9 @@ def test_the_project_asks_for_the_python_that_the_readme_names() -> None:
 
 
 def test_the_demo_phrases_are_known(capsys: pytest.CaptureFixture[str]) -> None:
-    asked = runpy.run_path(str(ROOT / "examples" / "demo.py"))["QUESTIONS"]
-    assert len(asked) == 2
-    for _, phrase in asked:
+    asked = runpy.run_path(str(ROOT / "examples" / "demo.py"))["PHRASES"]
+    assert len(asked) == 4
+    for phrase in asked:
         assert main(["concepts", phrase]) == 0
         assert phrase in capsys.readouterr().out
 

@@ -187,6 +187,7 @@ def test_texts_that_a_spreadsheet_would_run_are_quoted_and_numbers_are_not() -> 
 
 def test_a_file_is_hashed_again_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDSAM3_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("medsam3.store.REMEMBERED_FROM_BYTES", 0)
     path = tmp_path / "weights.bin"
     path.write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
@@ -208,6 +209,7 @@ def test_a_spoilt_or_unwritable_ledger_only_costs_the_hashing(
 ) -> None:
     home, path = tmp_path / "home", tmp_path / "weights.bin"
     monkeypatch.setenv("MEDSAM3_HOME", str(home))
+    monkeypatch.setattr("medsam3.store.REMEMBERED_FROM_BYTES", 0)
     path.write_bytes(b"abc")
     home.mkdir()
     (home / "sha256.json").write_text(spoilt)

@@ -27,6 +27,8 @@ except ImportError:  # Windows: two runs in one folder are not told apart there
 
 Record = dict[str, Any]
 _CHUNK_BYTES = 2**20
+REMEMBERED_FROM_BYTES = 2**28
+"""Smaller files are hashed at every use, which takes less than a fifth of a second."""
 
 
 @contextmanager
@@ -123,8 +125,10 @@ def cache_folder() -> Path:
 
 
 def remembered_sha256(path: Path) -> str:
-    """SHA-256 of a file, computed anew only if its size or time of change differ from when it was last computed."""
+    """Hash a file; a large one anew only if its size or time of change differ from when it was last hashed."""
     state = path.stat()
+    if state.st_size < REMEMBERED_FROM_BYTES:
+        return sha256_of(path)
     key, stamp = str(path.resolve()), f"{state.st_size}:{state.st_mtime_ns}"
     ledger = cache_folder() / "sha256.json"
     known = _read_ledger(ledger)

@@ -142,8 +142,8 @@ def test_coordinates_in_a_picture_of_another_slice_go_there() -> None:
 
 def test_a_click_lands_on_the_pixel_that_is_meant(table: Table) -> None:
     table("segment", phrase="nodule")
-    table("refine", mask=1, points=[[175, 362.5, 1]])  # of 60 x 40: column 10.5 and row 14.5 from the edges
-    assert [(point.x, point.y) for point in table.segmenter.asked[-1].points] == [(10.0, 14.0)]
+    seen = table("refine", mask=1, points=[[175, 362.5, 1]])  # of 60 x 40: column 10.5 and row 14.5 from the edges
+    assert seen.facts["points_px"] == [[10.0, 14.0, 1]]
 
 
 @pytest.mark.parametrize("shape", [(352, 352), (40, 60), (1080, 1920), (8000, 6000), (33, 7)])

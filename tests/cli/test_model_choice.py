@@ -31,7 +31,11 @@ def test_of_mini_the_weights_and_their_card_are_hashed(tmp_path: Path) -> None:
 
 def test_of_mini_without_weights_the_shipped_ones_are_hashed() -> None:
     shipped = Path(medsam3.__file__).parent / "weights"
-    expected = {path.name: _sha256(path.read_bytes()) for path in sorted(shipped.glob("mini.*"))}
+    expected = {
+        path.name: _sha256(path.read_bytes())
+        for path in (shipped / "mini.json", shipped / "mini.safetensors")
+        if path.is_file()
+    }
     if not expected:
         pytest.skip("needs the weights of mini, which are not in this checkout")
     assert ModelChoice().sha256 == expected

@@ -51,7 +51,11 @@ def test_an_escape_sequence_in_a_name_reaches_no_terminal(tmp_path: Path, capsys
 
 @pytest.mark.parametrize(
     ("redirect", "code", "line"),
-    [("> /dev/full", 2, "the output cannot be written (no space left)"), (">&-", 0, ""), ("2>&- >/dev/null", 0, "")],
+    [
+        ("> /dev/full", 2, "the output cannot be written (No space left on device)"),
+        (">&-", 0, ""),
+        ("2>&- >/dev/null", 0, ""),
+    ],
 )
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_streams_that_take_nothing_end_without_a_traceback(redirect: str, code: int, line: str, tmp_path: Path) -> None:

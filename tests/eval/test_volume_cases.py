@@ -165,8 +165,8 @@ def test_what_does_not_fit_is_a_failure_in_one_line_and_the_rest_goes_on(tmp_pat
     assert set(cases) == {"liver"}
     errors = {(failure.image, failure.concept): failure.error for failure in failures}
     v, w = "belly/images/v.nii.gz", "belly/images/w.nii.gz"
-    assert "lies in another place than its image" in errors.pop((v, "moved"))
-    assert "has (6, 24, 32) voxels, its image has (7, 24, 32)" in errors.pop((v, "short"))
+    assert "lies on another grid than the image" in errors.pop((v, "moved"))
+    assert "covers other voxels than the image: labels (6, 24, 32)" in errors.pop((v, "short"))
     assert "holds values outside 0..65535" in errors.pop((v, "negative"))
     assert "the index says pancreas is present, the mask says otherwise" in errors.pop((v, "pancreas"))
     assert "\n" not in errors.pop((w, ""))

@@ -59,10 +59,12 @@ def test_any_order_of_voxels_comes_to_the_images(
     np.testing.assert_array_equal(sum(found.union() * (k + 1) for k, found in enumerate(masks)), mask())
 
 
-def test_a_block_cut_out_of_the_image_is_put_back(image: Image, tmp_path: Path) -> None:
+def test_a_block_cut_out_of_the_image_is_put_back_and_is_no_truth(image: Image, tmp_path: Path) -> None:
     whole = SimpleITK.ReadImage(str(as_nifti(image, tmp_path / "own.nii")))
     SimpleITK.WriteImage(whole[2:5, 1:4, 1:4], str(tmp_path / "block.nrrd"))
-    np.testing.assert_array_equal(label_stack(tmp_path / "block.nrrd", image).array()[..., 0], mask())
+    np.testing.assert_array_equal(on_grid(read(tmp_path / "block.nrrd"), image).array()[..., 0], mask())
+    with pytest.raises(InputError, match="covers other voxels than the image"):  # the rest is not known
+        label_stack(tmp_path / "block.nrrd", image)
 
 
 def test_labels_outside_the_image_are_refused(image: Image, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from made_data import data_folder
 from medsam3.cli.main import main
 from medsam3.errors import InputError
 from medsam3.models.mini.detector import MiniDetector, MiniDetectorConfig
+from medsam3.models.mini.segmenter import SHIPPED_WEIGHTS
 from medsam3.train.recipes import names, read_recipe
 from medsam3.train.run import move_half_way
 
@@ -17,11 +18,15 @@ from medsam3.train.run import move_half_way
 def test_every_shipped_model_has_a_recipe_and_its_stages_are_those_of_the_documentation() -> None:
     assert names() == ("mini", "mini-frozen", "mini-open")
     mini, frozen = read_recipe("mini"), read_recipe("mini-frozen")
-    assert [stage.config.steps for stage in mini] == [1100, 1800, 1700, 2400, 1000, 850]
-    assert mini[:2] == frozen
-    assert [stage.config.detector.image_encoder for stage in mini] == ["lite-medsam"] * 2 + ["lite0"] * 4
-    assert [stage.is_mean_with_start for stage in mini] == [False] * 5 + [True]
-    assert dict(mini[-1].weights)["drishti_gs"] == 4 and mini[-1].config.sampling.closer == 0.35
+    (long,) = mini
+    card = json.loads((SHIPPED_WEIGHTS.with_suffix(".json")).read_text(encoding="utf-8"))
+    ran = card["training"]
+    assert (long.config.steps, long.config.learning_rate, long.config.seed) == (6924, 0.0016, 11)
+    assert (ran["steps"], ran["learning_rate"], ran["seed"]) == (6924, 0.0016, 11)
+    assert long.config.sampling.images * long.config.accumulate == ran["sampling"]["images"] == 64
+    assert dict(long.weights) == card["dataset_weights"] and long.config.detector.image_encoder == "lite0"
+    assert [stage.config.steps for stage in frozen] == [1100, 1800]
+    assert [stage.config.detector.image_encoder for stage in frozen] == ["lite-medsam"] * 2
     assert frozen[1].config.views_in("dsb2018") == 8 and frozen[1].config.views_in("busi") == 4
     (open_,) = read_recipe("mini-open")
     assert open_.only_open and open_.config.steps == 1300 and open_.weights == (("msd_hippocampus", 0.6),)

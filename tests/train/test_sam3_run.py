@@ -133,7 +133,7 @@ def test_the_same_command_again_reads_the_cache_and_makes_the_same_weights(place
         (("--steps", "0"), "--steps. Must be >= 1"),
         (("--rank", "4"), "belong to the adapter"),
         (("--init", "mini.safetensors"), "belongs to the small model"),
-        (("--image-size", "100"), "multiples of 56"),
+        (("--image-size", "100"), "multiples of 14 from 56"),
         (("--images-per-step", "9", "--no-bf16"), "only 3 train images"),
         (("--device", "abacus"), "is not here"),
     ],

@@ -68,13 +68,17 @@ def combined_labels(masks: Sequence[Masks], shape: tuple[int, int, int]) -> tupl
 
 
 def label_stack(path: Path, image: Image) -> Image:
-    """Open a label map over its image, in whatever order of axes it keeps its voxels.
+    """Open a label map that labels all of its image, in whatever order of axes it keeps its voxels.
 
     Raises:
-        InputError: Unreadable, or of another grid than the image.
+        InputError: Unreadable, or of other voxels than the image: those that it left out would count as background.
     """
     try:
-        return on_grid(read(path), image)
+        labels = read(path)
+        placed = on_grid(labels, image)
+        if sorted(labels.shape) != sorted(image.shape):
+            raise InputError(f"the label map covers other voxels than the image: {_both(labels, image)}")
+        return placed
     except InputError as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 

@@ -119,6 +119,8 @@ class Sam3Network(nn.Module):
         maps = _levels(neck, trunk)
         coarse = maps[-1][:1]
         position = neck.position_encoding(coarse.shape, coarse.device, torch.float32).to(coarse.dtype)
+        if position.is_inference() and not torch.is_inference_mode_enabled():
+            position = position.clone()  # transformers remembers it from segmenting, and training could not save it
         return VisionLevels(maps, position)
 
     def encode_phrases(self, token_ids: Tensor, mask: Tensor) -> PromptTokens:
