@@ -57,6 +57,13 @@ def test_the_mask_threshold_is_lowered_where_the_logits_are_too_timid() -> None:
     assert chosen.dice_text == {"one/polyp": 1.0}
 
 
+def test_a_box_decoder_that_gains_next_to_nothing_is_not_heard_on_a_phrase() -> None:
+    over = logits(truth(5), inside=1.0)  # 20 pixels where 16 are right: Dice 32 / 36
+    helped = answer(text=over, refined=logits(truth(), inside=3.0))  # with a share: 1
+    assert calibrate([helped] + [answer()] * 29).thresholds.refine_share == 0  # gains 4 / 36 / 30 = .0037
+    assert calibrate([helped] + [answer()] * 9).thresholds.refine_share > 0.25  # gains .0111
+
+
 def test_a_better_box_decoder_gets_a_share_and_a_worse_one_gets_none() -> None:
     over = logits(truth(5), inside=1.0)  # 20 pixels for 16, overlap .8
     better = answer(text=over, refined=logits(truth(), inside=3.0))
