@@ -9,6 +9,7 @@ import pycocotools.mask
 import pytest
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
+from scipy import ndimage
 
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks
@@ -44,6 +45,21 @@ def test_pycocotools_gets_every_mask_box_and_score_back(tmp_path: Path) -> None:
         assert (found["image_id"], found["category_id"], found["object_id"]) == (image_id, category, object_id)
         assert np.array_equal(coco.annToMask(found).astype(bool), mask)
         assert (found["bbox"], found["score"], found["area"]) == (box, score, mask.sum())
+
+
+def test_masks_are_polygons_that_other_tools_read_and_none_changes_a_pixel(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    blobs = ndimage.gaussian_filter(rng.normal(size=(60, 80)), 2) > 0.05  # many parts, holes, corners that touch
+    write(
+        [Masks.from_dense(blobs[None, None], [1.0], concept="gland")],
+        tmp_path / "a.json",
+        Image(np.zeros((1, 60, 80, 1), dtype=np.uint8)),
+    )
+    (entry,) = json.loads((tmp_path / "a.json").read_text())["annotations"]
+    assert all(isinstance(value, float) for polygon in entry["segmentation"] for value in polygon)
+    codec = pycocotools.mask
+    drawn = codec.decode(codec.merge(codec.frPyObjects(entry["segmentation"], 60, 80)))
+    np.testing.assert_array_equal(drawn.astype(bool), blobs)
 
 
 def test_nothing_found_still_names_the_image_and_the_concept(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""COCO detection JSON out and in: masks as compressed RLE, boxes as xywh, one image a frame. Readable by pycocotools.
+"""COCO detection JSON out and in: masks as polygons or RLE, boxes as xywh, one image a frame. Readable by pycocotools.
 
 Beyond the standard's fields an annotation has `score` and `object_id` (the same through all frames of one object), an
 image has `frame` (from 0), and a category has `presence` (null where no phrase was asked).
@@ -20,12 +20,15 @@ import numpy as np
 from medsam3.errors import InputError, printable, require
 from medsam3.geometry import BoolArray, box_of_mask, coco_xywh_from_xyxy
 from medsam3.image import Image, Masks, ObjectMask
+from medsam3.io.contours import outlines
 from medsam3.io.labels import check_masks
 from medsam3.store import replacing
 
 _log = logging.getLogger(__name__)
 
 _UNKNOWN = "unknown category"
+_LEAST_NUMBERS = 8
+"""Of a polygon: pycocotools takes four numbers for a box."""
 _LISTS = ("images", "categories", "annotations")
 
 UNNAMED_CONCEPT = "object"
@@ -138,7 +141,7 @@ def _annotations(item: ObjectMask, shape: tuple[int, int, int]) -> list[dict[str
         written.append(
             {
                 "image_id": n + offset + 1,
-                "segmentation": _rle(item.plane(n + offset, shape[1:])),
+                "segmentation": _segmentation(item.plane(n + offset, shape[1:])),
                 "bbox": list(coco_xywh_from_xyxy(placed)),
                 "area": int(crop.sum()),
                 "iscrowd": 0,
@@ -146,6 +149,17 @@ def _annotations(item: ObjectMask, shape: tuple[int, int, int]) -> list[dict[str
             }
         )
     return written
+
+
+def _segmentation(mask: BoolArray) -> list[list[float]] | dict[str, Any]:
+    """Describe a mask by polygons, which all annotation tools read, if they give it back exactly, else by RLE."""
+    codec = require("pycocotools.mask", extra="coco")
+    polygons = [(outline + 0.5).ravel().tolist() for outline in outlines(mask)]  # COCO counts from the pixel's edge
+    if all(len(polygon) >= _LEAST_NUMBERS for polygon in polygons):
+        drawn = codec.decode(codec.merge(codec.frPyObjects(polygons, *mask.shape))).astype(bool)
+        if np.array_equal(drawn, mask):
+            return polygons
+    return _rle(mask)
 
 
 def _rle(mask: BoolArray) -> dict[str, Any]:
