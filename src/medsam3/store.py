@@ -27,8 +27,6 @@ except ImportError:  # Windows: two runs in one folder are not told apart there
 
 Record = dict[str, Any]
 _CHUNK_BYTES = 2**20
-REMEMBERED_FROM_BYTES = 2**28
-"""Smaller files are hashed at every use, which takes less than a fifth of a second."""
 
 
 @contextmanager
@@ -124,10 +122,15 @@ def cache_folder() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "medsam3"
 
 
-def remembered_sha256(path: Path) -> str:
-    """Hash a file; a large one anew only if its size or time of change differ from when it was last hashed."""
+def remembered_sha256(path: Path, *, least_bytes: int = 2**28) -> str:
+    """Hash a file; a large one anew only if its size or time of change differ from when it was last hashed.
+
+    Args:
+        path: The file.
+        least_bytes: Smaller files are hashed at every use; those below the default take less than a fifth of a second.
+    """
     state = path.stat()
-    if state.st_size < REMEMBERED_FROM_BYTES:
+    if state.st_size < least_bytes:
         return sha256_of(path)
     key, stamp = str(path.resolve()), f"{state.st_size}:{state.st_mtime_ns}"
     ledger = cache_folder() / "sha256.json"

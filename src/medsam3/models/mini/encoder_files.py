@@ -179,7 +179,7 @@ def state_of(pinned: PinnedFile, folder: Path) -> State:
     path = folder / pinned.name
     if not path.is_file():
         return "missing"
-    is_pinned = path.stat().st_size == pinned.size and remembered_sha256(path) == pinned.sha256
+    is_pinned = path.stat().st_size == pinned.size and remembered_sha256(path, least_bytes=0) == pinned.sha256
     return "ready" if is_pinned else "damaged"
 
 
