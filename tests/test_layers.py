@@ -67,7 +67,7 @@ OWNERS = {
     "uvicorn": ("server.app",),
     "prometheus_client": ("server.app", "server.guard"),
     "rich": ("cli", "train", "eval", "segmentation.run"),
-    "jinja2": ("page", "agent.transcript"),
+    "jinja2": ("page",),
     "pydantic_ai": ("agent.providers",),
     "httpx2": ("agent.providers",),
     "genai_prices": ("agent.chat", "agent.providers"),

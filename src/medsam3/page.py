@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,16 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def render(template: str, **values: object) -> str:
-    """Fill a template, named by its path below the package such as `eval/report.html.jinja`."""
-    return _environment().get_template(template).render(**values)
+def render(template: str, *, shown: Callable[[Any], Any] | None = None, **values: object) -> str:
+    """Fill a template, named by its path below the package such as `eval/report.html.jinja`.
+
+    Args:
+        template: The path.
+        shown: Changes each value before it is escaped.
+        **values: What the template names.
+    """
+    environment = _environment() if shown is None else _environment().overlay(finalize=shown)
+    return environment.get_template(template).render(**values)
 
 
 def data_url(picture: Image, kind: str = "PNG", **options: Any) -> str:

@@ -10,17 +10,15 @@ import hashlib
 import json
 import zlib
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from pydantic import TypeAdapter, ValidationError
 
 from medsam3.agent.chat import ShownPicture, Usage
 from medsam3.agent.values import Budget, Decision, StoredPicture, ToolStep, Verdict
 from medsam3.errors import InputError, printable
+from medsam3.page import render
 from medsam3.store import Journal, read_lines, replacing
 
 FILE_NAME = "transcript.jsonl"
@@ -198,14 +196,12 @@ def write_html(folder: Path, page: Path) -> None:
 
 def page_of(run: RecordedRun) -> str:
     """Fill the page's template; whatever a model, an image or a transcript says is escaped."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_printable
-    )
-    environment.filters["base64"] = lambda png: base64.b64encode(png).decode()
-    environment.filters["as_json"] = json.dumps
-    source = resources.files("medsam3.agent").joinpath("prompts", "transcript.html").read_text(encoding="utf-8")
-    return environment.from_string(source).render(run=run) + "\n"
+    return render("agent/transcript.html.jinja", shown=_printable, run=run, as_json=json.dumps, base64=_base64) + "\n"
 
 
 def _printable(value: Any) -> Any:
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def _base64(png: bytes) -> str:
+    return base64.b64encode(png).decode()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from cyclopts import Parameter
 
-from medsam3.cli.job import SEVERAL, Help
+from medsam3.cli.job import SEVERAL, Help, names_in
 from medsam3.cli.terminal import complain, print_table, progress_bar, say, say_json
 from medsam3.errors import InputError
 
@@ -151,19 +151,19 @@ examples:
         from medsam3.data.index import Fold  # noqa: PLC0415
         from medsam3.eval.cases import MODES, EvalConfig  # noqa: PLC0415  scipy and the readers, not for --help
 
-        asked = _names(self.modes)
+        asked = names_in(self.modes)
         unknown = [mode for mode in asked if mode not in MODES]
         if unknown:
             raise InputError(f"mode {', '.join(unknown)} is not known, allowed are {', '.join(MODES)}")
         try:
-            jitters = tuple(dict.fromkeys(float(part) for part in _names(self.jitter)))
+            jitters = tuple(dict.fromkeys(float(part) for part in names_in(self.jitter)))
         except ValueError as error:
             raise InputError(
                 f"--jitter is {self.jitter!r}, allowed are numbers joined by commas, such as 0,5,10"
             ) from error
         return EvalConfig(
             split=self.split,
-            datasets=_names(self.datasets),
+            datasets=names_in(self.datasets),
             modes=tuple(mode for mode in MODES if mode in asked),
             with_synonyms=self.synonyms,
             jitters_percent=jitters,
@@ -258,7 +258,7 @@ examples:
 
         with progress_bar() as bar:
             folder, rows = self._source()
-            rows = tuple(row for row in rows if not self.datasets or row.dataset in _names(self.datasets))
+            rows = tuple(row for row in rows if not self.datasets or row.dataset in names_in(self.datasets))
             pictures = thumbnails(rows, folder, on_image=lambda done, count: bar.show(done, count, "pictures"))
         found = near_duplicates(pictures)
         self._print([duplicates_table(found, len(pictures))], [asdict(pair) for pair in found])
@@ -276,7 +276,3 @@ def _command() -> str:
     program = Path(sys.argv[0])
     is_ours = program.stem == "medsam3" or program.parts[-2:] == ("medsam3", "__main__.py")  # python -m medsam3
     return shlex.join(["medsam3", *sys.argv[1:]]) if is_ours else "from Python"
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -301,6 +301,11 @@ def prompts_from(
     return tuple(dict.fromkeys(Prompt(phrase, boxes, tuple(points), exemplars) for phrase in phrases or [None]))
 
 
+def names_in(text: str) -> tuple[str, ...]:
+    """Split names that are joined by commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def formats_from(text: str | None) -> tuple[str, ...] | None:
     """Read names of formats that are joined by commas.
 
@@ -311,7 +316,7 @@ def formats_from(text: str | None) -> tuple[str, ...] | None:
 
     if text is None:
         return None
-    names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
+    names = tuple(dict.fromkeys(name.lower() for name in names_in(text)))
     if not names or any(name not in FORMATS for name in names):
         raise InputError(f"--format is {text!r}, allowed are {', '.join(FORMATS)}, joined by commas")
     return names

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from medsam3.cli.job import FROM_0, Help
+from medsam3.cli.job import FROM_0, Help, names_in
 from medsam3.cli.terminal import tell
 from medsam3.errors import InputError
 from medsam3.train.bars import Bars
@@ -64,8 +64,8 @@ class DataChoice:
             coco=self._coco(),
             folders=tuple(self._folders()),
             slices=SlicePlan(every=self.slices_every) if self.slices_every else None,
-            only=_names(self.datasets),
-            left_out=_names(self.leave_out),
+            only=names_in(self.datasets),
+            left_out=names_in(self.leave_out),
             is_only_open=self.only_open,
             weights=tuple(_weight(text) for text in self.weight),
             fold=None if self.fold is None else Fold.from_text(self.fold),
@@ -107,10 +107,6 @@ def number_folders(tokens: Sequence[str]) -> list[str]:
             numbered.append(token)
         is_value = option in _OF_FOLDER and not equals
     return numbered
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _weight(text: str) -> tuple[str, float]:

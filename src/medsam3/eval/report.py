@@ -11,7 +11,7 @@ from medsam3.eval.case_pictures import PREDICTED_COLOUR, REFERENCE_COLOUR, CaseP
 from medsam3.eval.cases import shown_mode
 from medsam3.eval.plots import box_plots_svg, calibration_svg
 from medsam3.eval.results import Results, write_results
-from medsam3.eval.tables import MODE_NAMES, Table, markdown, number, printable, result_tables, rows_csv
+from medsam3.eval.tables import MODE_NAMES, Table, markdown, number, one_line, result_tables, rows_csv
 from medsam3.page import render
 from medsam3.store import replacing
 
@@ -45,7 +45,7 @@ def write_report(results: Results, out: Path, files: CaseFiles | None) -> list[P
     pictures = {} if files is None else _drawn(results, files)
     texts = {
         "report.html": html_page(results, pictures),
-        "report.md": f"# Evaluation of {printable(results.about.model)}\n\n{_facts_markdown(results)}\n"
+        "report.md": f"# Evaluation of {one_line(results.about.model)}\n\n{_facts_markdown(results)}\n"
         + markdown(result_tables(results)),
         "cases.csv": rows_csv(sorted(results.cases, key=lambda case: case.key)),
         "outline.csv": rows_csv(results.summary.overlap),
@@ -158,7 +158,7 @@ def _left_out(results: Results) -> str:
 
 
 def _facts_markdown(results: Results) -> str:
-    return "".join(f"- {name}: {printable(value)}\n" for name, value in facts(results))
+    return "".join(f"- {name}: {one_line(value)}\n" for name, value in facts(results))
 
 
 def _plots(results: Results) -> list[_Section]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from medsam3.data.duplicates import NearDuplicate
+from medsam3.errors import printable
 from medsam3.eval.cases import MODES, EvalMode
 from medsam3.eval.compare import Comparison
 from medsam3.eval.results import Results
@@ -43,7 +44,7 @@ class Table:
     is_detail: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", tuple(tuple(printable(cell) for cell in row) for row in self.rows))
+        object.__setattr__(self, "rows", tuple(tuple(one_line(cell) for cell in row) for row in self.rows))
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ PAPER_ROWS = (
 """Quoted beside ours. The paper's images, sizes and splits are others, so they are no comparison by case."""
 
 
-def printable(text: str) -> str:
-    r"""Write what a terminal would obey, such as colours or a line's end, as `\x1b`."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+def one_line(text: str) -> str:
+    """Show a text in one line of a table, with what a terminal would obey as Python's escapes."""
+    return printable(text).replace("\n", "\\n")
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from medsam3.errors import InputError
 from medsam3.models.mini.detector import MiniDetectorConfig
+from medsam3.store import sha256_of
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def read_card(weights: Path) -> MiniCard:
         expected = str(content["sha256"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a card that medsam3 train writes ({error!r}): take it from the run") from error
-    got = hashlib.sha256(weights.read_bytes()).hexdigest()
+    got = sha256_of(weights)
     if got != expected:
         raise InputError(f"{weights} has SHA-256 {got}, its card says {expected}: copy both files of the run again")
     return card

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from medsam3.concepts import CONCEPTS, normalised
 from medsam3.models.mini.text_encoder import TextEncoder
 from medsam3.models.phrase_reader import Vectors
+from medsam3.store import replacing
 
 TABLE = Path(__file__).parents[2] / "weights" / "phrases.safetensors"
 
@@ -40,10 +41,9 @@ def write_table(texts: TextEncoder, path: Path = TABLE) -> None:
     """Compute and write it, in float16."""
     phrases = listed_phrases()
     vectors = texts.encode(phrases).mean().half().contiguous()
-    temporary = path.with_suffix(".tmp")
-    save_file({"vectors": vectors}, temporary, metadata={"phrases_sha256": _digest(phrases)})
-    temporary.chmod(0o644)
-    temporary.replace(path)
+    with replacing(path, path.suffix) as temporary:
+        save_file({"vectors": vectors}, temporary, metadata={"phrases_sha256": _digest(phrases)})
+        temporary.chmod(0o644)
 
 
 @cache

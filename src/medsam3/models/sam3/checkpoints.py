@@ -37,6 +37,7 @@ from medsam3.models.sam3.keys import (
 )
 from medsam3.models.sam3.lora import Adapter, LoraSource, adapter_from, merge
 from medsam3.models.sam3.network import Architecture, Sam3Network, architecture_from_json, blank_network, full_size
+from medsam3.store import replacing
 
 WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
@@ -182,12 +183,15 @@ def write_folder(
         out_dir.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise InputError(f"{out_dir} is a file, a folder is needed: give another name") from error
-    _write(out_dir / WEIGHTS_FILE, lambda path: _save(tensors, dtype, path, architecture))
+    with replacing(out_dir / WEIGHTS_FILE) as temporary:
+        _save(tensors, dtype, temporary, architecture)
     text = json.dumps(architecture.to_json(), indent=2, sort_keys=True, default=str)
-    _write(out_dir / _CONFIG_FILE, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    with replacing(out_dir / _CONFIG_FILE) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
     for file in vocabulary:
         if file.parent.resolve() != out_dir.resolve():
-            _write(out_dir / file.name, lambda path, file=file: shutil.copyfile(file, path))  # type: ignore[misc]
+            with replacing(out_dir / file.name) as temporary:
+                shutil.copyfile(file, temporary)
 
 
 def locate(source: str | Path, *, download: Callable[..., str] = snapshot_download) -> Path:
@@ -410,16 +414,6 @@ def _save(tensors: Mapping[str, Tensor], dtype: torch.dtype, path: Path, archite
         seen.add(ready.data_ptr())
         named[name.removeprefix("detector_model.") if bare else name] = ready
     save_file(named, path, metadata={"format": "pt"})
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a name beside it and rename, so that no half file is ever left under the name."""
-    unfinished = path.with_name(f".{path.name}.part")
-    try:
-        write(unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _few(names: Iterable[str]) -> str:
