@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -134,6 +135,13 @@ def test_one_box_takes_clicks_and_several_do_not() -> None:
     assert len(model.decode(features, Prompt(boxes=boxes[:1], points=clicks))) <= 1
     with pytest.raises(InputError, match="box"):
         model.decode(features, Prompt(boxes=boxes, points=clicks))
+
+
+def test_a_model_that_has_read_a_phrase_goes_to_another_process() -> None:
+    model = segmenter()
+    first = model.decode(model.encode(frame()), Prompt("polyp"))
+    again = pickle.loads(pickle.dumps(model))
+    assert again.decode(again.encode(frame()), Prompt("polyp")).presence == first.presence
 
 
 def test_a_phrase_with_a_box_stays_in_the_box() -> None:

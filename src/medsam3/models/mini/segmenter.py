@@ -164,7 +164,7 @@ class MiniSegmenter:
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the reader of phrases behind, which is made again when it is asked."""
-        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
+        return {name: value for name, value in self.__dict__.items() if name != "reader"}
 
     @cached_property
     def reader(self) -> PhraseReader:
