@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from medsam3.data.samples import connected_objects
 from medsam3.errors import InputError, require
-from medsam3.eval.cases import connected_parts
 from medsam3.image import Masks
 from medsam3.models.mini.letterbox import Letterbox, letterbox, square_tensor
 from medsam3.prompts import Prompt
@@ -91,7 +91,7 @@ class UnetSegmenter:
         with torch.inference_mode():
             logits = features.place.logits_to_frame(features.logits[channel : channel + 1])
             probability = logits.sigmoid().numpy()[0]
-        parts = connected_parts(probability > MASK_THRESHOLD)
+        parts = connected_objects(probability > MASK_THRESHOLD)
         masks = np.array([parts == n for n in range(1, parts.max() + 1)], dtype=np.bool_).reshape(-1, 1, *parts.shape)
         scores = [float(probability[mask[0]].mean()) for mask in masks]
         kept = [n for n, score in enumerate(scores) if score >= (threshold or 0.0)]

@@ -281,10 +281,14 @@ class ObjectMask:
         """How many pixels or voxels belong to the object."""
         return int(self.crop.sum())
 
+    @property
+    def block(self) -> tuple[slice, ...]:
+        """The crop's place in a dense (N, H, W) array."""
+        return tuple(slice(first, first + length) for first, length in zip(self.start, self.crop.shape, strict=True))
+
     def paste(self, target: BoolArray) -> None:
         """Set the object's voxels in a dense (N, H, W) mask."""
-        block = tuple(slice(first, first + length) for first, length in zip(self.start, self.crop.shape, strict=True))
-        target[block] |= self.crop
+        target[self.block] |= self.crop
 
     def plane(self, at: int, size: Sequence[int], axis: int = 0) -> BoolArray:
         """The object on plane `at` across `axis` as bool of `size`; empty where it is not there. Axis 0: a frame."""

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from medsam3.errors import InputError
@@ -148,7 +149,12 @@ def separated(phrase: str, taught: Iterable[str] = ()) -> tuple[str, ...]:
     Raises:
         InputError: As `wanted`.
     """
-    return tuple(one.phrase for one in wanted(phrase, Lexicon(taught)))
+    return tuple(one.phrase for one in wanted(phrase, _lexicon(tuple(taught))))
+
+
+@lru_cache(4)
+def _lexicon(taught: tuple[str, ...]) -> Lexicon:
+    return Lexicon(taught)
 
 
 def cleaned(phrase: str) -> str:

@@ -9,10 +9,11 @@ import pytest
 from colour_data import ColourSegmenter, DataFolder, block, polyp_folder
 
 from medsam3.data.index import read_index
+from medsam3.data.samples import connected_objects
 from medsam3.errors import InputError
 from medsam3.eval.case_pictures import mask_file
 from medsam3.eval.case_result import CaseResult, measure
-from medsam3.eval.cases import EvalConfig, Truth, connected_parts, select
+from medsam3.eval.cases import EvalConfig, Truth, select
 from medsam3.eval.results import Unanswered
 from medsam3.eval.run import AskedModel, answer_rows, cases_of
 from medsam3.image import Masks
@@ -144,7 +145,7 @@ def test_answers_to_text_are_kept_as_pictures(data: DataFolder, segmenter: Colou
 
 def test_a_model_that_says_absent_is_taken_at_its_word() -> None:
     mask = block((4, 8), (6, 14))
-    truth = Truth(mask, connected_parts(mask), are_instances=False)
+    truth = Truth(mask, connected_objects(mask), are_instances=False)
     found = Masks.from_dense(mask[None, None], [0.4], presence=0.3, is_present=False)
     numbers = measure(truth, found, None, 2.0)
     assert (numbers["dice"], numbers["predicted_px"], numbers["predictions"]) == (0, 0, 0)
@@ -152,7 +153,7 @@ def test_a_model_that_says_absent_is_taken_at_its_word() -> None:
 
 def test_distances_are_in_mm_where_a_spacing_is_known() -> None:
     mask, shifted = block((4, 8), (6, 14)), block((4, 8), (7, 15))
-    truth = Truth(mask, connected_parts(mask), are_instances=False)
+    truth = Truth(mask, connected_objects(mask), are_instances=False)
     numbers = measure(truth, Masks.from_dense(shifted[None, None], [0.9]), (0.5, 3.0), 1.0)
     # rows 0.5, columns 3 mm: the left side's nearest point is the shifted left side, 3 mm away
     assert (numbers["unit"], numbers["hd95"]) == ("mm", 1.5)

@@ -8,11 +8,11 @@ import pytest
 from colour_data import DataFolder, block, polyp_folder
 
 from medsam3.data.index import IndexRow, read_index
+from medsam3.data.samples import connected_objects
 from medsam3.errors import InputError
 from medsam3.eval.cases import (
     EvalConfig,
     Truth,
-    connected_parts,
     jitter_rng,
     jittered,
     load_truth,
@@ -105,13 +105,13 @@ def test_an_index_that_the_mask_belies_is_refused(data: DataFolder) -> None:
 def test_oracle_boxes_surround_each_part_but_specks_or_the_whole() -> None:
     mask = block((0, 10), (0, 15)) | block((12, 14), (20, 30))  # 150 and 20 pixels
     mask[19, 0] = True  # 1 of 171, under 1 %
-    truth = Truth(mask, connected_parts(mask), are_instances=False)
+    truth = Truth(mask, connected_objects(mask), are_instances=False)
     assert [box.xyxy for box in oracle_boxes(truth, "parts")] == [(-0.5, -0.5, 14.5, 9.5), (19.5, 11.5, 29.5, 13.5)]
     assert [box.xyxy for box in oracle_boxes(truth, "whole")] == [(-0.5, -0.5, 29.5, 19.5)]
 
 
 def test_diagonal_neighbours_are_one_part() -> None:
-    assert connected_parts(np.eye(3, 4, dtype=np.bool_)).max() == 1
+    assert connected_objects(np.eye(3, 4, dtype=np.bool_)).max() == 1
 
 
 def test_jitter_moves_each_edge_by_at_most_its_part_of_the_side_and_stays_inside() -> None:

@@ -33,8 +33,6 @@ class Eval:
 examples:
   medsam3 eval DATA_DIR
   medsam3 eval DATA_DIR --modes T,TB,I,TI --jitter 0,5,10,20 --synonyms --absent 3 --out runs/mini
-  medsam3 eval DATA_DIR --baseline unet --baseline-minutes 20 --out runs/unet
-  medsam3 eval DATA_DIR --baseline litemedsam --out runs/litemedsam
   medsam3 eval DATA_DIR --out runs/mini --resume --beside runs/unet/results.json runs/litemedsam/results.json
   medsam3 eval DATA_DIR --datasets busi --fold 2/5 --weights runs/fold2/mini.safetensors
   medsam3 eval DATA_DIR --duplicates
@@ -104,9 +102,11 @@ examples:
         from medsam3.eval.agent_mode import evaluate_agent  # noqa: PLC0415
 
         with progress_bar() as bar:
-            tables, code = evaluate_agent(self, self.config(), bar.show)
+            tables, failures = evaluate_agent(self, self.config(), bar.show)
+        for failure in failures:
+            complain(failure)
         self._print(tables, [asdict(table) for table in tables])
-        return code
+        return 2 if failures else 0
 
     def _check_source(self) -> None:
         """Refuse data that is not given, given twice, or options of a source that is not given."""

@@ -8,7 +8,6 @@ hash and cut at 70 % and 80 %.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medsam3.data.index import LabelMap, Split, concept_mask, fitted, load_label_map
+from medsam3.data.index import LabelMap, Split, concept_mask, fitted, hash_of_group, load_label_map
 from medsam3.data.samples import Instances, Sample, Target, connected_objects, set_name
 from medsam3.errors import InputError
 from medsam3.io.files import RASTER_SUFFIXES
@@ -165,7 +164,7 @@ def hashed_splits(groups: Mapping[str, str], dataset: str) -> dict[str, Split]:
 
     With two groups or more, train and val have at least one each.
     """
-    order = sorted(set(groups.values()), key=lambda group: hashlib.sha256(f"{dataset}/{group}".encode()).digest())
+    order = sorted(set(groups.values()), key=lambda group: hash_of_group((dataset, group)))
     sizes = {group: sum(own == group for own in groups.values()) for group in order}
     of_group: dict[str, Split] = {}
     before = 0

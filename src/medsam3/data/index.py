@@ -146,7 +146,7 @@ def in_fold(rows: Iterable[IndexRow], fold: Fold) -> tuple[IndexRow, ...]:
         images[row.dataset, row.group].add(row.image)
         shown[row.dataset, row.group].update([row.concept] if row.is_present else [])
     strata: dict[tuple[str, tuple[str, ...]], list[tuple[str, str]]] = defaultdict(list)
-    for group in sorted(images, key=_hash_of_group):
+    for group in sorted(images, key=hash_of_group):
         strata[group[0], tuple(sorted(shown[group]))].append(group)
     split: dict[tuple[str, str], Split] = {}
     filled: Counter[tuple[str, int]] = Counter()
@@ -174,7 +174,8 @@ def _validating(
     return chosen
 
 
-def _hash_of_group(group: tuple[str, str]) -> bytes:
+def hash_of_group(group: tuple[str, str]) -> bytes:
+    """Hash a data set and the name of one of its groups: an order that no one chose."""
     return hashlib.sha256("/".join(group).encode()).digest()
 
 

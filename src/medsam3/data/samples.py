@@ -134,13 +134,13 @@ def set_name(folder: Path) -> str:
 
 
 def connected_objects(mask: NDArray[np.bool_]) -> Instances:
-    """Number the 8-connected parts of (H, W), from 1."""
-    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    """Number the parts of (H, W) or (N, H, W) that touch at least at a corner, from 1."""
+    labels, _ = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
     return np.asarray(labels, dtype=np.int32)
 
 
 def samples_from_index(folder: Path) -> tuple[Sample, ...]:
-    """All pictures of a data folder with `index.csv`, by name; for its volumes see `volume_samples`.
+    """All pictures of a data folder with `index.csv`, by name; for its volumes see `samples_from_volumes`.
 
     Raises:
         InputError: See `read_index`.

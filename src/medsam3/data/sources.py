@@ -5,7 +5,6 @@ It also says which data sets are left out and how often the others are drawn. It
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -18,7 +17,7 @@ from typing import cast
 
 from medsam3.data.coco import samples_from_coco
 from medsam3.data.folders import FolderSource, samples_from_folder
-from medsam3.data.index import Fold, Split, in_fold, read_index
+from medsam3.data.index import Fold, Split, hash_of_group, in_fold, read_index
 from medsam3.data.samples import Sample, samples_from_index
 from medsam3.data.volumes import SlicePlan, samples_from_volumes
 from medsam3.errors import InputError
@@ -144,7 +143,7 @@ def _with_val(samples: Sequence[Sample]) -> list[Sample]:
     sizes = Counter((sample.dataset, sample.group) for sample in train)
     if len(sizes) < 2:
         return list(samples)
-    order = sorted(sizes, key=lambda group: hashlib.sha256("/".join(group).encode()).digest())
+    order = sorted(sizes, key=hash_of_group)
     chosen: set[tuple[str, str]] = set()
     for group in order[:-1]:
         if sum(sizes[one] for one in chosen) >= len(train) / _VAL_EVERY:

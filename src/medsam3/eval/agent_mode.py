@@ -5,7 +5,6 @@ Both answers come from the same features, so that a difference is the agent's. C
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -67,11 +66,11 @@ class AgentCase:
     usd: float | None
 
 
-def evaluate_agent(args: Any, config: EvalConfig, progress: Progress) -> tuple[list[Table], int]:
+def evaluate_agent(args: Any, config: EvalConfig, progress: Progress) -> tuple[list[Table], list[str]]:
     """Measure what is not yet in the journal, and write `agent.json`.
 
     Returns:
-        The tables, and the exit code.
+        The tables, and what could not be evaluated.
 
     Raises:
         InputError: An unknown policy or data set, or a journal of another run.
@@ -113,9 +112,7 @@ def evaluate_agent(args: Any, config: EvalConfig, progress: Progress) -> tuple[l
     entry: dict[str, Any] = {"about": asdict(about), "run": header, "failures": failures}
     entry |= {"rows": [asdict(row) for row in rows_of_table], "cases": [asdict(case) for case in cases]}
     write_json(args.out / "agent.json", without_nan(entry))
-    for failure in failures:
-        print(f"medsam3: error: {failure}", file=sys.stderr)
-    return [_table(rows_of_table, f"{args.agent} agent, {args.rounds} rounds")], 2 if failures else 0
+    return [_table(rows_of_table, f"{args.agent} agent, {args.rounds} rounds")], failures
 
 
 PolicyFor = Callable[[Truth], Policy]

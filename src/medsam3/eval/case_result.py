@@ -152,7 +152,6 @@ def case_result(
     asked: AskedConcept, question: EvalQuestion, found: Masks, *, seconds: float, tolerance: float
 ) -> CaseResult:
     """Measure an answer."""
-    predicted = said_union(found, asked.truth)
     return CaseResult(
         dataset=asked.row.dataset,
         image=asked.name,
@@ -167,7 +166,7 @@ def case_result(
         is_foreign=question.is_foreign,
         presence=found.stated_presence if question.mode in ("T", "TI") else None,
         rivals=tuple(asked.rivals),
-        rival_dices=tuple(dice(mask, predicted) for mask in asked.rivals.values()),
+        rival_dices=tuple(dice(mask, said_union(found, asked.truth)) for mask in asked.rivals.values()),
         seconds=seconds,
         **measure(asked.truth, found, asked.spacing, tolerance),
     )

@@ -13,11 +13,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medsam3.concepts import surely_absent
-from medsam3.data.index import Fold, IndexRow, LabelMap, Split, concept_mask, load_label_map
-from medsam3.data.samples import Sample
+from medsam3.data.index import Fold, IndexRow, LabelMap, Split, concept_mask, hash_of_group, load_label_map
+from medsam3.data.samples import Sample, connected_objects
 from medsam3.errors import InputError
 from medsam3.eval.phrasings import PhraseKind, panel
 from medsam3.geometry import BoolArray, box_of_mask
@@ -263,7 +262,7 @@ def truth_of(row: IndexRow, labels: LabelMap, instances: LabelMap | None) -> Tru
     mask = concept_mask(labels, row.label_values)
     _check_presence(row, mask)
     if instances is None:
-        return Truth(mask, connected_parts(mask), are_instances=False)
+        return Truth(mask, connected_objects(mask), are_instances=False)
     if instances.shape != mask.shape:
         raise InputError(f"{row.mask.name}: instances are {instances.shape}, the mask is {mask.shape}")
     return Truth(mask, np.where(mask, instances.astype(np.int32), 0), are_instances=True)
@@ -273,12 +272,6 @@ def _check_presence(row: IndexRow, mask: BoolArray) -> None:
     if bool(mask.any()) != row.is_present:
         said = "present" if row.is_present else "absent"
         raise InputError(f"{row.mask.name}: the index says {row.concept} is {said}, the mask says otherwise")
-
-
-def connected_parts(mask: BoolArray) -> NDArray[np.int32]:
-    """Numbers from 1 of the parts of (H, W), (N, H, W) that touch at least at a corner; 0 elsewhere."""
-    numbered, _ = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
-    return np.asarray(numbered, dtype=np.int32)
 
 
 def oracle_boxes(truth: Truth, rule: BoxRule) -> tuple[Box, ...]:
@@ -323,6 +316,6 @@ def _limited(rows: Sequence[IndexRow], limit: int) -> list[IndexRow]:
     kept = {
         (dataset, name)
         for dataset, names in images.items()
-        for name in sorted(names, key=lambda name: hashlib.sha256(f"{dataset}/{name}".encode()).digest())[:limit]
+        for name in sorted(names, key=lambda name: hash_of_group((dataset, name)))[:limit]
     }
     return [row for row in rows if (row.dataset, row.image.name) in kept]

@@ -344,9 +344,9 @@ def _own_boxes(found: Masks) -> Prompt | None:
     return Prompt(boxes=tuple(Box(*part.box) for part in found.objects))
 
 
-def options_for(way: VolumeWay, **about: Any) -> Options:
+def options_for(way: VolumeWay) -> Options:
     """Give the settings of `medsam3.segment` for a way: slice by slice, followed, or by a vote of three planes."""
-    return Options(is_followed=way != "slices", plane="vote" if way == "vote" else "auto", **about)
+    return Options(is_followed=way != "slices", plane="vote" if way == "vote" else "auto")
 
 
 def _found(
@@ -372,7 +372,7 @@ def _found(
         if model.journals is not None:
             work = repr((model.work, row.dataset, model.name_of(row.image), way, tuple(one.text for one in asked)))
             journal = model.journals / f".{hashlib.sha256(work.encode()).hexdigest()[:16]}.journal"
-            options = options_for(way, journal=journal, work=work)
+            options = replace(options, journal=journal, work=work)
     found = segment(image, asked, model.segmenter, options, progress=report)
     if journal is not None:
         for left in journal.parent.glob(f"{journal.stem}.*"):

@@ -17,7 +17,7 @@ from medsam3.eval.cases import MODES, EvalMode
 from medsam3.eval.compare import Comparison
 from medsam3.eval.results import Results
 from medsam3.eval.summary import ALL, OverlapRow, Scope, Summary
-from medsam3.measure.intervals import Estimate, holds
+from medsam3.measure.intervals import Estimate
 from medsam3.store import csv_text
 
 MODE_NAMES: dict[EvalMode, str] = {
@@ -222,7 +222,7 @@ def beside_table(results: Results) -> Table:
             f"{row.other}, {MODE_NAMES[row.other_mode]}",
             number(row.theirs),
             signed(row.difference),
-            ("better" if row.difference.value > 0 else "worse") if holds(row.difference) else "open",
+            ("better" if row.difference.value > 0 else "worse") if row.holds else "open",
         )
         for row in results.extras.beside
     )

@@ -141,10 +141,9 @@ def _segment_pixels(masks: Sequence[Masks]) -> NDArray[Any]:
     shape = masks[0].shape
     labels = np.zeros(shape, dtype=np.uint16)
     for number, item in enumerate(objects, start=1):
-        block = tuple(slice(low, low + size) for low, size in zip(item.start, item.crop.shape, strict=True))
-        if labels[block][item.crop].any():
+        if labels[item.block][item.crop].any():
             return _stacked(masks)
-        labels[block][item.crop] = number
+        labels[item.block][item.crop] = number
     return labels
 
 
@@ -169,7 +168,7 @@ def _descriptions(highdicom: Any, masks: Sequence[Masks]) -> list[Any]:
         description = highdicom.seg.SegmentDescription(
             segment_number=number,
             segment_label=label[-_MAX_MEANING:],
-            segmented_property_category=_coded(highdicom, _category(concept)),
+            segmented_property_category=_coded(highdicom, category_of(concept)),
             segmented_property_type=_coded(highdicom, code_of(concept)),
             algorithm_type="AUTOMATIC",
             algorithm_identification=algorithm,
@@ -181,7 +180,8 @@ def _descriptions(highdicom: Any, masks: Sequence[Masks]) -> list[Any]:
     return descriptions
 
 
-def _category(concept: str) -> Code:
+def category_of(concept: str) -> Code:
+    """Choose the category code of a concept; one that is not listed is an altered structure."""
     known = find(concept) if concept else None
     return CATEGORY_CODES[known.category if known is not None else "morphologically altered structure"]
 

@@ -57,8 +57,7 @@ def combined_labels(masks: Sequence[Masks], shape: tuple[int, int, int]) -> tupl
     for m in sorted(range(len(masks)), key=lambda m: -sizes[m]):
         for k in reversed(range(len(masks[m]))):
             item = masks[m].objects[k]
-            block = tuple(slice(low, low + size) for low, size in zip(item.start, item.crop.shape, strict=True))
-            labels[block][item.crop] = firsts[m] + k + 1
+            labels[item.block][item.crop] = firsts[m] + k + 1
     legend = [
         {"value": int(firsts[m]) + k + 1, "concept": found.concept, "score": round(item.score, 6)}
         for m, found in enumerate(masks)

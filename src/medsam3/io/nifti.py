@@ -205,9 +205,8 @@ def _lazy(voxels: NDArray[Any], header: Any) -> LazyFrames:
     if voxels.dtype.kind not in "buif":
         what = "complex numbers" if voxels.dtype.kind == "c" else f"of type {voxels.dtype}"
         raise InputError(f"the voxels are {what}, allowed are real ones: write magnitudes")
-    slope, intercept = (1.0 if value is None else float(value) for value in header.get_slope_inter())
-    if header.get_slope_inter()[1] is None:
-        intercept = 0.0
+    slope, intercept = header.get_slope_inter()
+    slope, intercept = 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
     count, height, width = voxels.shape
     frames = LazyFrames((count, height, width, 1), _Slices(voxels, slope, intercept))
     if voxels.dtype.kind == "f":
@@ -242,9 +241,7 @@ def affine_of(header: Any) -> Affine:
     elif has_qform:
         ras = np.array(header.get_qform(), dtype=np.float64)
     else:
-        ras = np.diag([*(float(size) for size in header["pixdim"][1:4]), 1.0])
-        for axis in range(3):
-            ras[axis, axis] = abs(ras[axis, axis]) or 1.0
+        ras = np.diag([*(abs(float(size)) or 1.0 for size in header["pixdim"][1:4]), 1.0])
     ras[:3] *= _MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
     return lps_from_nifti(check_affine(ras))
 

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 import medsam3
-from medsam3.concepts import CATEGORY_CODES, Code, find
+from medsam3.concepts import Code
 from medsam3.errors import InputError, require
 from medsam3.geometry import Affine, BoolArray, FloatArray, index_from_world, world_from_index
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.contours import filled, outlines
 from medsam3.io.dicom_pixels import DICOM_ERRORS, open_dataset, quiet_pydicom
-from medsam3.io.dicom_seg import TYPE_2, code_of
+from medsam3.io.dicom_seg import TYPE_2, category_of, code_of
 from medsam3.io.labels import check_masks
 from medsam3.store import replacing
 from medsam3.view.draw import COLOURS
@@ -193,9 +193,7 @@ def _add_structures(document: Any, masks: Sequence[Masks], sources: Sequence[Any
         observation.ROIObservationLabel = label[:16]
         observation.RTROIInterpretedType, observation.ROIInterpreter = "", ""
         observation.RTROIIdentificationCodeSequence = [_code(pydicom, code_of(concept))]
-        known = find(concept) if concept else None
-        category = CATEGORY_CODES[known.category if known else "morphologically altered structure"]
-        observation.SegmentedPropertyCategoryCodeSequence = [_code(pydicom, category)]
+        observation.SegmentedPropertyCategoryCodeSequence = [_code(pydicom, category_of(concept))]
         structures.append(structure)
         contours.append(contour)
         observations.append(observation)

@@ -68,8 +68,7 @@ def iou_matrix(reference: NDArray[np.integer], predicted: Sequence[ObjectMask]) 
     areas = np.bincount(found, minlength=len(numbers)).astype(np.float64)
     overlaps = np.zeros((len(numbers), len(predicted)))
     for column, item in enumerate(predicted):
-        block = tuple(slice(low, low + size) for low, size in zip(item.start, item.crop.shape, strict=True))
-        shared = np.bincount(order[block][item.crop], minlength=len(numbers) + 1)[1:]
+        shared = np.bincount(order[item.block][item.crop], minlength=len(numbers) + 1)[1:]
         overlaps[:, column] = shared / (areas + item.voxels - shared)
     return overlaps
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -48,12 +49,14 @@ class ReadsPhrases(Protocol):
         ...
 
 
-_UNTOLD = PhraseReader()
+@cache
+def _untold() -> PhraseReader:
+    return PhraseReader()
 
 
 def reader_of(segmenter: Segmenter) -> PhraseReader:
     """The reader of a model's phrases; one that asks each as it stands if the model has none."""
-    return segmenter.reader if isinstance(segmenter, ReadsPhrases) else _UNTOLD
+    return segmenter.reader if isinstance(segmenter, ReadsPhrases) else _untold()
 
 
 def reading_alone(segmenter: Segmenter, phrase: str) -> Reading:

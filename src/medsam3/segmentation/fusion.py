@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from medsam3.geometry import BoolArray, FloatArray
@@ -134,18 +135,24 @@ def _without_passing(trails: Sequence[Trail], least_found: int) -> list[Trail]:
     return kept
 
 
-def without_specks(mask: BoolArray, least_share: float) -> BoolArray:
-    """A mask (N, H, W) without its 26-connected parts that are smaller than a share of the largest."""
-    if least_share == 0:
-        return mask
+def _labelled(mask: BoolArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Number the 26-connected parts of (N, H, W) from 1, and count the voxels of each; 0 for the background."""
     labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    if count <= 1:
-        return mask
     # Slice by slice: counting all at once takes eight bytes for each voxel.
     sizes = np.zeros(count + 1, dtype=np.int64)
     for plane in labels:
         sizes += np.bincount(plane.reshape(-1), minlength=count + 1)
     sizes[0] = 0
+    return labels, sizes
+
+
+def without_specks(mask: BoolArray, least_share: float) -> BoolArray:
+    """A mask (N, H, W) without its 26-connected parts that are smaller than a share of the largest."""
+    if least_share == 0:
+        return mask
+    labels, sizes = _labelled(mask)
+    if len(sizes) <= 2:
+        return mask
     is_kept = sizes >= least_share * sizes.max()
     is_kept[0] = False
     kept = np.empty_like(mask)
@@ -311,11 +318,9 @@ def voted(answers: Sequence[Masks], least_share: float) -> Masks:
 
 def _parts(won: BoolArray, score: float, least_share: float) -> list[ObjectMask]:
     """The largest first."""
-    labels, count = ndimage.label(won, structure=np.ones((3, 3, 3)))
-    if count == 0:
+    labels, sizes = _labelled(won)
+    if len(sizes) == 1:
         return []
-    sizes = np.bincount(labels.reshape(-1))
-    sizes[0] = 0
     blocks = ndimage.find_objects(labels)
     found = []
     for k in np.argsort(-sizes[1:], kind="stable") + 1:

@@ -31,7 +31,7 @@ from medsam3.segmentation.packed import PackedMask, overlap
 from medsam3.segmentation.presence import held
 from medsam3.segmentation.recognise import clearest, is_named, recognised
 from medsam3.segmentation.run import Work, is_followed
-from medsam3.segmentation.sweep import Found, PastMask, Step, sweep
+from medsam3.segmentation.sweep import Found, PastMask, Step, is_still, remembering, sweep
 from medsam3.store import Journal
 
 Value = TypeVar("Value")
@@ -327,8 +327,7 @@ def spread(work: Work, trail: Trail, sources: Sequence[int], pinned: set[int]) -
                     break
                 trail.masks[n] = mask
                 changed.add(n)
-                memory = work.options.tracking.memory
-                past = [Past(n, mask.dense()), *(past if len(past) < memory else [*past[: memory - 2], past[-1]])]
+                past = remembering(Past(n, mask.dense()), past, work.options.tracking.memory)
                 n += step
             work.report(done, len(ways))
     finally:
@@ -340,7 +339,4 @@ def _is_news(work: Work, mask: PackedMask, before: PackedMask, was: PackedMask |
     """Tell whether a followed mask is still the object, and other than what the trail had there."""
     tracking = work.options.tracking
     rules = in_video(tracking) if work.view.image.kind == "video" else tracking
-    if mask.is_empty or overlap(mask, before) < rules.stop_iou:
-        return False
-    is_steady = 1 / rules.largest_growth <= mask.area / before.area <= rules.largest_growth
-    return is_steady and (was is None or overlap(was, mask) < SAME_IOU)
+    return is_still(mask, before, rules) and (was is None or overlap(was, mask) < SAME_IOU)

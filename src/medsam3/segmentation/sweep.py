@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from medsam3.segmentation.options import TrackingRules
 from medsam3.segmentation.packed import PackedMask, inside, overlap
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -148,19 +151,14 @@ class Sweep:
 
     def _goes_on(self, track: _Track, found: Sequence[Found]) -> bool:
         """Count a frame on which the track was not found, and say whether it goes on."""
+        track.age += 1
         if self._rules.patience is None:
-            track.age += 1
             return True
         is_sure = track.hits >= self._rules.sure_after or not found
-        return self._is_patient(track) and is_sure
+        return track.age <= self._rules.patience and is_sure
 
     def _is_double(self, mask: PackedMask, others: Sequence[PackedMask]) -> bool:
         return self._rules.patience is not None and any(overlap(mask, one) >= self._rules.same_iou for one in others)
-
-    def _is_patient(self, track: _Track) -> bool:
-        """Count a frame on which the track was not found, and say whether it goes on."""
-        track.age += 1
-        return self._rules.patience is None or track.age <= self._rules.patience
 
     @property
     def remembered(self) -> set[int]:
@@ -170,16 +168,24 @@ class Sweep:
     def _followed(self, n: int, track: _Track) -> PackedMask | None:
         before = track.past[0].mask
         mask = self._follow(n, track.number, track.past)
-        if mask.is_empty or overlap(mask, before) < self._rules.stop_iou:
-            return None
-        growth = mask.area / before.area
-        is_steady = 1 / self._rules.largest_growth <= growth <= self._rules.largest_growth
-        return mask if is_steady else None
+        return mask if is_still(mask, before, self._rules) else None
 
     def _remember(self, track: _Track, n: int, mask: PackedMask) -> None:
-        past = [PastMask(n, mask), *track.past]
-        track.past = past if len(past) <= self._rules.memory else [*past[: self._rules.memory - 1], past[-1]]
+        track.past = remembering(PastMask(n, mask), track.past, self._rules.memory)
         self._active.append(track)
+
+
+def is_still(mask: PackedMask, before: PackedMask, rules: TrackingRules) -> bool:
+    """Say whether a followed mask is the object yet: it overlaps with the one before, and is about as large."""
+    if mask.is_empty or overlap(mask, before) < rules.stop_iou:
+        return False
+    return 1 / rules.largest_growth <= mask.area / before.area <= rules.largest_growth
+
+
+def remembering(latest: Value, past: Sequence[Value], memory: int) -> list[Value]:
+    """Put the latest before the past, and keep the nearest and, as the last, the one that the way began on."""
+    every = [latest, *past]
+    return every if len(every) <= memory else [*every[: memory - 1], every[-1]]
 
 
 def sweep(

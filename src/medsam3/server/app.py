@@ -30,7 +30,7 @@ def make_app(settings: Settings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = Service(settings, metrics)
+        app.state.service = Service(settings)
         await app.state.service.start()
         try:
             yield

@@ -214,13 +214,10 @@ class Holdings:
             job.progress.is_cancelled = True
         remove(held.folder)
 
-    def remove_old(self) -> list[HeldImage]:
-        """Remove the images whose time is over, and name them."""
+    def old(self) -> list[HeldImage]:
+        """List the images whose time is over."""
         limit = time.monotonic() - self._limits.kept_s
-        old = [held for held in self._images.values() if held.used < limit and not held.is_busy]
-        for held in old:
-            self.remove(held)
-        return old
+        return [held for held in self._images.values() if held.used < limit and not held.is_busy]
 
     def sessions_by_worker(self) -> dict[str, int]:
         """Count the sessions of each worker by its name."""

@@ -39,6 +39,7 @@ from medsam3.server.schemas import (
     Step,
 )
 from medsam3.server.settings import Load
+from medsam3.view.draw import fullest_frame
 from medsam3.view.grey import window_named
 
 
@@ -228,7 +229,7 @@ def _concept(masks: Masks, image: Image, model: Segmenter) -> ConceptFound:
         is_taught=None if reading is None else reading.is_taught,
         objects=len(masks),
         pixels=pixels,
-        fullest_frame=_fullest(masks),
+        fullest_frame=fullest_frame([masks], masks.shape[0]) if len(masks) else None,
         **_sizes(pixels, image),
     )
 
@@ -257,13 +258,6 @@ def _sizes(pixels: int, image: Image) -> dict[str, Any]:
         return {} if spacing is None else {"volume_ml": pixels * float(np.prod(spacing)) / 1000}
     size = image.pixel_size_mm
     return {} if size is None or image.kind == "video" else {"area_mm2": pixels * size[0] * size[1]}
-
-
-def _fullest(masks: Masks) -> int | None:
-    counts = np.zeros(masks.shape[0], dtype=np.int64)
-    for item in masks.objects:
-        counts[item.start[0] : item.start[0] + len(item.crop)] += item.crop.sum(axis=(1, 2))
-    return int(counts.argmax()) if counts.any() else None
 
 
 def _plane(masks: Masks, frame: int) -> BoolArray:

@@ -16,7 +16,6 @@ from starlette.datastructures import UploadFile
 
 from medsam3.errors import InputError
 from medsam3.server import reader
-from medsam3.server.guard import Metrics
 from medsam3.server.holdings import HeldImage, HeldJob, HeldResult, HeldSession, Holdings, new_id
 from medsam3.server.pool import StoppedError, Worker
 from medsam3.server.problems import RefusedError
@@ -35,8 +34,8 @@ MODELLING = "medsam3.server.modelling"
 class Service:
     """One server's state."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self.settings, self.metrics, limits = settings, metrics, settings.limits
+    def __init__(self, settings: Settings) -> None:
+        self.settings, limits = settings, settings.limits
         self.holdings = Holdings(limits)
         self.reader = Worker("reader", 4 * limits.waiting)
         self.modellers = [
@@ -218,7 +217,7 @@ class Service:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(min(SWEEP_S, self.settings.limits.kept_s))
-            for image in self.holdings.remove_old():
+            for image in self.holdings.old():
                 await self.remove(image)
 
 

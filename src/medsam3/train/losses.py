@@ -1,6 +1,6 @@
 """The criterion of SAM 3: matching of queries to objects, and the terms of boxes, scores, presence and masks.
 
-All terms are plain functions of tensors; `criterion` weighs and sums them. Masks are compared at the finest level of
+All terms are plain functions of tensors; `weigh` weighs and sums them. Masks are compared at the finest level of
 the detector, for matched queries of the last layer only, so that memory stays small with many objects.
 
 Source: Carion et al., SAM 3, arXiv 2511.16719 (weights in `LossWeights`); Lin et al., Focal Loss, ICCV 2017;

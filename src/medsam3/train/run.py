@@ -209,13 +209,14 @@ def train_and_export(
         if settings.is_mean_with_start:
             move_half_way(chosen, encoders.trainee(settings, CPU).average)
         answers = collect(segmenter_of(chosen), val, features, on_image=hooks.on_item)
-        calibration = calibrate(answers, prior_thresholds(settings.initial))
+        earlier = _earlier_card(settings.initial)
+        calibration = calibrate(answers, None if earlier is None else earlier.thresholds)
         content = {
             "detector": asdict(config.detector),
             **_encoders(config.detector),
             "training": asdict(config),
             "started_from": lineage(settings.initial),
-            "concepts": taught_concepts(samples, settings.initial),
+            "concepts": taught_concepts(samples, earlier),
             "data": data_summary(samples),
             "curve": curve_summary(folder.curves.records),
             **({} if run.best is None else {"best_step": run.best.step}),
@@ -295,11 +296,10 @@ def _encoders(*detectors: MiniDetectorConfig) -> dict[str, Any]:
     return {"frozen_encoders": frozen, "trained_encoder": {"image": f"EfficientNet-Lite0 {TRUNK.sha256}"}}
 
 
-def taught_concepts(samples: Sequence[Sample], initial: Path | None) -> list[str]:
+def taught_concepts(samples: Sequence[Sample], earlier: MiniCard | None) -> list[str]:
     """List the names that training showed, here or in the weights that it started from."""
     shown = (target for sample in samples if sample.split == "train" for target in sample.targets if target.is_present)
-    earlier = read_card(initial).concepts if initial is not None and initial.with_suffix(".json").exists() else ()
-    return sorted({target.concept for target in shown}.union(earlier))
+    return sorted({target.concept for target in shown}.union(() if earlier is None else earlier.concepts))
 
 
 def starting_weights(given: Path) -> Path:
@@ -313,8 +313,6 @@ def starting_weights(given: Path) -> Path:
     return check_safetensors(shipped if is_named else given)
 
 
-def prior_thresholds(initial: Path | None) -> MiniThresholds:
-    """Give the thresholds of the weights that a run starts from; the default ones if there are none, or no card."""
-    if initial is None or not initial.with_suffix(".json").exists():
-        return MiniThresholds()
-    return read_card(initial).thresholds
+def _earlier_card(initial: Path | None) -> MiniCard | None:
+    """Read the card of the weights that a run starts from; None if there are none, or no card."""
+    return read_card(initial) if initial is not None and initial.with_suffix(".json").exists() else None

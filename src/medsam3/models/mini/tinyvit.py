@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-INPUT_SIZE = 256
 BATCH_NORM_EPS = 1e-5
 
 

@@ -19,7 +19,6 @@ from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import S
 
 from medsam3.geometry import FloatArray
 
-_BOX_CORNERS = (2, 3)
 _MASK_LOGIT_SCALE, _MASK_LOGIT_BIAS = 20.0, -10.0  # a given mask as logits: -10 off the object, 10 on it
 
 
