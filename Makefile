@@ -1,4 +1,4 @@
-# Everything from a bare Python 3.11: `make demo` shows it at work, `make test` checks it.
+# Everything from a bare Python 3.11: `make demo` shows it at work, `make test` checks it, `make test-all` with what is slow.
 # Steps that are done leave a stamp in .venv and are not done again.
 
 VENV := .venv
@@ -7,10 +7,13 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 NEEDS_PYTHON := Python 3.11 or newer with its venv module is needed: install python3.11 and python3.11-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app test lint types unit clean
+.PHONY: help demo app test test-all lint types unit clean
+
+# Two tests and more at a time, each on one thread: torch's threads would only get in each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
 
 demo: $(VENV)/.installed $(VENV)/.weights ## segment two real pictures by a phrase and show the result
 	$(BIN)/python examples/demo.py
@@ -18,7 +21,10 @@ demo: $(VENV)/.installed $(VENV)/.weights ## segment two real pictures by a phra
 app: $(VENV)/.installed $(VENV)/.weights ## open the page in the browser, with a sample segmented
 	$(BIN)/medsam3 serve --open
 
-test: lint types unit ## install from nothing, then run all checks and tests
+test: lint types unit ## install from nothing, then run all checks and all tests but the slow ones
+
+test-all: lint types $(VENV)/.installed-dev $(VENV)/.weights-dev ## the same, with the slow tests
+	$(PYTEST) -m "not gpu"
 
 lint: $(VENV)/.installed-dev ## ruff
 	$(BIN)/ruff check .
@@ -28,7 +34,7 @@ types: $(VENV)/.installed-dev ## mypy
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed-dev $(VENV)/.weights-dev ## pytest, with the tests that need the encoders' weights
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 clean: ## remove what this file has made
 	rm -rf $(VENV) demo_out dist .pytest_cache .mypy_cache .ruff_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +21,12 @@ def threshold_model(monkeypatch: pytest.MonkeyPatch) -> ThresholdSegmenter:
     segmenter = ThresholdSegmenter()
     monkeypatch.setitem(registry.LOADERS, "threshold", lambda weights, device: segmenter)
     return segmenter
+
+
+@pytest.fixture(scope="session")
+def feature_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of frozen features, which go by a picture's contents: encoded once for all tests that train on it."""
+    return tmp_path_factory.mktemp("features")
 
 
 @pytest.fixture(scope="session")

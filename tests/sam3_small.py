@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,16 +28,19 @@ def parity(name: str) -> Path:
     return Path(PARITY) / name
 
 
-def small_architecture() -> Architecture:
-    """Detector and tracker of width 128 on a trunk of width 32, for 112 pixels."""
-    sizes = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 96, "num_layers": 2}
+def detector_fields(
+    *, width: int, trunk_width: int, feed_forward: int, image_size: int = 112, queries: int = 12
+) -> dict[str, Any]:
+    """Sizes of a small detector, patches of 14 pixels."""
+    sizes = {"hidden_size": width, "num_attention_heads": 4, "intermediate_size": feed_forward, "num_layers": 2}
+    tokens = image_size // 14
     trunk = {
         "model_type": "sam3_vit_model",
-        "hidden_size": 32,
-        "intermediate_size": 64,
+        "hidden_size": trunk_width,
+        "intermediate_size": 2 * trunk_width,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "image_size": 112,
+        "image_size": image_size,
         "pretrain_image_size": 56,
         "window_size": 4,
         "global_attn_indexes": [1],
@@ -44,8 +48,8 @@ def small_architecture() -> Architecture:
     vision = {
         "model_type": "sam3_vision_model",
         "backbone_config": trunk,
-        "fpn_hidden_size": 128,
-        "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+        "fpn_hidden_size": width,
+        "backbone_feature_sizes": [[4 * tokens, 4 * tokens], [2 * tokens, 2 * tokens], [tokens, tokens]],
     }
     text = {
         "model_type": "clip_text_model",
@@ -57,16 +61,21 @@ def small_architecture() -> Architecture:
         "max_position_embeddings": 32,
         "projection_dim": 8,
     }
-    detector = {
+    return {
         "vision_config": vision,
         "text_config": text,
         "geometry_encoder_config": sizes,
         "detr_encoder_config": sizes,
-        "detr_decoder_config": {**sizes, "num_queries": 12},
-        "mask_decoder_config": {"hidden_size": 128, "num_attention_heads": 4},
+        "detr_decoder_config": {**sizes, "num_queries": queries},
+        "mask_decoder_config": {"hidden_size": width, "num_attention_heads": 4},
     }
+
+
+def small_architecture() -> Architecture:
+    """Detector and tracker of width 128 on a trunk of width 32, for 112 pixels."""
+    detector = detector_fields(width=128, trunk_width=32, feed_forward=96)
     tracker = {
-        "vision_config": vision,
+        "vision_config": detector["vision_config"],
         "prompt_encoder_config": {"hidden_size": 128, "image_size": 112},
         "mask_decoder_config": {"hidden_size": 128, "mlp_dim": 64, "iou_head_hidden_dim": 32},
         "image_size": 112,
@@ -82,18 +91,22 @@ def small_architecture() -> Architecture:
     return architecture_from_json(fields)
 
 
-def random_tensors(architecture: Architecture, seed: int = 20260704) -> dict[str, Tensor]:
-    """Seeded values of natural size for every tensor; the presence head leans to yes."""
+def seeded_tensors(architecture: Architecture, seed: int, *, gain: float = 1.0) -> dict[str, Tensor]:
+    """Seeded values of natural size for every tensor, those of matrices times `gain`."""
     source = torch.Generator().manual_seed(seed)
     made = {}
     for name, blank in blank_network(architecture).state_dict().items():
         values = torch.randn(blank.shape, generator=source)
         if blank.dim() >= 2:
-            made[name] = values * 1.2 / math.sqrt(blank[0].numel())
-        elif name.endswith("weight"):
-            made[name] = 1 + 0.1 * values
+            made[name] = values * gain / math.sqrt(blank[0].numel())
         else:
-            made[name] = 0.1 * values
+            made[name] = 1 + 0.1 * values if name.endswith("weight") else 0.1 * values
+    return made
+
+
+def random_tensors(architecture: Architecture, seed: int = 20260704) -> dict[str, Tensor]:
+    """Seeded values for every tensor; the presence head leans to yes."""
+    made = seeded_tensors(architecture, seed, gain=1.2)
     made["detector_model.detr_decoder.presence_head.layer3.bias"] += 3
     return made
 

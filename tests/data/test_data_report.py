@@ -146,9 +146,12 @@ def test_samples_to_look_at_come_from_as_many_data_sets_as_possible(tmp_path: Pa
     assert chosen_samples(many, "melanoma") == []
 
 
-def test_the_command_reports_before_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_before_it_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from made_data import data_folder  # noqa: PLC0415
 
+    monkeypatch.setenv("MEDSAM3_HOME", str(tmp_path / "nowhere"))  # no encoders, so nothing is timed
     command = ["train", str(data_folder(tmp_path / "data")), "--out", str(tmp_path / "run"), "--dry-run"]
     assert main(command) == 0
     shown = capsys.readouterr().err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from medsam3.models.sam3.checkpoints import read_checkpoint, write_folder
 from medsam3.models.sam3.clip_phrases import PhraseTokenizer, load_tokenizer, vocabulary_of_bpe
 from medsam3.models.sam3.network import Architecture, Sam3Network, architecture_from_json, blank_network, fill_network
 from medsam3.train.config import Sam3FitConfig, SamplingConfig
+from sam3_small import detector_fields, seeded_tensors
 
 SAMPLING = SamplingConfig(images=2, prompts=2, max_objects=8)
 CONFIG = Sam3FitConfig(
@@ -27,58 +27,16 @@ CONFIG = Sam3FitConfig(
 
 
 def architecture(*, image_size: int = 112, width: int = 32, queries: int = 10) -> Architecture:
-    """A detector of some width on a trunk of the same width, patches of 14 pixels."""
-    sizes = {"hidden_size": width, "num_attention_heads": 4, "intermediate_size": 2 * width, "num_layers": 2}
-    tokens = image_size // 14
-    trunk = {
-        "model_type": "sam3_vit_model",
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": image_size,
-        "pretrain_image_size": 56,
-        "window_size": 4,
-        "global_attn_indexes": [1],
-    }
-    vision = {
-        "model_type": "sam3_vision_model",
-        "backbone_config": trunk,
-        "fpn_hidden_size": width,
-        "backbone_feature_sizes": [[4 * tokens, 4 * tokens], [2 * tokens, 2 * tokens], [tokens, tokens]],
-    }
-    text = {
-        "model_type": "clip_text_model",
-        "vocab_size": 49408,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 32,
-        "projection_dim": 8,
-    }
-    fields = {
-        "vision_config": vision,
-        "text_config": text,
-        "geometry_encoder_config": sizes,
-        "detr_encoder_config": sizes,
-        "detr_decoder_config": {**sizes, "num_queries": queries},
-        "mask_decoder_config": {"hidden_size": width, "num_attention_heads": 4},
-    }
+    """A detector of some width on a trunk of the same width."""
+    fields = detector_fields(
+        width=width, trunk_width=width, feed_forward=2 * width, image_size=image_size, queries=queries
+    )
     return architecture_from_json(Sam3Config(**fields).to_dict())
 
 
-def random_tensors(chosen: Architecture, seed: int = 5) -> dict[str, Tensor]:
+def random_tensors(chosen: Architecture) -> dict[str, Tensor]:
     """Seeded values of natural size for every tensor."""
-    source = torch.Generator().manual_seed(seed)
-    made = {}
-    for name, blank in blank_network(chosen).state_dict().items():
-        values = torch.randn(blank.shape, generator=source)
-        if blank.dim() >= 2:
-            made[name] = values / math.sqrt(blank[0].numel())
-        else:
-            made[name] = 1 + 0.1 * values if name.endswith("weight") else 0.1 * values
-    return made
+    return seeded_tensors(chosen, 5)
 
 
 def network(chosen: Architecture | None = None) -> Sam3Network:

@@ -71,14 +71,14 @@ def test_the_mean_with_the_start_lies_half_way() -> None:
 
 
 @pytest.mark.weights
-def test_stages_follow_each_other_and_finished_ones_are_not_run_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_stages_follow_each_other_and_finished_ones_are_not_run_again(tmp_path: Path, feature_cache: Path) -> None:
     lite0 = {"image_encoder": "lite0"}
-    stages = [{"steps": 1, "detector": lite0}, {"steps": 2, "detector": lite0, "mean_with_start": True}]
+    few = {"detector": lite0, "sampling": {"images": 1, "prompts": 2}}
+    stages = [{"steps": 1, **few}, {"steps": 2, **few, "mean_with_start": True}]
     recipe, out = tmp_path / "own.json", tmp_path / "run"
     recipe.write_text(json.dumps({"stages": stages}))
     command = ["train", str(data_folder(tmp_path / "data")), "--recipe", str(recipe), "--out", str(out)]
+    command += ["--cache", str(feature_cache)]
     assert main(command) == 0
     first, last = (json.loads((folder / "mini.json").read_text()) for folder in (out / "stage1", out))
     assert last["started_from"]["sha256"] == first["sha256"] == last["training"]["initial_sha256"]

@@ -36,11 +36,11 @@ def coco_file(folder: Path, numbers: tuple[int, ...], name: str) -> Path:
 @pytest.mark.weights
 @pytest.mark.parametrize("encoder", ["lite0", "lite-medsam"])
 def test_a_data_folder_gives_weights_with_a_card_that_segment(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], encoder: str
+    tmp_path: Path, feature_cache: Path, capsys: pytest.CaptureFixture[str], encoder: str
 ) -> None:
     data, out = data_folder(tmp_path / "data"), tmp_path / "run"
     command = ["train", str(data), "--out", str(out), "--steps", "2", "--images-per-step", "1", "--views", "1"]
-    command += ["--image-encoder", encoder]
+    command += ["--image-encoder", encoder, "--cache", str(feature_cache)]
     assert main(command) == 0
     printed = capsys.readouterr()
     assert f"trains: 2 steps of 1 images, encoder {encoder}" in printed.err
@@ -63,13 +63,13 @@ def test_a_data_folder_gives_weights_with_a_card_that_segment(
 
 @pytest.mark.weights
 def test_coco_json_gives_weights_and_they_can_be_trained_further(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, feature_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "coco"
     folder.mkdir()
     train, val = coco_file(folder, (0, 1), "train.json"), coco_file(folder, (2,), "val.json")
     command = ["train", "--coco", str(train), "--coco-val", str(val), "--images", str(folder)]
-    command += ["--steps", "1", "--images-per-step", "1", "--views", "1", "--cache", str(tmp_path / "cache")]
+    command += ["--steps", "1", "--images-per-step", "1", "--views", "1", "--cache", str(feature_cache)]
     assert main([*command, "--out", str(tmp_path / "first")]) == 0
     assert "! the presence threshold stays at 0.5, and no AUROC is given" in capsys.readouterr().err
     weights = tmp_path / "first" / "mini.safetensors"
@@ -87,10 +87,11 @@ def test_coco_json_gives_weights_and_they_can_be_trained_further(
 @pytest.mark.weights
 @pytest.mark.parametrize("trains", ["detector", "text", "lora"])
 def test_only_what_is_said_trains_and_the_weights_segment(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], trains: str
+    tmp_path: Path, feature_cache: Path, capsys: pytest.CaptureFixture[str], trains: str
 ) -> None:
     data, out = data_folder(tmp_path / "data"), tmp_path / "run"
     command = ["train", str(data), "--out", str(out), "--steps", "2", "--images-per-step", "1", "--trains", trains]
+    command += ["--cache", str(feature_cache)]
     assert main(command) == 0
     table = {line[:24].strip(): line[24:].split() for line in capsys.readouterr().err.splitlines()}
     assert table["image encoder"][1] == "frozen"
@@ -103,9 +104,9 @@ def test_only_what_is_said_trains_and_the_weights_segment(
 
 
 @pytest.mark.weights
-def test_joined_weights_are_one_file_that_segments(tmp_path: Path) -> None:
+def test_joined_weights_are_one_file_that_segments(tmp_path: Path, feature_cache: Path) -> None:
     data, runs = data_folder(tmp_path / "data"), [tmp_path / "lite0", tmp_path / "lite-medsam"]
-    shared = ["--images-per-step", "1", "--views", "1", "--cache", str(tmp_path / "cache")]
+    shared = ["--images-per-step", "1", "--views", "1", "--cache", str(feature_cache)]
     for run in runs:
         assert main(["train", str(data), "--out", str(run), "--steps", "1", "--image-encoder", run.name, *shared]) == 0
     out, weights = tmp_path / "both", [str(run / "mini.safetensors") for run in runs]
@@ -150,9 +151,10 @@ def test_a_run_on_other_data_is_refused_before_anything_is_written(
 
 
 @pytest.mark.weights
-def test_a_finished_run_given_pictures_of_the_same_names_keeps_its_card(tmp_path: Path) -> None:
+def test_a_finished_run_given_pictures_of_the_same_names_keeps_its_card(tmp_path: Path, feature_cache: Path) -> None:
     data, out = data_folder(tmp_path / "data"), tmp_path / "run"
-    command = ["train", str(data), "--out", str(out), "--steps", "1", "--images-per-step", "1"]
+    command = ["train", str(data), "--cache", str(feature_cache), "--out", str(out)]
+    command += ["--steps", "1", "--images-per-step", "1"]
     assert main(command) == 0
     card = (out / "mini.json").read_bytes()
     picture(data, 1)[0].write_bytes((data / "2.png").read_bytes())
@@ -199,8 +201,9 @@ def test_options_out_of_range_are_refused_in_one_line(
 
 
 def test_a_dry_run_describes_and_writes_the_report_on_the_data_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MEDSAM3_HOME", str(tmp_path / "nowhere"))  # no encoders, so nothing is timed
     data = data_folder(tmp_path / "data")
     command = [
         "train",

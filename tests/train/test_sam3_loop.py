@@ -27,7 +27,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(**further: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", **further}
+    paths = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **further}
 
 
 def lines(folder: Path) -> int:
@@ -81,7 +82,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batches(tmp_path: Path, w
     pytest.importorskip("accelerate", reason="needs accelerate: pip install 'medsam3[accelerate]'")
     killed.train(weights, tmp_path / "pictures", tmp_path / "one")  # accumulates two batches an update
     places = [str(weights), str(tmp_path / "pictures"), str(tmp_path / "two")]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     for part in ("first", "rest"):
         subprocess.run(
             [*launch, str(HERE / "sam3_two_processes.py"), layout, part, *places],

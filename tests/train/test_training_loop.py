@@ -256,7 +256,7 @@ def test_two_processes_have_the_curve_of_one(tmp_path: Path) -> None:
 
     two.train(tmp_path / "one")
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29537"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     script = Path(__file__).with_name("mini_two_processes.py")
     subprocess.run([*launch, str(script), str(tmp_path / "two")], env=environment, check=True, timeout=600)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
