@@ -21,7 +21,7 @@ from typing import Any
 
 import medsam3
 from medsam3.cli.main import main as command
-from medsam3.store import replacing, sha256_of
+from medsam3.store import sha256_of, write_json, write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -32,14 +32,11 @@ SHOWN = "mini"
 MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 ROWS = (
     ("polyp, colonoscopy", "kvasir_seg", "polyp"),
-    ("polyp, colonoscopy video", "cvc_clinicdb", "polyp"),
     ("polyp, set never trained on", "cvc_colondb", "polyp"),
-    ("skin lesion, dermoscopy", "ph2", "skin lesion"),
     ("skin lesion, dermoscopy", "isic2017", "skin lesion"),
     ("optic disc, fundus", "drishti_gs", "optic disc"),
     ("optic cup, fundus", "drishti_gs", "optic cup"),
     ("breast tumor, ultrasound", "busi", "breast tumor"),
-    ("fetal head, ultrasound", "hc18", "fetal head"),
     ("liver, CT", "lits_liver", "liver"),
     ("lung, X-ray", "covid_cxr", "lung"),
     ("cell nucleus, microscopy", "dsb2018", "cell nucleus"),
@@ -126,11 +123,9 @@ def keep(source: Path, kept: Path, model: str) -> dict[str, Any]:
     earlier = [one for one in readings_of(kept) if one != reading]
     results["readings"] = [*earlier, reading]
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(kept, ".json") as temporary:
-        temporary.write_text(json.dumps(results, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(kept, results, indent=None)
     report = source.with_name("report.md").read_text(encoding="utf-8")
-    with replacing(kept.with_suffix(".md"), ".md") as temporary:
-        temporary.write_text(report, encoding="utf-8")
+    write_text(kept.with_suffix(".md"), report)
     return results
 
 
@@ -178,8 +173,7 @@ def main(given: list[str] | None = None) -> None:
     results = keep(args.out / "results.json" if args.task == "measure" else args.results, kept, args.model)
     if kept == RESULTS / f"{SHOWN}.json":
         shown = with_table(README.read_text(encoding="utf-8"), results)
-        with replacing(README, ".md") as temporary:
-            temporary.write_text(shown, encoding="utf-8")
+        write_text(README, shown)
         print(table(results))
 
 
