@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medsam3.image import Masks
+from medsam3.models.phrase_reader import PhraseReader
 from medsam3.prompts import Prompt
 
 
@@ -53,3 +54,10 @@ class BoxSegmenter:
         if parts is None:
             return Masks((1, *bright.shape), (), **about)
         return Masks.from_dense(parts[:, None], [0.8] * count, **about)
+
+
+class NamingSegmenter(BoxSegmenter):
+    """Reads phrases, as the small model does whatever its weights are called, and so may name what is drawn."""
+
+    name = "weights of our own"
+    reader = PhraseReader()

@@ -18,7 +18,6 @@ from medsam3.concepts import (
     find,
     normalised,
     search,
-    suggest,
     surely_absent,
     synonyms,
 )
@@ -98,13 +97,6 @@ def test_search_ranks_an_equal_phrase_before_one_that_holds_it_and_one_that_rese
     assert search("optik cup")[0].name == "optic cup"
     assert search("xyzzy") == []
     assert search(" ") == list(CONCEPTS)
-
-
-def test_a_misspelt_phrase_suggests_the_concept_meant() -> None:
-    assert suggest("menningioma")[0] == "meningioma"
-    assert suggest("pulmonary artey")[0] == "pulmonary artery"
-    assert len(suggest("nevus", limit=2)) == 2
-    assert suggest("xyzzy") == ()
 
 
 def absent_from(*shown: str) -> set[str]:

@@ -52,7 +52,7 @@ OWNERS = {
     "pydicom": ("io",),
     "highdicom": ("io",),
     "nibabel": ("io",),
-    "SimpleITK": ("io.itk", "io.in_memory"),
+    "SimpleITK": ("io.itk",),
     "cachetools": ("models", "segmentation", "server.modelling"),
     "pycocotools": ("io", "data.coco"),
     "pydantic": ("data.coco", "agent", "cli.outputs", "eval.results", "server.schemas"),

@@ -10,7 +10,7 @@ import pytest
 from medsam3.concepts import CONCEPTS
 from medsam3.errors import InputError
 from medsam3.eval.phrasings import held_out_phrases
-from medsam3.lexicon import Found, Lexicon, folded
+from medsam3.lexicon import Lexicon, NamedConcept, folded
 from medsam3.models.phrase_reader import PhraseReader
 from medsam3.phrases import Wanted, separated, wanted
 
@@ -65,8 +65,8 @@ def test_sides_of_the_image_are_not_those_of_the_patient() -> None:
     assert wanted("left lung on the right of the image", LEXICON) == (
         Wanted("left lung on the right of the image", "left lung", image_sides=("right",)),
     )
-    assert LEXICON.find("left kidney") == Found("kidney", side="left")
-    assert LEXICON.find("left lung") == Found("left lung")  # a concept of its own
+    assert LEXICON.find("left kidney") == NamedConcept("kidney", side="left")
+    assert LEXICON.find("left lung") == NamedConcept("left lung")  # a concept of its own
     assert LEXICON.find("left liver") is None  # a part of it
 
 

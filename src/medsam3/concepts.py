@@ -70,7 +70,7 @@ class Concept:
 
     @property
     def recognised(self) -> tuple[str, ...]:
-        """By these the small model recognises it: all but the unseen ones, which tell what unknown phrasings cost."""
+        """Phrasings by which the small model recognises it: all but the unseen ones, which test unknown phrasings."""
         return (self.name, *self.synonyms, *self.further_phrasings)
 
     @property
@@ -147,12 +147,6 @@ def search(query: str) -> list[Concept]:
     ]
     fitting = [pair for pair in ranked if pair[0] >= _LEAST_SIMILARITY]
     return [concept for _, concept in sorted(fitting, key=lambda pair: -pair[0])]
-
-
-def suggest(phrase: str, *, limit: int = 3) -> tuple[str, ...]:
-    """Names of at most `limit` concepts with a phrasing that is spelt like `phrase`, the most similar first."""
-    close = difflib.get_close_matches(normalised(phrase), _by_phrase(), n=len(_by_phrase()), cutoff=_LEAST_SIMILARITY)
-    return tuple(dict.fromkeys(_by_phrase()[match].name for match in close))[:limit]
 
 
 _SECTIONS = frozenset(

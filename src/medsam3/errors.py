@@ -6,6 +6,7 @@ It knows nothing of images or models.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -13,11 +14,28 @@ class InputError(ValueError):
     """Bad input: the message says in one line what was got, what is allowed, and what to do."""
 
 
+def check_frame(frame: int, count: int) -> int:
+    """Give back the number of one of `count` frames or slices, counted from 0.
+
+    Raises:
+        InputError: There is no such frame.
+    """
+    if not 0 <= frame < count:
+        raise InputError(f"frame {frame} was asked for, allowed is 0 to {count - 1}")
+    return frame
+
+
 def printable(text: str) -> str:
     """Show what cannot be printed, such as a terminal's control codes or a change of direction, as Python's escapes."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text)
+
+
+def first_few(names: Iterable[object], *, most: int = 3, joined_by: str = ", ") -> str:
+    """List the first of some names, each once, with "..." for the rest."""
+    listed = list(dict.fromkeys(str(name) for name in names))
+    return joined_by.join([*listed[:most], *(["..."] if len(listed) > most else [])])
 
 
 def require(module: str, *, extra: str) -> ModuleType:

@@ -15,12 +15,15 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, check_frame
 from medsam3.geometry import Affine, BoolArray, box_of_mask, check_affine, spacing_mm
 
 Kind = Literal["picture", "volume", "video"]
 Pixels = NDArray[Any]
+LEAST_SHARE = 0.0001
+"""Objects smaller than this share of the frame are specks."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,7 @@ class Image:
         Raises:
             InputError: There is no such frame, it cannot be decoded, its size differs, or it holds NaN or infinity.
         """
-        if not 0 <= n < self.shape[0]:
-            raise InputError(f"frame {n} was asked for, allowed is 0 to {self.shape[0] - 1}")
-        pixels: Pixels = self.frames[n]
+        pixels: Pixels = self.frames[check_frame(n, self.shape[0])]
         wanted = tuple(self.frames.shape[1:])
         if pixels.shape != wanted:
             raise InputError(
@@ -301,9 +302,29 @@ class ObjectMask:
         return plane
 
 
+def objects_above(probability: NDArray[np.float32], level: float) -> list[ObjectMask]:
+    """Find the 8-connected parts of (H, W) above a level, over one frame (1, H, W), best first by their mean inside.
+
+    Parts smaller than 4 pixels or `LEAST_SHARE` of the frame are noise, unless nothing larger was found.
+    """
+    labels, count = ndimage.label(probability > level, structure=np.ones((3, 3)))
+    if not count:
+        return []
+    numbers = np.arange(1, count + 1)
+    sizes = ndimage.sum_labels(np.ones_like(labels), labels, numbers)
+    means = ndimage.mean(probability, labels, numbers)
+    least = min(max(4.0, LEAST_SHARE * probability.size), float(sizes.max()))
+    found = [
+        ObjectMask((0, rows.start, columns.start), (labels[rows, columns] == number)[None], float(mean))
+        for number, size, mean, (rows, columns) in zip(numbers, sizes, means, ndimage.find_objects(labels), strict=True)
+        if size >= least
+    ]
+    return sorted(found, key=lambda part: -part.score)
+
+
 @dataclass(frozen=True)
 class Masks:
-    """What was found of one concept: K objects over (N, H, W), at the input's own size.
+    """Objects of one concept: K of them over (N, H, W), at the input's own size.
 
     Attributes:
         shape: (N, H, W) of the image.
@@ -341,13 +362,10 @@ class Masks:
         return len(self.objects)
 
     def __getstate__(self) -> dict[str, Any]:
-        image = None if self.image is None else self.image
+        image = self.image
         if image is not None:
             image = replace(image, frames=LazyFrames((*self.shape, image.channels), _refused))
         return {**self.__dict__, "image": image}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
     def __copy__(self) -> Self:
         return self  # it never changes
@@ -401,7 +419,7 @@ class Masks:
 
     @property
     def stated_presence(self) -> float:
-        """Of the phrase, in 0..1; a model without a presence output is taken by its best object."""
+        """Presence of the phrase, in 0..1; a model without a presence output is taken by its best object."""
         return max(self.scores, default=0.0) if self.presence is None else self.presence
 
     def dense(self, k: int) -> BoolArray:

@@ -68,7 +68,7 @@ _LIE_ON_A_SIDE = frozenset(
 
 
 @dataclass(frozen=True)
-class Found:
+class NamedConcept:
     """A concept that a noun phrase names.
 
     Attributes:
@@ -103,19 +103,19 @@ class Lexicon:
         self._names = foreign | english
         self._corrected = english
         self._is_word = is_word
-        self._found: dict[str, Found | None] = {}
+        self._found: dict[str, NamedConcept | None] = {}
 
     def is_name(self, phrase: str) -> bool:
         """Whether the phrase as it stands is a name or phrasing."""
         return folded(phrase) in self._names
 
-    def find(self, noun: str) -> Found | None:
+    def find(self, noun: str) -> NamedConcept | None:
         """The concept that a noun phrase names; None where it names none, or nearly two."""
         if noun not in self._found:
             self._found[noun] = self._new(folded(noun))
         return self._found[noun]
 
-    def _new(self, key: str) -> Found | None:
+    def _new(self, key: str) -> NamedConcept | None:
         for lookup in (self._listed, self._nearly):
             for text, ignored in _with_fewer_qualifiers(key):
                 found = lookup(text) or self._on_a_side(text, lookup)
@@ -123,12 +123,12 @@ class Lexicon:
                     return replace(found, ignored=ignored)
         return None
 
-    def _listed(self, key: str) -> Found | None:
+    def _listed(self, key: str) -> NamedConcept | None:
         names = (self._names[text] for text in _variants(key) if text in self._names)
         name = next(names, None)
-        return None if name is None else Found(name)
+        return None if name is None else NamedConcept(name)
 
-    def _on_a_side(self, key: str, lookup: Callable[[str], Found | None]) -> Found | None:
+    def _on_a_side(self, key: str, lookup: Callable[[str], NamedConcept | None]) -> NamedConcept | None:
         for pattern in _PATIENT_SIDE:
             match = pattern.match(key)
             if match is None:
@@ -147,7 +147,7 @@ class Lexicon:
                 return replace(found, side=side)
         return None
 
-    def _nearly(self, key: str) -> Found | None:
+    def _nearly(self, key: str) -> NamedConcept | None:
         """The concept of the phrasings that differ by the fewest mistakes; None where two concepts do."""
         if not key.isascii() or (" " not in key and self._is_word(key)):
             return None
@@ -156,7 +156,7 @@ class Lexicon:
         ]
         fewest = min((count for count, _ in possible), default=0)
         names = {name for count, name in possible if count == fewest}
-        return Found(names.pop(), "spelling") if len(names) == 1 else None
+        return NamedConcept(names.pop(), "spelling") if len(names) == 1 else None
 
 
 def folded(phrase: str) -> str:

@@ -218,7 +218,7 @@ def refuse_denial(phrase: str, text: str, lexicon: Lexicon) -> None:
 
 
 def _sided(phrase: str, noun: str, lexicon: Lexicon) -> tuple[Wanted, ...]:
-    """What is wanted, with sides of the image where it or a part of it names them."""
+    """Read what is wanted, with sides of the image if it or a part of it names them."""
     whole = _with_image_sides(phrase, noun)
     if lexicon.find(whole.noun.replace(_BOTH, "left and right")) is not None and _BOTH not in noun:
         return (whole,)
@@ -273,7 +273,7 @@ def _shared(parts: list[Wanted], lexicon: Lexicon) -> list[Wanted]:
 
 
 def _minus(phrase: str, one: Wanted, away: Iterable[str], lexicon: Lexicon) -> Wanted:
-    """What is wanted without what is named: "tumor" of a kidney is a kidney tumor where that is a name."""
+    """Read what is wanted without what is named: "tumor" of a kidney is a kidney tumor if that is a name."""
     nouns = []
     for text in away:
         ways = (text, f"{one.noun} {text}", *(f"{word} {text}" for word in one.noun.split()))

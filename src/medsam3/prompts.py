@@ -1,4 +1,4 @@
-"""What is asked for: a phrase, boxes, points, exemplars, and the paper's names for their combinations.
+"""Prompts: a phrase, boxes, points, exemplars, and the paper's names for their combinations.
 
 A prompt knows nothing of a model, and of the image only its size when it is checked against it.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from medsam3.errors import InputError
@@ -74,7 +74,7 @@ class Prompt:
     def __post_init__(self) -> None:
         if self.text is not None:
             object.__setattr__(self, "text", check_phrase(self.text))
-        if self.text is None and not (self.boxes or self.points or self.exemplars):
+        if self.text is None and not self.is_drawn:
             raise InputError("the prompt is empty: give a phrase, a box, a point or an exemplar")
         if self.points and not self.boxes and not any(point.is_positive for point in self.points):
             raise InputError("all points are negative: give at least one point on the object, or a box")
@@ -84,7 +84,22 @@ class Prompt:
         """T (text), I (geometry) or T+I, as in the paper (arXiv 2511.19046, Section 4)."""
         if self.text is None:
             return "I"
-        return "T+I" if self.boxes or self.points or self.exemplars else "T"
+        return "T+I" if self.is_drawn else "T"
+
+    @property
+    def is_drawn(self) -> bool:
+        """Something of it is drawn on one frame."""
+        return bool(self.boxes or self.points or self.exemplars)
+
+    def undrawn(self) -> Prompt | None:
+        """Give what is asked on frames that nothing is drawn on; None if nothing is.
+
+        A phrase with a box or a point means the one object that is drawn, which is then followed; a phrase with
+        examples is asked everywhere.
+        """
+        if self.text is None or self.boxes or self.points:
+            return None
+        return replace(self, exemplars=())
 
     def check_inside(self, height: int, width: int) -> None:
         """Refuse geometry that does not touch the image.

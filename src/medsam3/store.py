@@ -59,16 +59,24 @@ def cannot_write(path: Path, error: OSError) -> InputError:
     return InputError(f"{path} cannot be written ({reason}): give a folder that you may write to")
 
 
-def write_json(path: Path, content: object) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one step, as UTF-8.
+
+    Raises:
+        InputError: The folder or the file cannot be written.
+    """
+    with replacing(path, path.suffix) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: object, *, indent: int | None = 1) -> None:
     """Replace a JSON file in one step; a number that is not finite is refused, as JSON has none.
 
     Raises:
         InputError: The folder or the file cannot be written.
         ValueError: `content` holds NaN or an infinity.
     """
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    with replacing(path, path.suffix) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
 def without_nan(value: Any) -> Any:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from medsam3.train.bars import Bars
-from medsam3.train.loop import Progress
+from medsam3.cli.train_data import Bars
+from medsam3.train.loop import StepReport
 
 
 def test_a_log_file_gets_the_first_and_the_last_line_of_a_phase(capsys: pytest.CaptureFixture[str]) -> None:
@@ -12,8 +12,8 @@ def test_a_log_file_gets_the_first_and_the_last_line_of_a_phase(capsys: pytest.C
         for _ in range(3):
             bars.item()
         bars.phase("training", 2)
-        bars.step(Progress(1, 30.5, {}, 120.0))
-        bars.step(Progress(2, 20.25, {}, 0.0))
+        bars.step(StepReport(1, 30.5, {}, 120.0))
+        bars.step(StepReport(2, 20.25, {}, 0.0))
     assert capsys.readouterr().err.splitlines() == [
         "features: 1/3",
         "features: 3/3",

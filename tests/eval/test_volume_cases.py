@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import nibabel
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from medsam3.cli.main import run
 from medsam3.data.index import read_index
 from medsam3.eval.case_result import CaseResult
-from medsam3.eval.cases import VOLUME_WAYS, EvalConfig, VolumeWay, select
+from medsam3.eval.cases import EvalConfig, VolumeWay, select
 from medsam3.eval.results import Unanswered
 from medsam3.eval.run import AskedModel, answer_rows, cases_of
 from medsam3.geometry import BoolArray
@@ -105,7 +106,7 @@ def answered(
         return {case.concept: case for case in cases_of(journal)}, failures
 
 
-@pytest.mark.parametrize("way", VOLUME_WAYS)
+@pytest.mark.parametrize("way", get_args(VolumeWay))
 def test_a_volume_is_asked_whole_and_measured_in_mm(tmp_path: Path, way: VolumeWay) -> None:
     cases, failures = answered(volume_folder(tmp_path / "data"), BrightSegmenter(), EvalConfig(volumes=way))
     assert failures == [] and set(cases) == {"liver", "pancreas", "kidney tumor"}

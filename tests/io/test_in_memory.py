@@ -140,12 +140,14 @@ def test_masks_go_to_simpleitk_and_nibabel_at_their_place_in_the_world() -> None
     assert np.asarray(masks.to_nibabel().dataobj)[2, 1, 3] == 1
 
 
-def test_axes_that_are_not_at_right_angles_go_to_nibabel_alone() -> None:
+def test_axes_that_are_not_at_right_angles_stay_as_they_are() -> None:
     sheared = affine_from_directions([0, 0, 0], [1, 0, 4], [0, 1, 0], [1, 0, 0])
     masks = marked(medsam3.as_image(VOXELS, affine=sheared))
     np.testing.assert_allclose(masks.to_nibabel().affine, nifti_from_lps(sheared))
-    with pytest.raises(InputError, match="not at right angles"):
-        masks.to_sitk()
+    x, y, n = 2, 3, 4  # x + n, y, 4 n in mm
+    assert masks.to_sitk().TransformIndexToPhysicalPoint((x, y, n)) == pytest.approx((6, 3, 16))
+    back = medsam3.as_image(masks.to_sitk()).affine
+    assert back is not None and np.allclose(back, sheared, atol=1e-12)
 
 
 def test_masks_without_an_image_lie_at_the_origin_in_pixels() -> None:

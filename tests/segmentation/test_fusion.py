@@ -9,7 +9,7 @@ from medsam3.errors import InputError
 from medsam3.segmentation.fusion import fuse, without_specks
 from medsam3.segmentation.options import FusionRules
 from medsam3.segmentation.packed import PackedMask, overlap
-from medsam3.segmentation.sweep import Found, Step
+from medsam3.segmentation.sweep import FoundMask, Step
 
 NOWHERE = np.zeros(3, dtype=np.bool_)
 
@@ -25,7 +25,7 @@ def columns_of(mask: PackedMask) -> list[int]:
 
 
 def test_two_followed_masks_outvote_what_was_found_and_one_does_not() -> None:
-    found = {1: [Found(row(2, 3, 4, 5), 0.9)]}
+    found = {1: [FoundMask(row(2, 3, 4, 5), 0.9)]}
     up = {1: [Step(0, row(3, 4, 5, 6), 0, 0)]}
     down = {1: [Step(0, row(3, 4, 5, 6), 0, 0)]}
     both = fuse(found, up, down, FusionRules(), may_extend=NOWHERE)[0]
@@ -35,7 +35,7 @@ def test_two_followed_masks_outvote_what_was_found_and_one_does_not() -> None:
 
 
 def test_a_followed_mask_that_sees_something_else_has_no_vote() -> None:
-    found = {1: [Found(row(2, 3, 4, 5), 0.9)]}
+    found = {1: [FoundMask(row(2, 3, 4, 5), 0.9)]}
     far = {1: [Step(0, row(8, 9), 0, 0)]}
     assert columns_of(fuse(found, far, far, FusionRules(), may_extend=NOWHERE)[0].masks[1]) == [2, 3, 4, 5]
 
@@ -48,12 +48,12 @@ def test_one_followed_mask_moves_the_outline_by_its_weight() -> None:
 
     # In column c > 9 what was found is c - 9 away and the followed outline 14 - c: 0.6 (14 - c) > c - 9 up to 10.
     rules = FusionRules(followed_weight=0.6)
-    trail = fuse({1: [Found(strip(9), 0.9)]}, {1: [Step(0, strip(13), 0, 0)]}, {}, rules, may_extend=NOWHERE)[0]
+    trail = fuse({1: [FoundMask(strip(9), 0.9)]}, {1: [Step(0, strip(13), 0, 0)]}, {}, rules, may_extend=NOWHERE)[0]
     assert np.flatnonzero(trail.masks[1].dense()[20]).tolist() == list(range(2, 11))
 
 
 def test_following_is_believed_where_what_was_found_has_run_over() -> None:
-    found = {1: [Found(row(*range(1, 12)), 0.9)]}
+    found = {1: [FoundMask(row(*range(1, 12)), 0.9)]}
     rough = {1: [Step(0, row(3, 4), 0, 0, has_run_over=True)]}
     away = {1: [Step(0, row(8, 9), 0, 0, has_run_over=True)]}
     assert columns_of(fuse(found, rough, {}, FusionRules(), may_extend=NOWHERE)[0].masks[1]) == [3, 4]
@@ -64,14 +64,14 @@ def test_following_is_believed_where_what_was_found_has_run_over() -> None:
 
 @pytest.mark.parametrize(("score", "kept"), [(0.5, 1), (0.8, 2)])
 def test_what_is_found_once_goes_unless_it_is_clearer_than_what_lasts(score: float, kept: int) -> None:
-    found = {0: [Found(row(1, 2, 3), 0.9)], 1: [Found(row(1, 2, 3), 0.7), Found(row(8, 9), score)]}
+    found = {0: [FoundMask(row(1, 2, 3), 0.9)], 1: [FoundMask(row(1, 2, 3), 0.7), FoundMask(row(8, 9), score)]}
     up = {0: [Step(0, None, 0, 0)], 1: [Step(0, row(1, 2, 3), 0, 0), Step(1, None, 1, 0)]}
     assert len(fuse(found, up, {}, FusionRules(), may_extend=NOWHERE)) == kept
     assert len(fuse(found, up, {}, FusionRules(least_found=1), may_extend=NOWHERE)) == 2
 
 
 def test_what_is_found_once_stays_where_nothing_else_is() -> None:
-    found = {0: [Found(row(1, 2, 3), 0.9)], 1: [Found(row(1, 2, 3), 0.9)], 2: [Found(row(8, 9), 0.3)]}
+    found = {0: [FoundMask(row(1, 2, 3), 0.9)], 1: [FoundMask(row(1, 2, 3), 0.9)], 2: [FoundMask(row(8, 9), 0.3)]}
     up = {0: [Step(0, None, 0, 0)], 1: [Step(0, row(1, 2, 3), 0, 0)], 2: [Step(1, None, 0, 0)]}
     trails = fuse(found, up, {}, FusionRules(), may_extend=NOWHERE)
     assert [sorted(trail.masks) for trail in trails] == [[0, 1], [2]]
@@ -79,7 +79,7 @@ def test_what_is_found_once_stays_where_nothing_else_is() -> None:
 
 def gap(up_mask: PackedMask, down_mask: PackedMask, ages: tuple[int, int]) -> dict[int, PackedMask]:
     """Found on frames 0 and 2, followed through frame 1 from both sides."""
-    found = {0: [Found(row(2, 3, 4), 0.9)], 2: [Found(row(2, 3, 4), 0.7)]}
+    found = {0: [FoundMask(row(2, 3, 4), 0.9)], 2: [FoundMask(row(2, 3, 4), 0.7)]}
     up = {0: [Step(0, None, 0, 0)], 1: [Step(0, up_mask, None, ages[0])], 2: [Step(0, row(2, 3, 4), 0, 0)]}
     down = {2: [Step(0, None, 0, 0)], 1: [Step(0, down_mask, None, ages[1])], 0: [Step(0, row(2, 3, 4), 0, 0)]}
     trails = fuse(found, up, down, FusionRules(), may_extend=NOWHERE)
@@ -93,7 +93,7 @@ def test_a_gap_takes_the_nearer_side_or_what_both_share() -> None:
 
 
 def test_a_gap_beside_another_object_is_filled_only_where_that_is_allowed() -> None:
-    found = {0: [Found(row(2, 3), 0.9)], 1: [Found(row(8, 9), 0.9)], 2: [Found(row(2, 3), 0.9)]}
+    found = {0: [FoundMask(row(2, 3), 0.9)], 1: [FoundMask(row(8, 9), 0.9)], 2: [FoundMask(row(2, 3), 0.9)]}
     up = {0: [Step(0, None, 0, 0)], 1: [Step(0, row(2, 3), None, 1)], 2: [Step(0, row(2, 3), 0, 0)]}
     down = {2: [Step(0, None, 0, 0)], 1: [Step(0, row(2, 3), None, 1)], 0: [Step(0, row(2, 3), 0, 0)]}
     bare = fuse(found, up, down, FusionRules(), may_extend=NOWHERE)
@@ -107,7 +107,7 @@ def test_a_gap_stays_where_the_sides_do_not_agree() -> None:
 
 
 def test_one_side_alone_counts_only_where_it_may_extend() -> None:
-    found = {0: [Found(row(2, 3), 0.9)]}
+    found = {0: [FoundMask(row(2, 3), 0.9)]}
     up = {0: [Step(0, None, 0, 0)], 1: [Step(0, row(2, 3), None, 1)]}
     everywhere = np.ones(3, dtype=np.bool_)
     assert sorted(fuse(found, up, {}, FusionRules(), may_extend=NOWHERE)[0].masks) == [0]
@@ -116,7 +116,7 @@ def test_one_side_alone_counts_only_where_it_may_extend() -> None:
 
 def test_two_objects_of_one_frame_never_become_one() -> None:
     # Downwards, one track claims both objects of frame 0 through frame 1: the second claim is refused.
-    found = {0: [Found(row(1, 2, 3), 0.9), Found(row(7, 8, 9, 10), 0.9)], 1: [Found(row(1, 2, 3), 0.9)]}
+    found = {0: [FoundMask(row(1, 2, 3), 0.9), FoundMask(row(7, 8, 9, 10), 0.9)], 1: [FoundMask(row(1, 2, 3), 0.9)]}
     up = {0: [Step(0, None, 0, 0), Step(1, None, 1, 0)], 1: [Step(0, row(1, 2, 3), 0, 0)]}
     down = {1: [Step(0, None, 0, 0)], 0: [Step(0, row(7, 8, 9), 1, 0)]}
     trails = fuse(found, up, down, FusionRules(least_found=1), may_extend=NOWHERE)

@@ -8,18 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from box_segmenter import BoxSegmenter
+from box_segmenter import BoxSegmenter, NamingSegmenter
 from made_stacks import HEIGHT, WIDTH, blocks, jumping, stack_from
 from medsam3.concepts import CONCEPTS
 from medsam3.errors import InputError
 from medsam3.geometry import affine_from_directions
 from medsam3.prompts import Box, Point, Prompt
-from medsam3.segmentation import recognise
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.packed import PackedMask
 from medsam3.segmentation.recognise import recognised
 from medsam3.segmentation.run import segment
-from medsam3.segmentation.sweep import Found
+from medsam3.segmentation.sweep import FoundMask
 
 BRIGHT = Prompt(text="bright")
 FOLLOWED = Options(is_followed=True)
@@ -190,34 +189,30 @@ def test_settings_out_of_range_are_refused() -> None:
         Options(key_every=2, is_followed=False)
 
 
-def test_a_box_on_a_videos_frame_is_recognised_and_found_again_where_following_loses_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_box_on_a_videos_frame_is_recognised_and_found_again_where_following_loses_it() -> None:
     stack = stack_from(jumping(), kind="video", fps=10.0)
     box = Prompt(boxes=(Box(3.5, 3.5, 11.5, 9.5),))
     (lost,) = segment(stack, [box], BoxSegmenter())
     assert lost.found_as == ""
     assert not lost.union()[3:].any()
-    monkeypatch.setattr(recognise, "RECOGNISING", frozenset({"boxes"}))
-    (found,) = segment(stack, [box], BoxSegmenter())
+    (found,) = segment(stack, [box], NamingSegmenter())
     assert found.found_as == CONCEPTS[0].name  # the model without weights finds what is bright by any name
     assert len(found) == 1
     np.testing.assert_array_equal(found.union(), jumping() > 128)
     assert found.presence is None
-    (off,) = segment(stack, [box], BoxSegmenter(), Options(is_recognised=False))
+    (off,) = segment(stack, [box], NamingSegmenter(), Options(is_recognised=False))
     assert not off.union()[3:].any()
 
 
-def test_a_box_in_a_volume_is_not_looked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognise, "RECOGNISING", frozenset({"boxes"}))
+def test_a_box_in_a_volume_is_not_looked_for_by_name() -> None:
     box = Prompt(boxes=(Box(3.5, 3.5, 11.5, 9.5),))
-    (result,) = segment(stack_from(jumping()), [box], BoxSegmenter(), Options(at=0))
+    (result,) = segment(stack_from(jumping()), [box], NamingSegmenter(), Options(at=0))
     assert result.found_as == ""
     assert not result.union()[3:].any()
 
 
 def test_what_no_name_fits_is_only_followed() -> None:
     features = jumping()[0]
-    assert recognised(BoxSegmenter(), features, [Found(PackedMask.of(features == 0), 0.9)]) == ""
+    assert recognised(BoxSegmenter(), features, [FoundMask(PackedMask.of(features == 0), 0.9)]) == ""
     assert recognised(BoxSegmenter(), features, []) == ""
-    assert recognised(BoxSegmenter(), features, [Found(PackedMask.of(features > 128), 0.9)], "bright") == "bright"
+    assert recognised(BoxSegmenter(), features, [FoundMask(PackedMask.of(features > 128), 0.9)], "bright") == "bright"

@@ -162,7 +162,7 @@ def test_a_session_replays_from_json_and_not_on_another_image_or_model() -> None
         (lambda s: (s.click(20, 12), s.click(20.3, 11.8, positive=False, object=0)), "pixel 20,12 was said to be on"),
         (lambda s: [s.click(k % 32, k // 32 + 1) for k in range(500)], "would have 101 clicks, allowed are 100"),
         (lambda s: s.scribble([]), "the scribble is empty"),
-        (lambda s: s.click(1, 1, frame=1), "frame 1 was named, allowed is 0 to 0"),
+        (lambda s: s.click(1, 1, frame=1), "frame 1 was asked for, allowed is 0 to 0"),
         (lambda s: s.click(1, 1, object=7), "no object 7, known are 0, 1"),
         (lambda s: s.box(0, 0, 0, 5), "inverted or empty"),
         (lambda s: s.box(25, 12, 30, 14), "nothing was found in the box"),
@@ -233,7 +233,7 @@ def test_a_slice_must_be_named_in_a_volume_and_a_session_may_name_it_for_all_ste
     assert np.flatnonzero(session.masks.union().any(axis=(1, 2))).tolist() == [3]
     session.click(20, 12)
     assert session.masks.union()[3, 12, 20]
-    with pytest.raises(InputError, match="frame 10 was named"):
+    with pytest.raises(InputError, match="frame 10 was asked for"):
         Session(stack, BoxSegmenter(), frame=10)
 
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from box_segmenter import BoxSegmenter
+from box_segmenter import BoxSegmenter, NamingSegmenter
 from made_stacks import blocks, jumping
 from medsam3.errors import InputError
 from medsam3.prompts import Box, Prompt
-from medsam3.segmentation import recognise
 from medsam3.segmentation.stream import segment_stream
 
 BRIGHT = Prompt(text="bright")
@@ -49,12 +48,11 @@ def test_a_box_on_the_first_frame_is_followed() -> None:
     assert [frame.masks[0].union().sum() for frame in out] == [48] * 6 + [0] * 2
 
 
-def test_a_box_is_found_again_by_its_name_where_following_loses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_box_is_found_again_by_its_name_where_following_loses_it() -> None:
     box = Prompt(boxes=(Box(3.5, 3.5, 11.5, 9.5),))
     lost = list(segment_stream(frames(jumping()), [box], BoxSegmenter()))
     assert [int(frame.masks[0].union().sum()) for frame in lost] == [48] * 3 + [0] * 3
-    monkeypatch.setattr(recognise, "RECOGNISING", frozenset({"boxes"}))
-    for frame in segment_stream(frames(jumping()), [box], BoxSegmenter()):
+    for frame in segment_stream(frames(jumping()), [box], NamingSegmenter()):
         np.testing.assert_array_equal(frame.masks[0].union()[0], jumping()[frame.n] > 128)
         assert frame.identities == ((0,),)
         assert frame.masks[0].presence is None

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from medsam3.cli.main import main
-from medsam3.cli.train_data import steps_shown
+from medsam3.cli.train_data import Bars, steps_shown
 from medsam3.errors import InputError
-from medsam3.train.bars import Bars
 from medsam3.train.board import Board, write_board
-from medsam3.train.loop import Progress
+from medsam3.train.loop import StepReport
 
 REASON = "needs tensorboard: pip install 'medsam3[tensorboard]'"
 
@@ -53,7 +52,7 @@ def test_a_run_that_is_resumed_goes_on_without_the_steps_that_were_lost(tmp_path
     write_curves(tmp_path, [4.0, 2.0])
     with Bars() as bars, steps_shown(bars, tmp_path, has_board=True) as shown:
         bars.phase("training", 3)
-        shown.on_step(Progress(step=3, loss=1.0, terms={"total": 1.0, "presence": 0.5}, seconds_left=0.0))
+        shown.on_step(StepReport(step=3, loss=1.0, terms={"total": 1.0, "presence": 0.5}, seconds_left=0.0))
     assert curves(tmp_path)["loss/total"] == [(0, 4.0), (1, 2.0), (2, 1.0)]
     assert curves(tmp_path)["loss/presence"] == [(0, 2.0), (1, 1.0), (2, 0.5)]
 
@@ -61,7 +60,7 @@ def test_a_run_that_is_resumed_goes_on_without_the_steps_that_were_lost(tmp_path
 def test_without_a_board_nothing_is_written(tmp_path: Path) -> None:
     with Bars() as bars, steps_shown(bars, tmp_path, has_board=False) as shown:
         bars.phase("training", 1)
-        shown.on_step(Progress(step=1, loss=1.0, terms={}, seconds_left=0.0))
+        shown.on_step(StepReport(step=1, loss=1.0, terms={}, seconds_left=0.0))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -21,7 +21,7 @@ from medsam3.agent.chat import ShownPicture
 from medsam3.agent.redact import hide_burnt_in_text
 from medsam3.agent.values import Mark
 from medsam3.geometry import BoolArray
-from medsam3.image import Image, Masks, ObjectMask, Window
+from medsam3.image import Image, Masks, Window
 from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Box, Point, Prompt
 from medsam3.segmentation.run import Report, segment
@@ -32,7 +32,6 @@ from medsam3.view.view import view_of
 RGB = NDArray[np.uint8]
 Map = NDArray[np.float32]
 KEPT_FEATURES = 12
-LEAST_OBJECT_SHARE = 0.0001
 LEAST_SIDE = 512
 MOST_SIDE = 1024
 FULL = 1000
@@ -157,23 +156,6 @@ def pasted(base: Map, windows: Sequence[Crop], maps: Sequence[Map], share: float
     return mixed
 
 
-def objects_of(soft: Map, level: float, presence: float, n: int = 0) -> tuple[ObjectMask, ...]:
-    """Find the 8-connected parts above a level, without specks, best first by presence times the mean inside."""
-    labels, count = ndimage.label(soft > level, structure=np.ones((3, 3)))
-    if not count:
-        return ()
-    numbers = np.arange(1, count + 1)
-    sizes = ndimage.sum_labels(np.ones_like(labels), labels, numbers)
-    means = ndimage.mean(soft, labels, numbers)
-    least = min(max(4.0, LEAST_OBJECT_SHARE * soft.size), float(sizes.max()))
-    found = [
-        ObjectMask((n, rows.start, columns.start), (labels[rows, columns] == number)[None], presence * float(mean))
-        for number, size, mean, (rows, columns) in zip(numbers, sizes, means, ndimage.find_objects(labels), strict=True)
-        if size >= least
-    ]
-    return tuple(sorted(found, key=lambda part: -part.score))
-
-
 @dataclass(frozen=True)
 class Place:
     """The part of a frame in which coordinates from 0 to `FULL` are given.
@@ -214,9 +196,9 @@ def relative_box(box: Sequence[float], shape: Sequence[int], digits: int = 1) ->
     return [round((float(edge) + 0.5) * FULL / side, digits) for edge, side in zip(box, sides, strict=True)]
 
 
-def relative_crop(crop: Crop, shape: Sequence[int]) -> list[float]:
-    """Convert whole pixels of a frame (H, W) to 0 to `FULL`, so that `Place.crop` gives them back."""
-    return relative_box((crop.left - 0.5, crop.top - 0.5, crop.right - 0.5, crop.bottom - 0.5), shape, digits=6)
+def relative_crop(crop: Crop, shape: Sequence[int], digits: int = 6) -> list[float]:
+    """Convert whole pixels of a frame (H, W) to 0 to `FULL`; with six digits `Place.crop` gives them back."""
+    return relative_box((crop.left - 0.5, crop.top - 0.5, crop.right - 0.5, crop.bottom - 0.5), shape, digits)
 
 
 def show_frame(

@@ -5,7 +5,6 @@ A caller's mistakes go back as observations; any other error ends the run, with 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -110,7 +109,7 @@ def run_on(
         policy = OfflinePolicy()
     heading = Heading(
         instruction=check_phrase(instruction),
-        image=_hash(image),
+        image=image.content_hash(),
         shape=queried.shape,
         model=queried.segmenter.name,
         weights=chosen.weights,
@@ -309,11 +308,3 @@ def _difference(step: ToolStep, now: Observation) -> str | None:
         if mark.mask.start != then.mask.start or not np.array_equal(mark.mask.crop, then.mask.crop):
             return f"mask {then.number} has another shape"
     return None if now.text == step.seen.text else f"it said {json.dumps(now.text)}"
-
-
-def _hash(image: Image) -> str:
-    digest = hashlib.sha256(f"{image.shape}{image.window}".encode())
-    for n in range(image.shape[0]):
-        plane = image.pixels(n)
-        digest.update(str(plane.dtype).encode() + np.ascontiguousarray(plane).tobytes())
-    return digest.hexdigest()

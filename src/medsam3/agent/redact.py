@@ -162,12 +162,12 @@ class Things:
 
     @property
     def height(self) -> NDArray[np.int64]:
-        """In pixels."""
+        """Heights in pixels."""
         return self.bottom - self.top
 
     @property
     def width(self) -> NDArray[np.int64]:
-        """In pixels."""
+        """Widths in pixels."""
         return self.right - self.left
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.json_schema import GenerateJsonSchema, SkipJsonSchema
 
 from medsam3.agent.chat import ShownPicture, ToolCall, ToolSpec
-from medsam3.agent.frames import FULL, Place, QueriedImage, relative_box, show_frame, whole_frame
+from medsam3.agent.frames import FULL, Place, QueriedImage, relative_box, relative_crop, show_frame, whole_frame
 from medsam3.agent.values import Mark, Observation, ToolError, ToolStep
 from medsam3.errors import InputError
 from medsam3.image import ObjectMask
@@ -74,7 +74,7 @@ PictureNumber = Annotated[
 ]
 
 
-class Arguments(BaseModel):
+class ToolArguments(BaseModel):
     """The arguments of a call; null stands for what is left out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -101,7 +101,7 @@ class Tool:
 
     name: str
     description: str
-    takes: type[Arguments]
+    takes: type[ToolArguments]
     handler: Callable[[Any, Any], Observation]
     is_round: bool = False
 
@@ -113,7 +113,7 @@ class Tool:
         required = {"required": schema.get("required", []), "additionalProperties": False}
         return ToolSpec(self.name, self.description, {**properties, **required})
 
-    def parse(self, text: str) -> Arguments:
+    def parse(self, text: str) -> ToolArguments:
         """Read the arguments from the text that a model wrote.
 
         Raises:
@@ -224,8 +224,7 @@ class ToolSession:
         here = [mark for mark in marks if 0 <= n - mark.mask.start[0] < len(mark.mask.crop)]
         window = how.get("window")
         if window is not None:
-            edges = (window.left - 0.5, window.top - 0.5, window.right - 0.5, window.bottom - 0.5)
-            where = relative_box(edges, self.queried.shape[1:])
+            where = relative_crop(window, self.queried.shape[1:], digits=1)
             caption += f"; the whole frame's part {', '.join(f'{edge:g}' for edge in where)}, enlarged"
         return (show_frame(self.queried.rgb(n, how.pop("grey", None)), caption, n, marks=here, **how),)
 
@@ -283,10 +282,10 @@ class ToolSession:
             lines.append(f"and masks {marks[MOST_LISTED].number} to {marks[-1].number}, all smaller in score")
         return "\n".join(lines)
 
-    def _key(self, tool: Tool, given: Arguments) -> tuple[str, str]:
+    def _key(self, tool: Tool, given: ToolArguments) -> tuple[str, str]:
         return tool.name, f"{self.frame} {given.model_dump_json()}"
 
-    def _note(self, tool: Tool, given: Arguments, seen: Observation) -> None:
+    def _note(self, tool: Tool, given: ToolArguments, seen: Observation) -> None:
         self._calls.add(self._key(tool, given))
         self.marks.update({mark.number: mark for mark in seen.marks})
         self.keep(seen.pictures)

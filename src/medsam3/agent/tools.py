@@ -11,9 +11,8 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from medsam3.agent.frames import Place, averaged, fullest_frame, measures_text, objects_of, pasted, plane_of
+from medsam3.agent.frames import Place, averaged, fullest_frame, measures_text, pasted, plane_of
 from medsam3.agent.session import (
-    Arguments,
     Boxes,
     Clicks,
     Edges,
@@ -21,12 +20,13 @@ from medsam3.agent.session import (
     MaskNumbers,
     PictureNumber,
     Tool,
+    ToolArguments,
     ToolSession,
     as_list,
 )
 from medsam3.agent.values import Mark, Observation, ToolError, Verdict
 from medsam3.geometry import BoolArray
-from medsam3.image import Masks, ObjectMask
+from medsam3.image import Masks, ObjectMask, objects_above
 from medsam3.measure.outline import iou
 from medsam3.models.phrase_reader import Reading
 from medsam3.models.refiner import Hints
@@ -48,7 +48,7 @@ OnePhrase = Phrase | SkipJsonSchema[None]
 OneRegion = Edges | SkipJsonSchema[None]
 
 
-class SegmentArguments(Arguments):
+class SegmentArguments(ToolArguments):
     """The arguments of `segment`."""
 
     phrase: Phrase
@@ -58,7 +58,7 @@ class SegmentArguments(Arguments):
     tiles: bool = False
 
 
-class BoxArguments(Arguments):
+class BoxArguments(ToolArguments):
     """The arguments of `segment_box`."""
 
     boxes: Boxes
@@ -66,7 +66,7 @@ class BoxArguments(Arguments):
     phrase: OnePhrase = None
 
 
-class RefineArguments(Arguments):
+class RefineArguments(ToolArguments):
     """The arguments of `refine`."""
 
     mask: MaskNumber
@@ -75,33 +75,33 @@ class RefineArguments(Arguments):
     picture: PictureNumber = None
 
 
-class MaskArguments(Arguments):
+class MaskArguments(ToolArguments):
     """The number of one mask."""
 
     mask: MaskNumber
 
 
-class PairArguments(Arguments):
+class PairArguments(ToolArguments):
     """The numbers of two masks."""
 
     a: MaskNumber
     b: MaskNumber
 
 
-class MasksArguments(Arguments):
+class MasksArguments(ToolArguments):
     """The numbers of some masks."""
 
     masks: MaskNumbers
 
 
-class SubtractArguments(Arguments):
+class SubtractArguments(ToolArguments):
     """The numbers of a mask and of what is taken from it."""
 
     mask: MaskNumber
     without: MaskNumber
 
 
-class LookArguments(Arguments):
+class LookArguments(ToolArguments):
     """The arguments of `look`."""
 
     region: OneRegion = None
@@ -109,14 +109,14 @@ class LookArguments(Arguments):
     window: Annotated[Literal[tuple(WINDOWS)] | SkipJsonSchema[None], Field()] = None  # type: ignore[valid-type]
 
 
-class AcceptArguments(Arguments):
+class AcceptArguments(ToolArguments):
     """The arguments of `accept`."""
 
     masks: MaskNumbers
     reason: Reason
 
 
-class AbsentArguments(Arguments):
+class AbsentArguments(ToolArguments):
     """The arguments of `report_absent`."""
 
     reason: Reason
@@ -137,7 +137,8 @@ def segment(session: ToolSession, given: SegmentArguments) -> Observation:
         found = tuple(_moved(part, n) for part in answers[0].masks.objects)
     else:
         closer = [averaged([queried.ask(n, phrase, window) for phrase in phrases]) for window in windows]
-        found = objects_of(pasted(averaged(answers), windows, closer, CLOSER_SHARE), MIX_LEVEL, presence, n)
+        parts = objects_above(pasted(averaged(answers), windows, closer, CLOSER_SHARE), MIX_LEVEL)
+        found = tuple(_moved(replace(part, score=presence * part.score), n) for part in parts)
     is_present = answers[0].is_present
     marks = session.new_marks(found, "segment", phrase=phrases[0], presence=presence, is_present=is_present)
     said = "present" if is_present else "absent: the masks are what it would be, if it were there"
@@ -261,12 +262,12 @@ def look(session: ToolSession, given: LookArguments) -> Observation:
     return Observation(caption, session.shown(caption, window=window, grey=grey, n=place.frame), facts=facts)
 
 
-def next_slice(session: ToolSession, given: Arguments) -> Observation:
+def next_slice(session: ToolSession, given: ToolArguments) -> Observation:
     """Go to the next slice."""
     return _turned(session, session.frame + 1)
 
 
-def previous_slice(session: ToolSession, given: Arguments) -> Observation:
+def previous_slice(session: ToolSession, given: ToolArguments) -> Observation:
     """Go to the slice before."""
     return _turned(session, session.frame - 1)
 
@@ -383,8 +384,8 @@ _ALL = (
     Tool("subtract", "A mask without another.", SubtractArguments, subtract),
     Tool("measure", "Size, place and brightness of a mask.", MaskArguments, measure),
     Tool("look", "See a region enlarged, or the frame in a grey window (of CT).", LookArguments, look),
-    Tool("next_slice", "Go to the next slice.", Arguments, next_slice),
-    Tool("previous_slice", "Go to the slice before.", Arguments, previous_slice),
+    Tool("next_slice", "Go to the next slice.", ToolArguments, next_slice),
+    Tool("previous_slice", "Go to the slice before.", ToolArguments, previous_slice),
     Tool("accept", "End with these masks.", AcceptArguments, accept),
     Tool(
         "report_absent",

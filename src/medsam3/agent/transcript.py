@@ -19,7 +19,7 @@ from medsam3.agent.chat import ShownPicture, Usage
 from medsam3.agent.values import Budget, Decision, StoredPicture, ToolStep, Verdict
 from medsam3.errors import InputError, printable
 from medsam3.page import render
-from medsam3.store import Journal, read_lines, replacing
+from medsam3.store import Journal, read_lines, replacing, write_text
 
 FILE_NAME = "transcript.jsonl"
 PICTURES = "pictures"
@@ -190,8 +190,7 @@ def write_html(folder: Path, page: Path) -> None:
     """
     text = page_of(read_transcript(folder))
     page.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(page, ".html") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(page, text)
 
 
 def page_of(run: RecordedRun) -> str:

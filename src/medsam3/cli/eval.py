@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from medsam3.data.index import IndexRow, Split
     from medsam3.eval.cases import EvalConfig
     from medsam3.eval.results import Results
+    from medsam3.eval.run import EvalJob
     from medsam3.eval.tables import Table
 
 
@@ -99,10 +100,11 @@ examples:
             return self._report(*self.evaluate())
         if self.data is None:
             raise InputError("--agent takes a DATA_DIR with an index.csv, not --coco or --folder")
-        from medsam3.eval.agent_mode import evaluate_agent  # noqa: PLC0415
+        from medsam3.eval.agent_mode import AgentChoice, evaluate_agent  # noqa: PLC0415
 
         with progress_bar() as bar:
-            tables, failures = evaluate_agent(self, self.config(), bar.show)
+            chosen = AgentChoice(self.agent, self.rounds, self.send_images)
+            tables, failures = evaluate_agent(self._job(with_volumes=False), chosen, bar.show)
         for failure in failures:
             complain(failure)
         self._print(tables, [asdict(table) for table in tables])
@@ -182,31 +184,36 @@ examples:
         Returns:
             The results and the files that were written.
         """
+        from medsam3.eval.report import CaseFiles, write_report  # noqa: PLC0415
+        from medsam3.eval.run import run_job  # noqa: PLC0415
+
+        with progress_bar() as bar:
+            job = self._job(with_volumes=True)
+            results = run_job(job, bar.show)
+        return results, write_report(results, self.out, CaseFiles(job.folder, job.chosen.rows, (self.out / "masks",)))
+
+    def _job(self, *, with_volumes: bool) -> EvalJob:
         from medsam3.data.index import in_fold  # noqa: PLC0415
         from medsam3.eval.cases import select  # noqa: PLC0415
-        from medsam3.eval.report import CaseFiles, write_report  # noqa: PLC0415
         from medsam3.eval.results import read_results  # noqa: PLC0415
-        from medsam3.eval.run import EvalJob, run_job  # noqa: PLC0415
+        from medsam3.eval.run import EvalJob  # noqa: PLC0415
 
         config = self.config()
-        with progress_bar() as bar:
-            folder, rows = self._source()
-            rows = rows if config.fold is None else in_fold(rows, config.fold)
-            job = EvalJob(
-                folder=folder,
-                rows=rows,
-                chosen=select(rows, config, with_volumes=True),
-                config=config,
-                model=self.model,
-                weights=self.weights,
-                flips=self.flips,
-                out=self.out,
-                is_resumed=self.resume,
-                beside=tuple(read_results(path) for path in self.beside),
-                command=_command(),
-            )
-            results = run_job(job, bar.show)
-        return results, write_report(results, self.out, CaseFiles(folder, job.chosen.rows, (self.out / "masks",)))
+        folder, rows = self._source()
+        rows = rows if config.fold is None else in_fold(rows, config.fold)
+        return EvalJob(
+            folder=folder,
+            rows=rows,
+            chosen=select(rows, config, with_volumes=with_volumes),
+            config=config,
+            model=self.model,
+            weights=self.weights,
+            flips=self.flips,
+            out=self.out,
+            is_resumed=self.resume,
+            beside=tuple(read_results(path) for path in self.beside),
+            command=_command(),
+        )
 
     def _pool(self) -> int:
         from medsam3.data.index import read_index  # noqa: PLC0415

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsam3.errors import InputError, printable
+from medsam3.errors import InputError, check_frame, printable
 
 if TYPE_CHECKING:
     from medsam3.image import Image
@@ -37,13 +37,13 @@ class Input:
 
     @property
     def source(self) -> str:
-        """What tells it from every other input."""
+        """The name that tells it from every other input."""
         place = str(self.path.resolve())
         return place if self.series is None else f"{place} series {self.series}"
 
     @property
     def label(self) -> str:
-        """As it was named, for tables and messages."""
+        """The name that it was given, for tables and messages."""
         return str(self.path) if self.series is None else f"{self.path} (series {self.series})"
 
     @property
@@ -219,7 +219,7 @@ class Chosen:
 
 
 def frame_ranges(texts: Sequence[str] | None) -> tuple[FrameRange, ...]:
-    """What `--frame` was given, empty for all frames.
+    """Read what `--frame` was given, empty for all frames.
 
     Raises:
         InputError: Not of the form N or A-B, or B below A.
@@ -273,6 +273,5 @@ def _frame_range(text: str) -> FrameRange:
 
 def _frames_within(ranges: Sequence[FrameRange], count: int) -> tuple[int, ...] | None:
     for one in ranges:
-        if one.last >= count:
-            raise InputError(f"frame {one.last} was asked for, allowed is 0 to {count - 1}")
+        check_frame(one.last, count)
     return tuple(sorted({n for one in ranges for n in range(one.first, one.last + 1)})) or None

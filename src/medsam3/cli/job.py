@@ -47,7 +47,7 @@ _BESIDE = ("config.json", "vocab.json", "merges.txt", "tokenizer.json")
 
 @dataclass(frozen=True)
 class Sam3Choice:
-    """What SAM 3 alone takes."""
+    """Options that SAM 3 alone takes."""
 
     lora: Annotated[Path | None, Help("MedSAM-3's adapter for SAM 3: best_lora_weights.pt")] = None
     lora_config: Annotated[Path | None, Help("the adapter's rank and alpha; default: the YAML beside it")] = None
@@ -231,7 +231,7 @@ class StackChoice:
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of every file.
+    """The questions that are asked of every file.
 
     Attributes:
         prompts: Each asked of every file.

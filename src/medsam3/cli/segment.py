@@ -33,7 +33,7 @@ DEFAULT_FORMATS: dict[Kind, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Segment:
+class SegmentFiles:
     """Arguments of `medsam3 segment`."""
 
     EXAMPLES: ClassVar[str] = """examples:
@@ -131,8 +131,8 @@ class Failure:
 
 
 @dataclass
-class Outcome:
-    """What a run has come to so far."""
+class RunOutcome:
+    """The results of a run so far."""
 
     rows: list[ResultRow] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
@@ -148,14 +148,14 @@ class Outcome:
 
 def segment_all(
     inputs: Sequence[Input], job: Job, folder: OutputFolder, bar: ProgressBar, *, redo: bool = False
-) -> Outcome:
+) -> RunOutcome:
     """Segment every input and write its results; those that are done already are taken from the folder's list.
 
     Raises:
         InputError: The model cannot be loaded, or another run is at work in the folder. What is wrong with one input is
             in the outcome.
     """
-    outcome = Outcome()
+    outcome = RunOutcome()
     segmenter: Segmenter | None = None
     for number, item in enumerate(inputs):
         bar.show(number, len(inputs), item.path.name)
@@ -241,7 +241,7 @@ class _Work:
 
 
 @contextmanager
-def _reported(item: Input, outcome: Outcome, bar: ProgressBar) -> Iterator[None]:
+def _reported(item: Input, outcome: RunOutcome, bar: ProgressBar) -> Iterator[None]:
     """Report what goes wrong with one input, so that the others go on."""
     try:
         yield
@@ -257,7 +257,7 @@ def _reported(item: Input, outcome: Outcome, bar: ProgressBar) -> Iterator[None]
     bar.complain(failure.error if item.path.name in failure.error else f"{item.label}: {failure.error}")
 
 
-def _show(outcome: Outcome, job: Job, folder: OutputFolder, *, as_json: bool) -> None:
+def _show(outcome: RunOutcome, job: Job, folder: OutputFolder, *, as_json: bool) -> None:
     if as_json:
         answer = {
             "model": job.model.model,

@@ -14,10 +14,9 @@ from cyclopts import Parameter
 
 from medsam3.cli.job import ABOVE_0, COUNT, FLAT, FROM_0, SEVERAL, Help
 from medsam3.cli.terminal import say_json, tell
-from medsam3.cli.train_data import DataChoice, number_folders, show_report, steps_shown
+from medsam3.cli.train_data import Bars, DataChoice, number_folders, show_report, steps_shown
 from medsam3.errors import InputError
 from medsam3.store import sha256_of
-from medsam3.train.bars import Bars
 
 if TYPE_CHECKING:
     import torch

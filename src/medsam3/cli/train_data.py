@@ -1,7 +1,9 @@
-"""What `medsam3 train` learns from: the arguments that name data, the report on it, and the curves of a run."""
+"""The data of `medsam3 train`: the arguments that name it, the report on it, and the curves of a run."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 from medsam3.cli.job import FROM_0, Help, names_in
 from medsam3.cli.terminal import tell
 from medsam3.errors import InputError
-from medsam3.train.bars import Bars
 
 if TYPE_CHECKING:
     from medsam3.data.folders import FolderSource
     from medsam3.data.samples import Sample
     from medsam3.data.sources import CocoSource, Sources
-    from medsam3.train.loop import Progress
+    from medsam3.train.loop import StepReport
 
+SECONDS_BETWEEN_LINES = 30.0
 _OF_FOLDER = ("--concept", "--labels", "--group-pattern")
 
 
@@ -120,16 +122,70 @@ def _weight(text: str) -> tuple[str, float]:
     return name, weight
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What a run calls after each update, and after each measurement on val."""
+class Bars:
+    """One bar a phase, or lines where stderr is not a terminal. A context manager."""
 
-    on_step: Callable[[Progress], None]
+    def __enter__(self) -> Bars:
+        from rich.console import Console  # noqa: PLC0415
+        from rich.progress import (  # noqa: PLC0415
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        console = Console(stderr=True)
+        self._has_bars = console.is_terminal
+        self._progress = Progress(*columns, console=console, disable=not self._has_bars)
+        self._progress.start()
+        self._name, self._total, self._done, self._last_line = "", 0, 0, float("-inf")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def phase(self, name: str, count: int) -> None:
+        """Start a phase of `count` items."""
+        self._name, self._total, self._done, self._last_line = name, count, 0, float("-inf")
+        self._task = self._progress.add_task(name, total=count)
+
+    def item(self) -> None:
+        """Count one item."""
+        self._done += 1
+        self._progress.advance(self._task)
+        self._line("")
+
+    def step(self, progress: StepReport) -> None:
+        """Show where training is."""
+        self._done = progress.step
+        loss = f"loss {progress.loss:.2f}"
+        self._progress.update(self._task, completed=progress.step, description=f"{self._name} {loss}")
+        self._line(f", {loss}, {progress.seconds_left / 60:.0f} min left")
+
+    def measured(self, step: int, dice: float) -> None:
+        """Say what val measured."""
+        self._progress.console.print(f"val after {step} steps: Dice {dice:.3f}")
+
+    def _line(self, rest: str) -> None:
+        now = time.monotonic()
+        if self._has_bars or (now - self._last_line < SECONDS_BETWEEN_LINES and self._done != self._total):
+            return
+        self._last_line = now
+        print(f"{self._name}: {self._done}/{self._total}{rest}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class StepCalls:
+    """Functions that a run calls after each update, and after each measurement on val."""
+
+    on_step: Callable[[StepReport], None]
     on_measured: Callable[[int, float], None]
 
 
 @contextmanager
-def steps_shown(bars: Bars, out: Path, *, has_board: bool) -> Iterator[Shown]:
+def steps_shown(bars: Bars, out: Path, *, has_board: bool) -> Iterator[StepCalls]:
     """Give what to call after each step and measurement: the bar, and TensorBoard's curves if they are wanted.
 
     Curves of a run that is resumed are made anew first, without the steps that were lost.
@@ -138,7 +194,7 @@ def steps_shown(bars: Bars, out: Path, *, has_board: bool) -> Iterator[Shown]:
         InputError: tensorboard is not installed.
     """
     if not has_board:
-        yield Shown(bars.step, bars.measured)
+        yield StepCalls(bars.step, bars.measured)
         return
     from medsam3.train.board import Board, write_board  # noqa: PLC0415
 
@@ -146,7 +202,7 @@ def steps_shown(bars: Bars, out: Path, *, has_board: bool) -> Iterator[Shown]:
         write_board(out)
     with Board(out) as board:
 
-        def show(progress: Progress) -> None:
+        def show(progress: StepReport) -> None:
             bars.step(progress)
             board.on_step(progress)
 
@@ -154,7 +210,7 @@ def steps_shown(bars: Bars, out: Path, *, has_board: bool) -> Iterator[Shown]:
             bars.measured(step, dice)
             board.add(step - 1, {"dice": dice}, group="val")
 
-        yield Shown(show, show_val)
+        yield StepCalls(show, show_val)
 
 
 def show_report(samples: tuple[Sample, ...], out: Path) -> None:

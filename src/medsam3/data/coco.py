@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Annotated
@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, FiniteFloat, NonNegativeInt, Po
 from medsam3 import concepts
 from medsam3.data.index import Split, fitted, shown_size
 from medsam3.data.samples import Instances, Sample, Target, set_name
-from medsam3.errors import InputError, require
+from medsam3.errors import InputError, first_few, require
 
 log = logging.getLogger(__name__)
 _UPRIGHT_ORIENTATIONS = 4
@@ -106,7 +106,7 @@ class _CocoAnnotation(BaseModel):
 
     @property
     def outline(self) -> _Rle | list[_Ring] | None:
-        """What can be drawn: RLE, or the rings of three corners and more; None for a box alone."""
+        """Give the part that can be drawn: RLE, or the rings of three corners and more; None for a box alone."""
         if isinstance(self.segmentation, _Rle):
             return self.segmentation
         return [ring for ring in self.segmentation or () if len(ring) >= 6 and len(ring) % 2 == 0] or None
@@ -192,14 +192,14 @@ def _check_coco(content: _Coco, path: Path) -> list[str]:
     unknown = Counter(one.category_id for one in content.annotations if one.category_id not in names)
     if unknown:
         raise InputError(
-            f"{path} has {unknown.total()} annotations of category ids that its categories lack ({_few(unknown)}), "
-            f"allowed are {_few(names)}: add the categories, or remove the annotations"
+            f"{path} has {unknown.total()} annotations of category ids that its categories lack "
+            f"({first_few(unknown)}), allowed are {first_few(names)}: add the categories, or remove the annotations"
         )
     orphans = [one.image_id for one in content.annotations if one.image_id not in pictures]
     if orphans and len(orphans) == len(content.annotations):
         raise InputError(
-            f"{path} has no annotation of an image that it lists: image_id is {_few(orphans)}, "
-            f"the images are {_few(pictures)}: make the ids fit"
+            f"{path} has no annotation of an image that it lists: image_id is {first_few(orphans)}, "
+            f"the images are {first_few(pictures)}: make the ids fit"
         )
     for one in content.annotations:
         if one.image_id in pictures:  # the others are counted below
@@ -207,8 +207,8 @@ def _check_coco(content: _Coco, path: Path) -> list[str]:
     never = [names[key] for key in names.keys() - {one.category_id for one in content.annotations}]
     boxes = sum(one.outline is None for one in content.annotations)
     kinds = (
-        (len(never), f"categories that nobody annotated are no concepts here ({_few(sorted(never))})"),
-        (len(orphans), f"annotations are of images that are not listed (image_id {_few(orphans)})"),
+        (len(never), f"categories that nobody annotated are no concepts here ({first_few(sorted(never))})"),
+        (len(orphans), f"annotations are of images that are not listed (image_id {first_few(orphans)})"),
         (boxes, "annotations have a box alone: their image says nothing of their concept; draw an outline"),
     )
     return [f"{count} {text}" for count, text in kinds if count]
@@ -235,11 +235,6 @@ def _check_outline(outline: _Rle | list[_Ring] | None, picture: _CocoPicture, pa
             f"{path} has the coordinate {far:g} in {picture.file_name}, which is {picture.height} x {picture.width} "
             "(rows x columns): coordinates are pixels of that picture; correct the annotation, or remove it"
         )
-
-
-def _few(ids: Iterable[str]) -> str:
-    shown = list(dict.fromkeys(ids))
-    return ", ".join(shown[:5]) + (", ..." if len(shown) > 5 else "")
 
 
 def _meant(phrase: str) -> str:

@@ -34,7 +34,7 @@ LEAST_CORRELATION = 0.95
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """What is compared of a picture.
+    """The parts of a picture that are compared.
 
     Attributes:
         image: Path relative to the data folder.

@@ -15,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from medsam3.data.index import LabelMap, Split, concept_mask, fitted, hash_of_group, load_label_map
+from medsam3.data.index import SPLITS, LabelMap, Split, concept_mask, fitted, hash_of_group, load_label_map
 from medsam3.data.samples import Instances, Sample, Target, connected_objects, set_name
-from medsam3.errors import InputError
+from medsam3.errors import InputError, first_few
 from medsam3.io.files import RASTER_SUFFIXES
 
-_SPLITS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLITS: dict[str, Split] = {**{name: name for name in SPLITS}, "valid": "val", "validation": "val"}
 _TRAIN_SHARE, _VAL_SHARE = 0.7, 0.1
-_MOST_NAMED = 3
 _MASK_ENDING = re.compile(
     r"[ _.-](mask|seg|segmentation|label|gt|groundtruth|annotation)s?([ _-]?\d+)?$", re.IGNORECASE
 )
@@ -98,7 +97,7 @@ def samples_from_folder(source: FolderSource) -> tuple[Sample, ...]:
     lacking = [stem for stem in images if not masks[stem]]
     if lacking:
         raise InputError(
-            f"{source.masks} has no mask for {len(lacking)} of {len(images)} images ({_listed(lacking)}): a mask is "
+            f"{source.masks} has no mask for {len(lacking)} of {len(images)} images ({first_few(lacking)}): a mask is "
             "named as its picture, or with an ending such as _mask"
         )
     groups = {stem: _group(stem, source.group_pattern) for stem in images}
@@ -147,7 +146,7 @@ def _check_inverted(samples: Sequence[Sample], source: FolderSource) -> None:
         covering += bool(labels[[0, 0, -1, -1], [0, -1, 0, -1]].all())
     if shown >= _LEAST_JUDGED and covering >= _INVERTED_SHARE * shown:
         values = sorted({int(value) for value in np.unique(load_label_map(_first_mask(samples[0]))) if value})
-        named = "|".join(map(str, values[:_MOST_NAMED])) or "255"
+        named = "|".join(map(str, values[:3])) or "255"
         raise InputError(
             f"{source.masks}: {covering} of {shown} masks cover all corners of their picture, so they seem to be "
             f"inverted: if they are, give --labels '0={source.concept}' in place of --concept; if they are not, "
@@ -212,7 +211,9 @@ def _targets(image: Path, masks: tuple[Path, ...], source: FolderSource) -> tupl
     wanted = source.labels or ((source.concept, tuple(value for value in values if value)),)
     unknown = sorted({value for value in values if value} - {value for _, own in wanted for value in own})
     if unknown and 0 not in {value for _, own in wanted for value in own}:
-        raise InputError(f"{masks[0]} holds the values {_listed(unknown)}, which --labels does not name: name them all")
+        raise InputError(
+            f"{masks[0]} holds the values {first_few(unknown)}, which --labels does not name: name them all"
+        )
     return tuple(
         Target(concept, bool(set(own) & set(values)), _loader(image, masks, own, source), (*masks, f"{own}"))
         for concept, own in wanted
@@ -232,17 +233,14 @@ def _read_mask(mask: Path, image: Path, source: FolderSource) -> LabelMap:
             is_near = (labels <= _SOFT_LEVELS) | ((labels >= 255 - _SOFT_LEVELS) & (labels <= 255))
             if is_near.mean() < _SOFT_SHARE or values.max() <= _SOFT_LEVELS:
                 raise InputError(
-                    f"{mask} holds the values {_listed(values.tolist())}, --concept allows one besides 0: use --labels"
+                    f"{mask} holds the values {first_few(values.tolist())}, --concept allows one besides 0: "
+                    "use --labels"
                 )
             labels = np.where(labels > 127, 255, 0).astype(np.uint8)  # lossy or smoothed, but black and white
     try:
         return fitted(labels, image)
     except InputError as error:
         raise InputError(f"{mask}: {error}") from error
-
-
-def _listed(values: Sequence[object]) -> str:
-    return ", ".join(str(value) for value in values[:_MOST_NAMED]) + (", ..." if len(values) > _MOST_NAMED else "")
 
 
 def _loader(

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, TypeVar, cast
+from typing import Any, Literal, TypeGuard, TypeVar, cast, get_args
 
 import numpy as np
 import PIL.Image
@@ -26,6 +26,7 @@ from medsam3.geometry import BoolArray
 from medsam3.io.raster import open_picture
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
 Labels = TypeVar("Labels", bound=NDArray[Any])
 
@@ -164,7 +165,7 @@ def in_fold(rows: Iterable[IndexRow], fold: Fold) -> tuple[IndexRow, ...]:
 def _validating(
     groups: Sequence[tuple[str, str]], images: Mapping[tuple[str, str], set[Path]]
 ) -> dict[tuple[str, str], Split]:
-    """Of groups in order, those that hold every eighth image."""
+    """Choose the groups, in order, that hold every eighth image."""
     chosen: dict[tuple[str, str], Split] = {}
     passed = FOLD_VAL_SHARE // 2
     for group in groups:
@@ -242,7 +243,7 @@ def fitted(labels: Labels, picture: Path) -> Labels:
 
 
 def concept_mask(labels: LabelMap, label_values: tuple[int, ...]) -> BoolArray:
-    """Where the label map (H, W) has one of the concept's values, (H, W) bool."""
+    """Mark the pixels of a label map (H, W) that have one of the concept's values, (H, W) bool."""
     mask: BoolArray = np.isin(labels, label_values)
     return mask
 
@@ -284,7 +285,7 @@ def _row(fields: Mapping[str, str | None], folder: Path) -> IndexRow:
 
 
 def _is_split(text: str) -> TypeGuard[Split]:
-    return text in ("train", "val", "test")
+    return text in SPLITS
 
 
 def _inside(folder: Path, relative: str) -> Path:

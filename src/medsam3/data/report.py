@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from medsam3 import concepts
 from medsam3.data.duplicates import SIDE as THUMBNAIL_SIDE
 from medsam3.data.duplicates import Thumbnail, near_duplicates, thumbnail
+from medsam3.data.index import SPLITS
 from medsam3.data.samples import Sample, Target, contents_digest
 from medsam3.errors import InputError
 from medsam3.models.mini.letterbox import SIDE, letterbox_labels
 
 TINY_PIXELS = 14
 """Fewer pixels than these at 256 x 256 are no object of their own for the trainer (a share of .0002)."""
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What was found.
+    """The findings.
 
     Attributes:
         digest: Of names, groups, and the contents of the samples.
@@ -94,7 +94,7 @@ class DataReport:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What reading one sample told; `areas` are pixels at 256 x 256 by target, None where the mask does not fit."""
+    """Facts about one sample; `areas` are pixels at 256 x 256 by target, None where the mask does not fit."""
 
     sample: Sample
     size: tuple[int, int]

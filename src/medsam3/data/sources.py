@@ -1,4 +1,4 @@
-"""Where training data comes from, in one value: folders with an index.csv, COCO JSON and plain folders, all together.
+"""The sources of training data as one value: folders with an index.csv, COCO JSON and plain folders, all together.
 
 It also says which data sets are left out and how often the others are drawn. It knows no model and no arguments.
 """

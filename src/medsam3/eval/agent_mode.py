@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
@@ -16,19 +15,19 @@ from medsam3.agent.frames import QueriedImage
 from medsam3.agent.loop import RunOptions, run_on
 from medsam3.agent.offline import OfflinePolicy
 from medsam3.agent.values import Budget, Policy
-from medsam3.data.index import IndexRow, read_index
+from medsam3.data.index import IndexRow
 from medsam3.errors import InputError
-from medsam3.eval.cases import EvalConfig, Truth, load_truth, select
+from medsam3.eval.cases import Truth
 from medsam3.eval.oracle import OraclePolicy
 from medsam3.eval.provenance import provenance
-from medsam3.eval.run import Progress
+from medsam3.eval.run import EvalJob, Progress, Truths, run_journal
 from medsam3.eval.tables import Table
 from medsam3.geometry import BoolArray
 from medsam3.io import read
 from medsam3.measure.intervals import Estimate, paired_interval
 from medsam3.measure.outline import dice
 from medsam3.models.registry import load
-from medsam3.store import Journal, without_nan, write_json
+from medsam3.store import without_nan, write_json
 
 ALL = "all"
 
@@ -66,7 +65,22 @@ class AgentCase:
     usd: float | None
 
 
-def evaluate_agent(args: Any, config: EvalConfig, progress: Progress) -> tuple[list[Table], list[str]]:
+@dataclass(frozen=True)
+class AgentChoice:
+    """Which agent is measured.
+
+    Attributes:
+        policy: Its name: `offline`, `oracle`, or an LLM's.
+        rounds: At most so many.
+        sent_to: The provider that pictures may go to; None sends none.
+    """
+
+    policy: str
+    rounds: int
+    sent_to: str | None
+
+
+def evaluate_agent(job: EvalJob, agent: AgentChoice, progress: Progress) -> tuple[list[Table], list[str]]:
     """Measure what is not yet in the journal, and write `agent.json`.
 
     Returns:
@@ -75,29 +89,25 @@ def evaluate_agent(args: Any, config: EvalConfig, progress: Progress) -> tuple[l
     Raises:
         InputError: An unknown policy or data set, or a journal of another run.
     """
-    budget = Budget(args.rounds)
-    policy_for = _policies(args.agent, args.send_images)
-    chosen = select(read_index(args.data), config)
-    about = provenance(args.model, args.weights, args.data, chosen.rows, f"medsam3 eval --agent {args.agent}")
+    budget = Budget(agent.rounds)
+    policy_for = _policies(agent.policy, agent.sent_to)
+    about = provenance(job.model, job.weights, job.folder, job.chosen.rows, f"medsam3 eval --agent {agent.policy}")
     header = {
-        "agent": args.agent,
-        "rounds": args.rounds,
+        "agent": agent.policy,
+        "rounds": agent.rounds,
         "model": about.model,
         "weights": about.weights_sha256,
         "data": about.data_sha256,
-        "split": config.split,
+        "split": job.config.split,
     }
-    segmenter = load(args.model, weights=args.weights, flips=args.flips)
-    path = args.out / "agent-cases.jsonl"
-    if path.exists() and not args.resume:
-        raise InputError(f"{path} holds an earlier run: go on with it by --resume, or give another --out")
+    segmenter = load(job.model, weights=job.weights, flips=job.flips)
     failures: list[str] = []
-    images = [(image, list(own)) for image, own in groupby(chosen.rows, key=lambda row: row.image)]
-    with Journal(path, header, other="refuse") as journal:
+    images = [(image, list(own)) for image, own in groupby(job.chosen.rows, key=lambda row: row.image)]
+    with run_journal(job, "agent-cases.jsonl", header) as journal:
         done = {(case["image"], case["concept"]) for case in journal.records}
         for count, (image, rows) in enumerate(images):
             progress(count, len(images), rows[0].dataset)
-            name = image.relative_to(args.data).as_posix()
+            name = image.relative_to(job.folder).as_posix()
             open_rows = [row for row in rows if (name, row.concept) not in done]
             if not open_rows:
                 continue
@@ -108,11 +118,16 @@ def evaluate_agent(args: Any, config: EvalConfig, progress: Progress) -> tuple[l
             except InputError as error:
                 failures.append(f"{name}: {error}")
         cases = [AgentCase(**case) for case in journal.records]
-    rows_of_table = difference_rows(cases, seed=config.seed)
-    entry: dict[str, Any] = {"about": asdict(about), "run": header, "failures": failures}
-    entry |= {"rows": [asdict(row) for row in rows_of_table], "cases": [asdict(case) for case in cases]}
-    write_json(args.out / "agent.json", without_nan(entry))
-    return [_table(rows_of_table, f"{args.agent} agent, {args.rounds} rounds")], failures
+    rows_of_table = difference_rows(cases, seed=job.config.seed)
+    entry = {
+        "about": asdict(about),
+        "run": header,
+        "failures": failures,
+        "rows": [asdict(row) for row in rows_of_table],
+        "cases": [asdict(case) for case in cases],
+    }
+    write_json(job.out / "agent.json", without_nan(entry))
+    return [_table(rows_of_table, f"{agent.policy} agent, {agent.rounds} rounds")], failures
 
 
 PolicyFor = Callable[[Truth], Policy]
@@ -134,11 +149,7 @@ def _judge(mask: BoolArray) -> Callable[[BoolArray], float]:
 
 
 def _case(queried: QueriedImage, row: IndexRow, name: str, policy_for: PolicyFor, budget: Budget) -> AgentCase:
-    truth = load_truth(row)
-    if truth.mask.shape != queried.image.shape[1:]:
-        raise InputError(
-            f"{row.mask.name} is {truth.mask.shape}, the image is {queried.image.shape[1:]} (rows, columns)"
-        )
+    truth = Truths(queried.image, [row]).of(row)
     before = queried.encodings
     result = run_on(queried, row.concept, policy_for(truth), RunOptions(budget))
     plain = queried.ask(0, row.concept)

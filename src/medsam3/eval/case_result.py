@@ -85,7 +85,7 @@ class CaseResult:
 
     @property
     def key(self) -> CaseKey:
-        """What tells this case from all others."""
+        """The parts that tell this case from all others."""
         return self.dataset, self.image, self.concept, self.mode, self.phrase, self.jitter_percent
 
     @property

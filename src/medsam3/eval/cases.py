@@ -33,7 +33,6 @@ MODES: tuple[EvalMode, ...] = ("T", "TB", "I", "TI")
 ORACLE_MODES: tuple[EvalMode, ...] = ("I", "TI")
 VOLUME_MODES: tuple[EvalMode, ...] = ("T",)
 """A box belongs to one slice of a volume."""
-VOLUME_WAYS: tuple[VolumeWay, ...] = ("slices", "follow", "vote")
 LEAST_PART = 0.01
 """Parts below this share of the concept's pixels get no oracle box: nobody would draw one around a speck."""
 MAX_JITTER_PERCENT = 40.0
@@ -41,7 +40,7 @@ MAX_JITTER_PERCENT = 40.0
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What to measure.
+    """The settings of an evaluation.
 
     Attributes:
         split: Rows of this split; `all` takes every split.
@@ -106,7 +105,7 @@ class EvalQuestion:
 
 @dataclass(frozen=True)
 class Truth:
-    """What is annotated of one concept in one image.
+    """The annotation of one concept in one image.
 
     Attributes:
         mask: (H, W) bool, (N, H, W) of a volume.
@@ -162,7 +161,7 @@ def select(rows: Iterable[IndexRow], config: EvalConfig, *, with_volumes: bool =
 
 
 def questions(row: IndexRow, config: EvalConfig) -> list[EvalQuestion]:
-    """What is asked about a row: on absent concepts text alone, as no box can be drawn around what is not there."""
+    """List the questions about a row: on absent concepts text alone, as no box can be drawn around nothing."""
     modes = [mode for mode in config.modes if mode in VOLUME_MODES or not row.is_volume]
     asked: list[EvalQuestion] = [EvalQuestion(mode, row.concept) for mode in modes if mode not in ORACLE_MODES]
     if not row.is_present:

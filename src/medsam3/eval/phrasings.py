@@ -75,7 +75,7 @@ def panel(concept: str) -> tuple[Phrase, ...]:
 
 @cache
 def held_out_phrases() -> Mapping[str, Mapping[PhraseKind, str]]:
-    """By concept's name and kind."""
+    """Read the held-out phrases, by the concept's name and kind."""
     text = resources.files("medsam3.eval").joinpath("held_out_phrases.json").read_text(encoding="utf-8")
     return cast("Mapping[str, Mapping[PhraseKind, str]]", json.loads(text))
 

@@ -132,7 +132,7 @@ def _check_cases(runs: Sequence[Results]) -> None:
 
 
 def _about(runs: Sequence[Results], command: str) -> Provenance:
-    """What all have in common; what each has of its own is in `Extras.pooled`."""
+    """Describe what all have in common; what each has of its own is in `Extras.pooled`."""
     weights = {run.about.weights_sha256 for run in runs}
     commits = {run.about.commit for run in runs}
     data = sorted({run.about.data_sha256 for run in runs})
@@ -166,7 +166,7 @@ def _part(run: Results) -> PooledRun:
 
 
 def _notes(runs: Sequence[Results]) -> list[str]:
-    """What the runs say of themselves: once where all say it, else with the run's name."""
+    """Join what the runs say of themselves: once if all say it, else with the run's name."""
     said: dict[str, list[Results]] = defaultdict(list)
     for run in runs:
         for note in run.extras.notes:

@@ -23,7 +23,7 @@ _HERE = Path(medsam3.__file__).parent
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where results come from.
+    """The origin of results.
 
     Attributes:
         model: Name of the model.

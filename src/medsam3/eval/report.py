@@ -13,12 +13,12 @@ from medsam3.eval.plots import box_plots_svg, calibration_svg
 from medsam3.eval.results import Results, write_results
 from medsam3.eval.tables import MODE_NAMES, Table, markdown, number, one_line, result_tables, rows_csv
 from medsam3.page import render
-from medsam3.store import replacing
+from medsam3.store import write_text
 
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """Where the pictures of cases come from.
+    """The folders that the pictures of cases come from.
 
     Attributes:
         folder: The data folder.
@@ -57,8 +57,7 @@ def write_report(results: Results, out: Path, files: CaseFiles | None) -> list[P
     }
     write_results(results, out / "results.json")
     for name, text in texts.items():
-        with replacing(out / name, Path(name).suffix) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(out / name, text)
     return [out / "results.json", *(out / name for name in texts)]
 
 
@@ -127,7 +126,7 @@ def _split(results: Results) -> str:
 
 
 def facts(results: Results) -> list[tuple[str, str]]:
-    """What the numbers were made with, as pairs of name and value."""
+    """List what the numbers were made with, as pairs of name and value."""
     about, config = results.about, results.config
     found = [
         ("model", about.model),

@@ -55,7 +55,7 @@ class PooledRun:
 
 @dataclass(frozen=True)
 class Extras:
-    """What a report tells beside the run's own numbers.
+    """Parts of a report beside the run's own numbers.
 
     Attributes:
         notes: Lines on how the run was made, such as how a comparator was trained.
@@ -72,7 +72,7 @@ class Extras:
 
 @dataclass(frozen=True)
 class Results:
-    """What one evaluation found.
+    """The findings of one evaluation.
 
     Attributes:
         about: What it was made with.

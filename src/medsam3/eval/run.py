@@ -64,7 +64,7 @@ _WAYS: dict[VolumeWay, str] = {
 
 @dataclass(frozen=True)
 class EvalJob:
-    """What is to be evaluated.
+    """An evaluation that is to be run.
 
     Attributes:
         folder: The data folder.
@@ -95,7 +95,7 @@ class EvalJob:
 
 @dataclass(frozen=True)
 class Answered:
-    """What a model or a comparator answered: every case, what could not be asked, how it was made, by which weights."""
+    """Answers of a model or a comparator: every case, what could not be asked, how it was made, by which weights."""
 
     cases: tuple[CaseResult, ...]
     failures: tuple[Unanswered, ...]
@@ -178,9 +178,6 @@ def open_journal(job: EvalJob, about: Provenance, settings: Mapping[str, Any] | 
     Raises:
         InputError: It holds an earlier run that is not resumed, or one of other settings, weights or data.
     """
-    path = job.out / "cases.jsonl"
-    if path.exists() and not job.is_resumed:
-        raise InputError(f"{path} holds an earlier run: go on with it by --resume, or give another --out")
     heading = {
         "model": about.model,
         "weights": about.weights_sha256,
@@ -188,6 +185,18 @@ def open_journal(job: EvalJob, about: Provenance, settings: Mapping[str, Any] | 
         "config": asdict(job.config),
         "settings": settings or {},
     }
+    return run_journal(job, "cases.jsonl", heading)
+
+
+def run_journal(job: EvalJob, name: str, heading: Mapping[str, Any]) -> Journal:
+    """Open a journal in the run's folder.
+
+    Raises:
+        InputError: It holds an earlier run that is not resumed, or one of another heading.
+    """
+    path = job.out / name
+    if path.exists() and not job.is_resumed:
+        raise InputError(f"{path} holds an earlier run: go on with it by --resume, or give another --out")
     return Journal(path, heading, other="refuse")
 
 
@@ -393,7 +402,9 @@ def _about_volumes(job: EvalJob) -> tuple[str, ...]:
 
 
 def _duplicates(job: EvalJob, progress: Progress) -> list[NearDuplicate]:
-    """Find near-copies, across splits, of pictures of the evaluated data sets that can be read."""
+    """Find near-copies, across splits, of pictures of the evaluated data sets that can be read; none of a sample."""
+    if job.config.limit is not None:  # it would take all pictures to tell of a few
+        return []
     names = {row.dataset for row in job.chosen.rows}
     rows = [row for row in job.rows if row.dataset in names]
     pictures = thumbnails(
@@ -408,6 +419,8 @@ def _warnings(job: EvalJob, duplicates: Sequence[NearDuplicate]) -> list[str]:
         found.append(
             f"fold {job.config.fold}: this is a fair test only of weights that were trained without this fold's groups"
         )
+    if job.config.limit is not None and any(not row.is_volume for row in job.chosen.rows):
+        found.append("with --limit, near-duplicates in other splits are not looked for; medsam3 eval --duplicates does")
     asked = {row.image.relative_to(job.folder).as_posix() for row in job.chosen.rows}
     near = sum(pair.first in asked or pair.second in asked for pair in duplicates)
     if near:

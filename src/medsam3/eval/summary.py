@@ -9,13 +9,12 @@ from typing import Literal
 import numpy as np
 
 from medsam3.eval.case_result import CaseResult
-from medsam3.eval.cases import EvalMode, Phrasing
+from medsam3.eval.cases import MODES, EvalMode, Phrasing
 from medsam3.measure.intervals import Estimate, mean_interval, paired_interval, statistic_interval
 from medsam3.measure.objects import cgf1, positive_micro_f1
 from medsam3.measure.presence import CalibrationCurve, auroc, calibration, verdicts
 
 ALL = "all"
-_MODE_ORDER: dict[EvalMode, int] = {"T": 0, "TB": 1, "I": 2, "TI": 3}
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ class ConfusionRow:
 
 @dataclass(frozen=True)
 class SynonymRow:
-    """What another phrasing of a concept costs, over the same images.
+    """The cost of another phrasing of a concept, over the same images.
 
     Attributes:
         concept: Name of the concept; `all` for the mean over concepts' phrasings.
@@ -200,8 +199,8 @@ def _scopes(cases: Sequence[CaseResult]) -> Iterator[tuple[Scope, list[CaseResul
 def _overlap_rows(cases: Sequence[CaseResult], seed: int) -> Iterator[OverlapRow]:
     positives = [case for case in cases if case.is_present]
     for scope, own in _scopes(positives):
-        asked = sorted({(_MODE_ORDER[case.mode], case.mode, case.jitter_percent) for case in own})
-        for _, mode, jitter in asked:
+        asked = {(case.mode, case.jitter_percent) for case in own}
+        for mode, jitter in sorted(asked, key=lambda pair: (MODES.index(pair[0]), pair[1])):
             chosen = [case for case in own if (case.mode, case.jitter_percent) == (mode, jitter)]
             yield _overlap_row(scope, chosen, seed)
 

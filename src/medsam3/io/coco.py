@@ -22,7 +22,7 @@ from medsam3.geometry import BoolArray, box_of_mask, coco_xywh_from_xyxy
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.contours import outlines
 from medsam3.io.labels import check_masks
-from medsam3.store import replacing
+from medsam3.store import write_json
 
 _log = logging.getLogger(__name__)
 
@@ -118,8 +118,7 @@ def _write(
         "annotations": annotations,
         "categories": categories,
     }
-    with replacing(path, ".json") as temporary:
-        temporary.write_text(json.dumps(document) + "\n", encoding="utf-8")
+    write_json(path, document, indent=None)
 
 
 def _images(image: Image) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, check_frame
 from medsam3.image import Image, Kind, LazyFrames, Pixels
 from medsam3.io.dicom_geometry import (
     Placed,
@@ -72,8 +72,8 @@ def open_dicom(path: Path, *, frame: int | None = None) -> Image:
 
 def _image(dataset: Any, path: Path, frame: int | None) -> Image:
     count = frame_count(dataset)
-    if frame is not None and not 0 <= frame < count:
-        raise InputError(f"frame {frame} was asked for, allowed is 0 to {count - 1}")
+    if frame is not None:
+        check_frame(frame, count)
     corners = None
     if frame is None and count > 1 and dataset.get("TotalPixelMatrixRows") and dataset.get("TotalPixelMatrixColumns"):
         _slide_size(dataset)  # before as many places are counted
@@ -242,7 +242,7 @@ def _frame_place(dataset: Any, count: int, frame: int) -> Placed | None:
 
 
 def _kind(dataset: Any, count: int) -> tuple[Kind, float | None]:
-    """What frames without position are, and the frames a second of a video."""
+    """Tell what frames without position are, and the frames a second of a video."""
     if count == 1:
         return "picture", None
     rate = dataset.get("RecommendedDisplayFrameRate") or dataset.get("CineRate")

@@ -1,4 +1,4 @@
-"""Where DICOM slices lie: orientation, position and order, checked, as one affine.
+"""The place of DICOM slices: orientation, position and order, checked, as one affine.
 
 Works on plain numbers and on data sets that were read elsewhere; reads no files. Source: DICOM PS3.3 C.7.6.2.1.1.
 """
@@ -80,7 +80,7 @@ def axes_of(orientation: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]
 
 
 def plane_of(dataset: Any) -> Plane | None:
-    """Where a single-frame data set says its picture lies; None where it does not say."""
+    """Read where a single-frame data set says that its picture lies; None if it does not say."""
     detectors = dataset.get("DetectorInformationSequence") or [{}]  # nuclear medicine tells it there
     position, orientation = (
         dataset.get(name) or detectors[0].get(name) for name in ("ImagePositionPatient", "ImageOrientationPatient")

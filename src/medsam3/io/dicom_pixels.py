@@ -139,7 +139,7 @@ SHARED_MODALITIES = frozenset({"CT", "MR", "PT", "NM"})
 """Kinds of image that come as often in other containers, which have no window: theirs in DICOM is left aside."""
 
 
-class Shown(NamedTuple):
+class Rendering(NamedTuple):
     """How a file's frames are to be shown, in the units that `decode` gives."""
 
     channels: int
@@ -147,15 +147,15 @@ class Shown(NamedTuple):
     padding: tuple[float, float] | None = None
 
 
-def shown_by(dataset: Any) -> Shown:
+def shown_by(dataset: Any) -> Rendering:
     """Read from a header how a file's frames are to be shown."""
     photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
     if photometric == "PALETTE COLOR" or int(dataset.get("SamplesPerPixel", 1)) == 3:
-        return Shown(3)
+        return Rendering(3)
     window = None if dataset.get("Modality") in SHARED_MODALITIES else stored_window(dataset)
     padding = stored_padding(dataset)
     if dataset.get("ModalityLUTSequence"):  # of values, which only a frame tells
-        return Shown(1, None if photometric == "MONOCHROME1" else window)
+        return Rendering(1, None if photometric == "MONOCHROME1" else window)
     if photometric == "MONOCHROME1":
         low, high = _ends_in_units(dataset)
         window = window and Window(low + high - window.high, low + high - window.low)
@@ -165,7 +165,7 @@ def shown_by(dataset: Any) -> Shown:
         ends = np.array(padding).reshape(1, 1, 2, 1)
         scaled = _in_units(ends.astype(np.int64), dataset).reshape(-1).tolist()
         padding = (float(min(scaled)), float(max(scaled)))
-    return Shown(1, window, padding)
+    return Rendering(1, window, padding)
 
 
 def _stored_pixels(dataset: Any, path: Path) -> Pixels:
@@ -178,7 +178,7 @@ def _stored_pixels(dataset: Any, path: Path) -> Pixels:
 
 
 def _stored_frame(dataset: Any, path: Path, index: int) -> Pixels:
-    """As `_stored_pixels`, of one frame, and without reading the others where the file has its usual header."""
+    """Read one frame as `_stored_pixels` does, without the others if the file has its usual header."""
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax == _JPEG_EXTENDED and int(dataset.BitsStored) > 8:
         frame: Pixels = _twelve_bit_jpeg(dataset, path)[index]

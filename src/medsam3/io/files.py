@@ -1,4 +1,4 @@
-"""What every reader needs of the file system: telling formats apart, limits of size, and unpacking within them.
+"""The file system for readers: telling formats apart, limits of size, and unpacking within them.
 
 Knows nothing of pixels beyond their number and whether they are finite.
 """

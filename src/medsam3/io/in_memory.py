@@ -14,11 +14,10 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from medsam3.errors import InputError, require
-from medsam3.geometry import Affine, affine_from_directions, check_affine, lps_from_nifti
-from medsam3.geometry import spacing_mm as spacing_of
+from medsam3.geometry import affine_from_directions, check_affine, lps_from_nifti
 from medsam3.image import Image, Kind, Masks, Pixels
 
 _KNOWN = "an Image, a path, a NumPy array, a PIL picture, a torch tensor, or an image of pydicom, nibabel or SimpleITK"
@@ -162,19 +161,18 @@ def _from_nibabel(file: Any) -> Image:
 
 
 def _from_sitk(file: Any) -> Image:
-    sitk = require("SimpleITK", extra="all")
+    from medsam3.io.itk import affine_of, values_of  # noqa: PLC0415
+
     dimensions, channels = file.GetDimension(), file.GetNumberOfComponentsPerPixel()
     if dimensions not in (2, 3) or channels not in (1, 3):
         raise InputError(
             f"the SimpleITK image has {dimensions} axes and {channels} channels, allowed are 2 or 3, 1 or 3"
         )
-    stored = sitk.GetArrayFromImage(file)
+    stored = values_of(file)
     stack = stored.reshape(*(stored.shape[:dimensions] if dimensions == 3 else (1, *stored.shape[:2])), channels)
     if dimensions == 2:
         return _placed(stack, "picture", file.GetSpacing()[::-1], None)
-    directions = np.array(file.GetDirection()).reshape(3, 3) * np.array(file.GetSpacing())
-    affine = affine_from_directions(file.GetOrigin(), directions[:, 2], directions[:, 1], directions[:, 0])
-    return Image(stack, "picture" if len(stack) == 1 else "volume", affine)
+    return Image(stack, "picture" if len(stack) == 1 else "volume", affine_of(file))
 
 
 _READERS: Mapping[str, Callable[[Any], Image]] = MappingProxyType(
@@ -196,26 +194,10 @@ def to_nibabel(masks: Masks) -> Any:
 
 
 def to_sitk(masks: Masks) -> Any:
-    """A label map as a SimpleITK image: object k is k + 1, with the image's origin, spacing and directions.
+    """A label map as a SimpleITK image: object k is k + 1, with the image's origin, spacing and directions."""
+    from medsam3.io.itk import label_image  # noqa: PLC0415
 
-    Raises:
-        InputError: The image's axes are not at right angles, which SimpleITK cannot hold.
-    """
-    from medsam3.io.labels import combined_labels, label_place  # noqa: PLC0415
-
-    sitk = require("SimpleITK", extra="all")
-    image = _place_of(masks)
-    labels: NDArray[Any] = combined_labels([masks], image.shape)[0]
-    affine: Affine = label_place(image).affine
-    sizes = spacing_of(affine)
-    directions = (affine[:3, :3] / sizes)[:, ::-1]  # x, y, z are column, row, slice
-    if not np.allclose(directions.T @ directions, np.eye(3), atol=1e-4):
-        raise InputError("the image's axes are not at right angles, which SimpleITK cannot hold: use to_nibabel()")
-    file = sitk.GetImageFromArray(labels)
-    file.SetSpacing([float(size) for size in sizes[::-1]])
-    file.SetOrigin(affine[:3, 3].tolist())
-    file.SetDirection(directions.reshape(-1).tolist())
-    return file
+    return label_image([masks], _place_of(masks))[0]
 
 
 def _place_of(masks: Masks) -> Image:

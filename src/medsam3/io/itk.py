@@ -21,8 +21,8 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813  as its own documentation has it
 from numpy.typing import NDArray
 
-from medsam3.errors import InputError
-from medsam3.geometry import Affine, affine_from_directions
+from medsam3.errors import InputError, check_frame
+from medsam3.geometry import Affine, affine_from_directions, spacing_mm
 from medsam3.image import Frames, Image, LazyFrames, Masks, Pixels
 from medsam3.io.files import check_finite, check_size, on_disk, utf8_path
 from medsam3.io.labels import Legend, combined_labels, label_place
@@ -145,7 +145,7 @@ def open_itk(path: Path, kind: str, *, frame: int | None = None) -> Image:
     image = Image(
         lazy,
         kind="picture" if frames == 1 else "volume",
-        affine=_affine(reader) if any(name in fields for name in _KINDS[kind].place) else None,
+        affine=affine_of(reader) if any(name in fields for name in _KINDS[kind].place) else None,
         source=(path,),
         metadata=metadata,
     )
@@ -160,13 +160,7 @@ def write_itk(masks: Sequence[Masks], image: Image, path: Path) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    labels, legend = combined_labels(masks, image.shape)
-    affine = label_place(image).affine
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    made = sitk.GetImageFromArray(labels)
-    made.SetOrigin(affine[:3, 3].tolist())
-    made.SetSpacing(sizes[::-1].tolist())
-    made.SetDirection((affine[:3, :3] / sizes)[:, ::-1].reshape(-1).tolist())
+    made, legend = label_image(masks, image)
     made.SetMetaData(LEGEND_KEY, json.dumps(legend))
     suffix = ".mha" if path.suffix.lower() == ".mha" else ".nrrd"
     with replacing(path, suffix) as temporary, utf8_path(temporary) as name:
@@ -176,8 +170,20 @@ def write_itk(masks: Sequence[Masks], image: Image, path: Path) -> None:
             raise OSError(0, "no space, or no right to write") from error
 
 
+def label_image(masks: Sequence[Masks], image: Image) -> tuple[sitk.Image, Legend]:
+    """Make the label map of masks in the image's own place, and say what its numbers mean."""
+    labels, legend = combined_labels(masks, image.shape)
+    affine = label_place(image).affine
+    sizes = spacing_mm(affine)
+    made = sitk.GetImageFromArray(labels)
+    made.SetOrigin(affine[:3, 3].tolist())
+    made.SetSpacing(sizes[::-1].tolist())
+    made.SetDirection((affine[:3, :3] / sizes)[:, ::-1].reshape(-1).tolist())
+    return made, legend
+
+
 def itk_legend(path: Path, kind: str) -> Legend:
-    """What the numbers of a label map mean, by the legend of `write_itk` or by 3D Slicer's; empty without one."""
+    """Read what the numbers of a label map mean, by the legend of `write_itk` or by 3D Slicer's; empty without one."""
     reader = _opened(path, kind)
     if reader.HasMetaDataKey(LEGEND_KEY):
         entries: Legend = json.loads(reader.GetMetaData(LEGEND_KEY))
@@ -253,9 +259,7 @@ def _choose(reader: sitk.ImageFileReader, frame: int | None) -> _Chosen:
     count, what, is_colour = _several(reader)
     if frame is None and count > 1:
         raise InputError(f"the file has {count} {what}: choose one with frame=, from 0 to {count - 1}")
-    if frame is not None and count > 1 and not 0 <= frame < count:
-        raise InputError(f"frame {frame} was asked for, allowed is 0 to {count - 1}")
-    asked = 0 if frame is None or count == 1 else frame
+    asked = 0 if frame is None or count == 1 else check_frame(frame, count)
     if is_colour or what == "time points":
         return _Chosen(asked, (0, 1, 2) if is_colour else (0,))
     return _Chosen(0, (asked,))
@@ -290,10 +294,9 @@ def _executed(reader: sitk.ImageFileReader, path: Path, kind: str) -> NDArray[An
     with utf8_path(path) as name:
         reader.SetFileName(name)
         try:
-            values: NDArray[Any] = sitk.GetArrayFromImage(reader.Execute())
+            return values_of(reader.Execute())
         except (RuntimeError, MemoryError) as error:
             raise InputError(f"the {_KINDS[kind].name} voxels {_DAMAGED} ({_reason(error)})") from error
-    return values
 
 
 def _dtype(reader: sitk.ImageFileReader) -> np.dtype[Any]:
@@ -383,11 +386,17 @@ def _is_true(text: str) -> bool:
     return text.lower() in ("true", "1", "t")
 
 
-def _affine(reader: sitk.ImageFileReader) -> Affine:
+def values_of(image: sitk.Image) -> NDArray[Any]:
+    """Copy an image's values, slowest axis first, several of a voxel last."""
+    values: NDArray[Any] = sitk.GetArrayFromImage(image)
+    return values
+
+
+def affine_of(placed: sitk.ImageFileReader | sitk.Image) -> Affine:
     """Index (n, row, col) to LPS mm, a flat picture at z = 0."""
-    size = len(reader.GetSize())
-    directions = np.array(reader.GetDirection()).reshape(size, size) * np.array(reader.GetSpacing())
+    size = len(placed.GetSize())
+    directions = np.array(placed.GetDirection()).reshape(size, size) * np.array(placed.GetSpacing())
     steps, origin = np.eye(3), np.zeros(3)
     kept = min(size, 3)
-    steps[:kept, :kept], origin[:kept] = directions[:kept, :kept], reader.GetOrigin()[:kept]
+    steps[:kept, :kept], origin[:kept] = directions[:kept, :kept], placed.GetOrigin()[:kept]
     return affine_from_directions(origin, steps[:, 2], steps[:, 1], steps[:, 0])

@@ -1,4 +1,4 @@
-"""What is measured of masks: volume in mL, longest diameter in mm, range of slices. Out as CSV and as JSON.
+"""Measures of masks: volume in mL, longest diameter in mm, range of slices. Out as CSV and as JSON.
 
 A diameter is the longest straight line within one slice between outer pixel corners of the object (as RECIST 1.1
 measures, in the plane of the slices), so that one pixel of 1 x 1 mm has a diameter of 1.41 mm. Without a spacing the
@@ -17,7 +17,7 @@ from scipy.spatial import ConvexHull, distance
 from medsam3.geometry import BoolArray, FloatArray
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.labels import check_masks
-from medsam3.store import csv_text, replacing, write_json
+from medsam3.store import csv_text, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ def write_measures_csv(masks: Sequence[Masks], image: Image, path: Path) -> None
     """
     names = [field.name for field in fields(Measures)]
     text = csv_text(names, [list(asdict(row).values()) for row in measure(masks, image)])
-    with replacing(path, ".csv") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def write_measures_json(masks: Sequence[Masks], image: Image, path: Path) -> None:

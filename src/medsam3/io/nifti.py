@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam3.errors import InputError, require
+from medsam3.errors import InputError, check_frame, require
 from medsam3.geometry import Affine, check_affine, lps_from_nifti, nifti_from_lps
 from medsam3.image import Image, Kind, LazyFrames, Masks, Pixels
 from medsam3.io.files import GZIP_MAGIC, check_bytes, check_finite, check_size, first_line, unpacked
@@ -97,7 +97,7 @@ def open_nifti(path: Path, *, frame: int | None = None) -> Image:
 
 
 def nifti_legend(path: Path) -> Legend:
-    """What the numbers of a label map mean, by the legend that `write_nifti` left; empty in files of others."""
+    """Read what the numbers of a label map mean, by the legend that `write_nifti` left; empty in files of others."""
     with _one_line():
         for extension in _opened(path).header.extensions:
             text = extension.get_content()
@@ -225,8 +225,8 @@ def spatial_shape(shape: tuple[int, ...], frame: int | None) -> tuple[int, int, 
     times = shape[3] if len(shape) > 3 else 1
     if frame is None and times > 1:
         raise InputError(f"the NIfTI file has {times} time points: choose one with frame=, from 0 to {times - 1}")
-    if frame is not None and not 0 <= frame < times:
-        raise InputError(f"frame {frame} was asked for, allowed is 0 to {times - 1}")
+    if frame is not None:
+        check_frame(frame, times)
     return shape[0], shape[1], shape[2] if len(shape) > 2 else 1
 
 

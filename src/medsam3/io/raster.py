@@ -23,7 +23,7 @@ import PIL.ImageOps
 import PIL.PngImagePlugin
 import PIL.TiffImagePlugin
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, check_frame
 from medsam3.image import Image, LazyFrames, Masks, Pixels
 from medsam3.io.files import MAX_PICTURE_PIXELS, RASTER_SUFFIXES, check_size, first_line
 from medsam3.io.labels import Legend, combined_labels
@@ -92,7 +92,7 @@ def open_picture(path: Path, *, also: Sequence[str] = ()) -> Iterator[PIL.Image.
 
 
 def _kind_of_tiff(path: Path) -> str:
-    """What samples a TIFF holds, for messages; empty if it is none, or damaged."""
+    """Tell which samples a TIFF holds, for messages; empty if it is none, or damaged."""
     try:
         with path.open("rb") as stream:
             head = stream.read(8)
@@ -152,7 +152,7 @@ def write_label_png(masks: Sequence[Masks], image: Image, path: Path) -> None:
 
 
 def raster_legend(path: Path) -> Legend:
-    """What the numbers of a label map mean, by the legend of `write_label_png`; empty in pictures of others."""
+    """Read what the numbers of a label map mean, by the legend of `write_label_png`; empty in pictures of others."""
     with open_picture(path) as picture:
         legend: Legend = json.loads(picture.info.get(LEGEND_KEY, "[]"))
     return legend
@@ -175,9 +175,7 @@ def _image(picture: PIL.Image.Image, path: Path, frame: int | None) -> Image:
     file_format = picture.format or ""
     # Only TIFF pages are a stack: a JPEG's or PNG's further frames are previews or animations.
     pages = getattr(picture, "n_frames", 1) if file_format == "TIFF" else 1
-    if frame is not None and not 0 <= frame < pages:
-        raise InputError(f"frame {frame} was asked for, allowed is 0 to {pages - 1}")
-    wanted = range(pages) if frame is None else [frame]
+    wanted = range(pages) if frame is None else [check_frame(frame, pages)]
     first: tuple[Any, ...] = ()
     for page in wanted:
         if pages > 1:
@@ -235,7 +233,7 @@ def _over_black(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _native(pixels: Pixels) -> Pixels:
-    """In this machine's byte order; 16-bit grey that Pillow opened as 32-bit integers gets its depth back."""
+    """Put samples into this machine's byte order; 16-bit grey opened as 32-bit integers gets its depth back."""
     if pixels.dtype.kind == "u":
         return pixels.astype(np.uint16)
     if pixels.dtype == np.int32 and pixels.min() >= 0 and pixels.max() <= np.iinfo(np.uint16).max:

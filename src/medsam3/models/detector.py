@@ -96,7 +96,7 @@ class ExemplarBoxes:
         return ExemplarBoxes(self.cxcywh.to(device), self.is_positive.to(device), self.is_used.to(device))
 
     def mirrored(self) -> ExemplarBoxes:
-        """The same boxes of the picture with left and right exchanged."""
+        """Mirror the boxes with the picture: left and right exchanged."""
         centres = torch.cat((1 - self.cxcywh[..., :1], self.cxcywh[..., 1:]), dim=-1)
         return ExemplarBoxes(centres, self.is_positive, self.is_used)
 

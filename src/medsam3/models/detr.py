@@ -329,7 +329,7 @@ class DetrDecoder(nn.Module):
         return torch.cat([sine_code(value, half) for value in (y, x, w, h)], dim=-1)
 
     def _nearness(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-        """What is added to attention logits for each cell's distances to a box's edges, (B, heads, Q, H*W)."""
+        """Compute what is added to attention logits for each cell's distances to a box's edges, (B, heads, Q, H*W)."""
         edges = _xyxy(boxes)
         rows, columns = (torch.arange(length, device=boxes.device, dtype=boxes.dtype) / length for length in size)
         down = self.box_rpb_embed_y(_log_distance(rows[:, None] - edges[:, :, None, 1::2]))  # (B, Q, H, heads)

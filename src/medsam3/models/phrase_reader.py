@@ -143,7 +143,7 @@ class Reading:
 
     @property
     def told(self) -> str | None:
-        """What the phrase is taken for, in words; None if it is asked as it stands."""
+        """The meaning that the phrase is taken for, in words; None if it is asked as it stands."""
         said = self.text if not self.without else f"{self.text} minus {' and '.join(self.without)}"
         said += "".join(f", {side} of the image" for side in (" ".join(self.image_sides),) if side)
         said += f", patient's {self.patient_side}" if self.patient_side else ""
@@ -221,7 +221,7 @@ class PhraseReader:
         return replace(noun, phrase=one.phrase, without=tuple(part.text for part in away), image_sides=one.image_sides)
 
     def _noun(self, noun: str) -> Reading:
-        """What a noun phrase is taken to mean."""
+        """The meaning that a noun phrase is taken for."""
         if not self._taught:
             return Reading(noun, noun, "untold")
         if normalised(noun) in self._trained:

@@ -1,4 +1,4 @@
-"""What a person says about one object of a frame, and how a model answers it: the place of interactive decoders.
+"""A person's hints about one object of a frame, and a model's answer to them: the place of interactive decoders.
 
 A model with an interactive decoder of its own is a `Refines`; every other model is asked for boxes around the mask so
 far and the clicks, and only the part of its answer that belongs to a click is taken over.
@@ -36,7 +36,7 @@ LONE_SHARE = 0.03
 
 @dataclass(frozen=True)
 class Hints:
-    """What a person has said about one object of a frame, in pixels of the encoded frame.
+    """A person's hints about one object of a frame, in pixels of the encoded frame.
 
     Attributes:
         mask: (H, W) the mask so far, from a phrase, a box or the last click; None if there is none yet.

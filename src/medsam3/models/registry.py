@@ -98,7 +98,7 @@ class CanFlip(Protocol):
     """A segmenter that can ask the mirrored picture too."""
 
     def with_flips(self) -> Segmenter:
-        """The same, doing so."""
+        """Give a model of the same weights that asks the mirrored picture too."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What every segmenter offers: `encode` a frame once, `decode` as many prompts as wanted."""
+"""The protocol of every segmenter: `encode` a frame once, `decode` as many prompts as wanted."""
 
 from __future__ import annotations
 

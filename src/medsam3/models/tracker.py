@@ -1,4 +1,4 @@
-"""What every tracker offers: the mask of an object on one frame from its masks on frames before (or after)."""
+"""The protocol of every tracker: the mask of an object on one frame from its masks on frames before (or after)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Tracker(Protocol):
         ...
 
     def kept_bytes(self, kept: Any) -> int:
-        """What it takes in memory."""
+        """Bytes that it takes in memory."""
         ...
 
     def follow(self, n: int, past: Sequence[Past], kept_of: KeptOf) -> BoolArray:

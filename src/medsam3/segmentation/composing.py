@@ -27,7 +27,7 @@ Block = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
-class Question:
+class ComposedQuestion:
     """One answer that is wanted.
 
     Attributes:
@@ -40,7 +40,7 @@ class Question:
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        """What the model is asked: what is wanted, then what is taken away."""
+        """The model's prompts: for what is wanted, then for what is taken away."""
         away = () if self.reading is None else self.reading.without
         return (self.prompt, *(Prompt(text=text) for text in away))
 
@@ -62,16 +62,16 @@ class Question:
         return replace(masks, concept=reading.phrase)
 
 
-def questions(image: Image, prompt: Prompt, segmenter: Segmenter) -> tuple[Question, ...]:
-    """What a prompt asks about an image: one question for each concept that its phrase joins.
+def questions(image: Image, prompt: Prompt, segmenter: Segmenter) -> tuple[ComposedQuestion, ...]:
+    """List what a prompt asks about an image: one question for each concept that its phrase joins.
 
     Raises:
         InputError: The phrase is not understood.
     """
     if prompt.text is None:
-        return (Question(prompt, None),)
+        return (ComposedQuestion(prompt, None),)
     readings = readings_of(image, prompt.text, segmenter)
-    return tuple(Question(replace(prompt, text=reading.text), reading) for reading in readings)
+    return tuple(ComposedQuestion(replace(prompt, text=reading.text), reading) for reading in readings)
 
 
 def readings_of(image: Image, phrase: str, segmenter: Segmenter) -> tuple[Reading, ...]:
@@ -134,7 +134,7 @@ def on_image_sides(found: Masks, view: View, sides: Sequence[ImageSide]) -> Mask
 def _kept(
     objects: Sequence[ObjectMask], is_there: Callable[[Block], BoolArray], *, whole_from: float
 ) -> tuple[ObjectMask, ...]:
-    """What of each object lies where `is_there` is true of a block; all of it if `whole_from` of it does."""
+    """Keep what of each object lies where `is_there` is true of a block; all of it if `whole_from` of it does."""
     result = []
     for item in objects:
         n, row, col = (slice(at, at + length) for at, length in zip(item.start, item.crop.shape, strict=True))

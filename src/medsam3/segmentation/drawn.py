@@ -1,4 +1,4 @@
-"""What a person has drawn in a session, and the objects that came of it: values that undo can go back to.
+"""Strokes and boxes of a session, and the objects that came of them: values that undo can go back to.
 
 Positions are in the file's pixels, masks in those of the views. It knows no model.
 """
@@ -23,14 +23,14 @@ MOST_STROKE_CLICKS = 12
 
 @dataclass(frozen=True)
 class FrameHints:
-    """What was drawn on one object of one frame, in the file's pixels."""
+    """Strokes and a box on one object of one frame, in the file's pixels."""
 
     strokes: tuple[tuple[Point, ...], ...] = ()
     box: Box | None = None
 
     @property
     def clicks(self) -> tuple[Point, ...]:
-        """What the model is told of the strokes."""
+        """The part of the strokes that the model is told."""
         return tuple(point for stroke in self.strokes for point in thinned(stroke))
 
 

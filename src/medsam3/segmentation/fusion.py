@@ -18,7 +18,7 @@ from medsam3.geometry import BoolArray, FloatArray
 from medsam3.image import Masks, ObjectMask
 from medsam3.segmentation.options import FusionRules
 from medsam3.segmentation.packed import PackedMask, overlap
-from medsam3.segmentation.sweep import Found, Step
+from medsam3.segmentation.sweep import FoundMask, Step
 
 Steps = Mapping[int, Sequence[Step]]
 
@@ -83,7 +83,7 @@ class _Votes:
 
 
 def fuse(
-    found: Mapping[int, Sequence[Found]],
+    found: Mapping[int, Sequence[FoundMask]],
     up: Steps,
     down: Steps,
     rules: FusionRules,
@@ -189,7 +189,7 @@ class _Groups:
             self._members[a].append(node)
 
 
-def _identities(found: Mapping[int, Sequence[Found]], up: Steps, down: Steps) -> _Groups:
+def _identities(found: Mapping[int, Sequence[FoundMask]], up: Steps, down: Steps) -> _Groups:
     groups = _Groups()
     for n in sorted(found):
         for k in range(len(found[n])):
@@ -204,7 +204,7 @@ def _identities(found: Mapping[int, Sequence[Found]], up: Steps, down: Steps) ->
 
 
 def _votes_on(
-    n: int, groups: _Groups, found: Mapping[int, Sequence[Found]], up: Steps, down: Steps
+    n: int, groups: _Groups, found: Mapping[int, Sequence[FoundMask]], up: Steps, down: Steps
 ) -> dict[int, _Votes]:
     """Votes on a frame by group; of several tracks of one group and way, the one that was found last."""
     votes: dict[int, _Votes] = {}
@@ -236,7 +236,7 @@ def _decided(vote: _Votes, rules: FusionRules, *, may_extend: bool, may_fill: bo
 
 
 def _settled(found: PackedMask, followed: Sequence[Step], rules: FusionRules) -> PackedMask:
-    """What was found, with the votes of following."""
+    """Join what was found with the votes of following."""
     agreeing = [
         step.followed for step in followed if step.followed and overlap(step.followed, found) >= rules.agree_iou
     ]

@@ -109,7 +109,8 @@ class Options:
         weak_score: Least score of an object on a slice that only the neighbours' presence makes count.
         weak_share: See `presence.held`.
         is_recognised: An object that is drawn on a video's frame is named, by asking all concepts there, and where
-            following loses it, it is what is found by that name. The small model only, which asks fast enough.
+            following loses it, it is what is found by that name. Only by a model that has a list of what it was taught,
+            as the small one, which asks fast.
         tracking: When an object is the same, and when it is lost.
         fusion: How votes count.
         memory_bytes: Encoded frames that are kept in memory; older ones go to a temporary file of `disk_bytes`.

@@ -1,4 +1,4 @@
-"""What a drawn object is, by name, so that a video's object can be looked for again where following loses it."""
+"""Names of drawn objects, by which a video's object is looked for again when following loses it."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import Any
 import numpy as np
 
 from medsam3.concepts import CONCEPTS
-from medsam3.models.segmenter import Segmenter, reader_of
+from medsam3.models.segmenter import ReadsPhrases, Segmenter, reader_of
 from medsam3.prompts import Prompt
 from medsam3.segmentation.packed import PackedMask, overlap
-from medsam3.segmentation.sweep import Found
+from medsam3.segmentation.sweep import FoundMask
 
 LEAST_IOU = 0.3
 """Least overlap of a name's answer with what is drawn, as that of a followed object with what is found."""
-RECOGNISING = frozenset({"mini"})
-"""Models that name what is drawn: it takes a question for each concept."""
 
 
 def is_named(segmenter: Segmenter, prompt: Prompt) -> bool:
-    """Whether what a prompt draws can be named: boxes or points, no exemplars, and a model that is asked fast."""
+    """Whether what a prompt draws can be named: boxes or points, no exemplars, by a model that was taught a list.
+
+    It takes a question for each concept, which a small model answers fast, whatever its weights are called.
+    """
     is_drawn = bool(prompt.boxes or prompt.points) and not prompt.exemplars
-    return is_drawn and segmenter.name in RECOGNISING
+    return is_drawn and isinstance(segmenter, ReadsPhrases)
 
 
-def recognised(segmenter: Segmenter, features: Any, drawn: Sequence[Found], text: str | None = None) -> str:
+def recognised(segmenter: Segmenter, features: Any, drawn: Sequence[FoundMask], text: str | None = None) -> str:
     """The phrase whose answer on this frame is present and overlaps best with the drawn objects; "" where none does.
 
     Args:
@@ -58,6 +59,6 @@ def _fit(segmenter: Segmenter, features: Any, drawn: PackedMask, name: str) -> f
     return iou * (1.0 if found.presence is None else found.presence) if iou >= LEAST_IOU else 0.0
 
 
-def clearest(found: Sequence[Found], count: int) -> list[Found]:
-    """As many objects as were drawn, those with the best scores."""
+def clearest(found: Sequence[FoundMask], count: int) -> list[FoundMask]:
+    """Choose as many objects as were drawn, those with the best scores."""
     return sorted(found, key=lambda one: -one.score)[:count]

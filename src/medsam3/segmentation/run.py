@@ -14,11 +14,10 @@ from typing import Any, TypedDict, Unpack
 
 from numpy.typing import ArrayLike
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, check_frame
 from medsam3.image import Image, Masks, Window
 from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Prompt
-from medsam3.segmentation.asking import asked_elsewhere, has_geometry
 from medsam3.segmentation.composing import questions
 from medsam3.segmentation.options import Options
 from medsam3.view.planes import PLANES
@@ -96,7 +95,7 @@ def segment(
     found = dict(zip(asked, _segment_each(shown, asked, segmenter, settings, report), strict=True))
 
     def view() -> View:  # only to know the sides, so in any window
-        is_drawn = any(has_geometry(prompt) for prompt in asked)
+        is_drawn = any(prompt.is_drawn for prompt in asked)
         return _view(shown, replace(settings, window=Window(0, 1)), is_drawn=is_drawn)
 
     return [replace(question.answer(found, view), image=shown) for question in plan]
@@ -180,7 +179,7 @@ def segment_runs(
     image: Image, prompts: Sequence[Prompt], segmenter: Segmenter, options: Options, report: Report
 ) -> list[list[Masks]]:
     """Segment each run of neighbouring frames that was chosen: its masks over the whole image, by prompt."""
-    is_drawn = any(has_geometry(prompt) for prompt in prompts)
+    is_drawn = any(prompt.is_drawn for prompt in prompts)
     assert options.plane != "vote", "each plane is asked by itself"
     view = _view(image, options, is_drawn=is_drawn)
     runs = _runs(options.frames, view)
@@ -224,16 +223,16 @@ class Work:
 
     def part(self, prompt: Prompt, n: int) -> Prompt | None:
         """Choose what of a prompt is asked on view n; None if nothing is."""
-        if has_geometry(prompt) and self.at in (None, n):
+        if prompt.is_drawn and self.at in (None, n):
             return prompt
-        return asked_elsewhere(prompt)
+        return prompt.undrawn()
 
 
 def is_followed(options: Options, image: Image, prompt: Prompt) -> bool:
     """Tell whether a prompt's objects are followed from frame to frame; see `Options`."""
     if options.is_followed is not None:
         return options.is_followed
-    return image.kind == "video" or has_geometry(prompt) or options.key_every > 1
+    return image.kind == "video" or prompt.is_drawn or options.key_every > 1
 
 
 def _followed(work: Work, prompts: Sequence[Prompt]) -> list[Masks]:
@@ -289,7 +288,7 @@ def _segment_by_vote(
     image: Image, prompts: Sequence[Prompt], segmenter: Segmenter, options: Options, report: Report
 ) -> list[Masks]:
     """Segment a volume in each of the three planes, and let two of them decide on each voxel."""
-    if any(has_geometry(prompt) for prompt in prompts) or options.frames is not None:
+    if any(prompt.is_drawn for prompt in prompts) or options.frames is not None:
         raise InputError("boxes, points, exemplars and frames lie in one plane: leave the vote of three planes out")
     from medsam3.segmentation.fusion import voted  # noqa: PLC0415
 
@@ -312,10 +311,7 @@ def _runs(frames: Sequence[int] | None, view: View) -> list[range]:
         return [range(view.count)]
     if not frames:
         raise InputError(f"no frame was chosen, allowed are 0 to {view.count - 1}")
-    for n in frames:
-        if not 0 <= n < view.count:
-            raise InputError(f"frame {n} was asked for, allowed is 0 to {view.count - 1}")
-    chosen = sorted({view.number(n) for n in frames})
+    chosen = sorted({view.number(check_frame(n, view.count)) for n in frames})
     starts = [n for n in chosen if n - 1 not in chosen]
     stops = [n + 1 for n in chosen if n + 1 not in chosen]
     return [range(start, stop) for start, stop in zip(starts, stops, strict=True)]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from cachetools import LRUCache
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, check_frame
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks
 from medsam3.models.refiner import Hints, refine
@@ -65,7 +65,7 @@ class Session:
 
         self.image, self.model, self.frame = as_image(image), model, frame
         if frame is not None:
-            self._check_frame(frame)
+            check_frame(frame, self.image.shape[0])
         self.options = options or Options()
         if self.options.plane == "vote":
             raise InputError("a vote of three planes cannot be corrected on a slice: leave the plane out")
@@ -90,7 +90,7 @@ class Session:
 
     @property
     def masks_by_concept(self) -> list[Masks]:
-        """The same, one `Masks` for each concept; one without objects for a phrase of which nothing was found."""
+        """The masks of each concept, one `Masks` each; one without objects for a phrase of which nothing was found."""
         return [
             self._over_image([one for one in self._state.objects if one.concept == name], self._about(name))
             for name in self._concepts
@@ -312,7 +312,7 @@ class Session:
         Prompt(boxes=(ANYWHERE,), points=stroke)  # checks the numbers
         for point in stroke:
             check_inside(point, self.image.shape[1:])
-        n = self._view.number(self._check_frame(action["frame"]))
+        n = self._view.number(check_frame(action["frame"], self.image.shape[0]))
         one = self._meant(action["object"], n, stroke)
         hints = one.hints.get(n, FrameHints())
         check_strokes(hints.strokes, stroke)
@@ -341,7 +341,7 @@ class Session:
     def _boxed(self, action: Action) -> State:
         box = Box(*action["box"])
         Prompt(boxes=(box,)).check_inside(*self.image.shape[1:])
-        n = self._view.number(self._check_frame(action["frame"]))
+        n = self._view.number(check_frame(action["frame"], self.image.shape[0]))
         number = action["object"]
         one = SessionObject(self._state.next_number, "") if number is None else self._state.object(number)
         hints = replace(one.hints.get(n, FrameHints()), box=box)
@@ -420,13 +420,13 @@ class Session:
         return replace(self._view.masks_back(shown), image=self.image)
 
     def _about(self, concept: str) -> Masks:
-        """What was said of a concept, without its objects."""
+        """Give what was said of a concept, without its objects."""
         said = [one for one in self._state.answers if one.concept == concept]
         return said[-1] if said else Masks(self._view.shape, concept=concept)
 
     def _frame_or_all(self, frame: int | None) -> int | None:
         chosen = self.frame if frame is None else frame
-        return None if chosen is None else self._check_frame(chosen)
+        return None if chosen is None else check_frame(chosen, self.image.shape[0])
 
     def _the_frame(self, frame: int | None) -> int:
         chosen = self._frame_or_all(frame)
@@ -435,8 +435,3 @@ class Session:
         if self.image.kind == "volume" and self.image.shape[0] > 1:
             raise InputError(f"clicks and boxes are on one slice: say which, 0 to {self.image.shape[0] - 1} (frame=)")
         return 0
-
-    def _check_frame(self, frame: int) -> int:
-        if not 0 <= frame < self.image.shape[0]:
-            raise InputError(f"frame {frame} was named, allowed is 0 to {self.image.shape[0] - 1}")
-        return frame

@@ -12,26 +12,26 @@ import hashlib
 import pickle
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import numpy as np
 from cachetools import LRUCache
 
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks, ObjectMask
+from medsam3.models.segmenter import Segmenter
 from medsam3.models.tracker import Past, Tracker, tracker_of
 from medsam3.prompts import Prompt
-from medsam3.segmentation.asking import Answer, ask, asked_elsewhere, has_geometry
 from medsam3.segmentation.fusion import Trail, fuse
 from medsam3.segmentation.options import TrackingRules
 from medsam3.segmentation.packed import PackedMask, overlap
 from medsam3.segmentation.presence import held
 from medsam3.segmentation.recognise import clearest, is_named, recognised
 from medsam3.segmentation.run import Work, is_followed
-from medsam3.segmentation.sweep import Found, PastMask, Step, is_still, remembering, sweep
+from medsam3.segmentation.sweep import FoundMask, PastMask, Step, is_still, remembering, sweep
 from medsam3.store import Journal
 
 Value = TypeVar("Value")
@@ -43,6 +43,56 @@ SAME_IOU = 0.95
 def in_video(rules: TrackingRules) -> TrackingRules:
     """Let objects move as far as they like between frames, and come back after they were lost."""
     return replace(rules, stop_iou=0.0, may_return=True)
+
+
+@dataclass(frozen=True)
+class FrameAnswer:
+    """The answer to a prompt on one slice by itself.
+
+    Attributes:
+        objects: All down to a low score.
+        presence: Probability; None where no phrase was asked.
+        is_present: The model's own verdict; None likewise.
+        is_asked: Something was asked on this slice at all.
+    """
+
+    objects: tuple[FoundMask, ...] = ()
+    presence: float | None = None
+    is_present: bool | None = None
+    is_asked: bool = False
+
+    def to_fields(self) -> Mapping[str, Any]:
+        """For a journal."""
+        objects = [{"mask": one.mask.to_fields(), "score": one.score} for one in self.objects]
+        return {"objects": objects, "presence": self.presence, "is_present": self.is_present}
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Self:
+        """Read what `to_fields` gave."""
+        objects = tuple(FoundMask(PackedMask.from_fields(one["mask"]), one["score"]) for one in fields["objects"])
+        return cls(objects, fields["presence"], fields["is_present"], True)
+
+
+def ask(
+    segmenter: Segmenter, features: Any, prompt: Prompt, *, threshold: float | None, weak_score: float
+) -> FrameAnswer:
+    """Ask a prompt; a phrase alone also gives what is below the model's own threshold, down to `weak_score`.
+
+    Where the model says yes and yet has nothing above `weak_score`, its own threshold decides.
+    """
+    if prompt.text is None or prompt.is_drawn:
+        return answer_of(segmenter.decode(features, prompt, threshold=threshold))
+    least = weak_score if threshold is None else min(weak_score, threshold)
+    answer = answer_of(segmenter.decode(features, prompt, threshold=least))
+    if answer.is_present and not answer.objects:
+        return answer_of(segmenter.decode(features, prompt))
+    return answer
+
+
+def answer_of(masks: Masks) -> FrameAnswer:
+    """The masks of one frame as an answer."""
+    objects = tuple(FoundMask(PackedMask.of(masks.dense(k)[0]), masks.scores[k]) for k in range(len(masks)))
+    return FrameAnswer(objects, masks.presence, masks.is_present, True)
 
 
 class FrameCache:
@@ -161,16 +211,16 @@ class StackRun:
             self._resumed.close()
             self.cache.close()
 
-    def _ask_all(self) -> list[list[Answer]]:
+    def _ask_all(self) -> list[list[FrameAnswer]]:
         """Ask by prompt and frame; each frame is encoded once for all prompts, or not at all."""
-        answers: list[list[Answer]] = [[] for _ in self.prompts]
+        answers: list[list[FrameAnswer]] = [[] for _ in self.prompts]
         drawn_on = cache(partial(self._encoded, self.at or 0))
         self.recognised = [self._recognised(k, prompt, drawn_on) for k, prompt in enumerate(self.prompts)]
         for n in range(self.count):
             features = drawn_on if n == self.at else cache(partial(self._encoded, n))
             for k in range(len(self.prompts)):
                 asked = self._asked(k, n)
-                answers[k].append(Answer() if asked is None else self._answer(k, n, asked, features))
+                answers[k].append(FrameAnswer() if asked is None else self._answer(k, n, asked, features))
             self._tick()
         return answers
 
@@ -180,13 +230,13 @@ class StackRun:
             self.cache.put(n, self.tracker.keep(features))
         return features
 
-    def _answer(self, k: int, n: int, asked: Prompt, features: Callable[[], Any]) -> Answer:
+    def _answer(self, k: int, n: int, asked: Prompt, features: Callable[[], Any]) -> FrameAnswer:
         threshold, weak_score = self.options.threshold, self.options.weak_score
         return self._resumed.get_or_make(
             ("ask", k, n),
             lambda: ask(self.segmenter, features(), asked, threshold=threshold, weak_score=weak_score),
-            to_fields=Answer.to_fields,
-            from_fields=Answer.from_fields,
+            to_fields=FrameAnswer.to_fields,
+            from_fields=FrameAnswer.from_fields,
         )
 
     def _recognised(self, k: int, prompt: Prompt, features: Callable[[], Any]) -> str:
@@ -205,18 +255,18 @@ class StackRun:
     def _asked(self, k: int, n: int) -> Prompt | None:
         """Choose what is asked on frame n; None if nothing is."""
         part = self._work.part(self.prompts[k], self.first + n)
-        if part is not None and has_geometry(part):
+        if part is not None and part.is_drawn:
             return part
         if n % self.options.key_every and n != self.count - 1:
             return None
         return Prompt(text=self.recognised[k]) if self.recognised[k] else part
 
-    def _finished(self, k: int, answers: Sequence[Answer]) -> Masks:
+    def _finished(self, k: int, answers: Sequence[FrameAnswer]) -> Masks:
         """Do everything after the asking, for one prompt."""
         prompt, options, name = self.prompts[k], self.options, self.recognised[k]
         is_held = _held(prompt, answers, options.weak_share)
         found = {n: list(answer.objects) for n, answer in enumerate(answers) if answer.objects and is_held[n]}
-        is_phrase = asked_elsewhere(prompt) is not None
+        is_phrase = prompt.undrawn() is not None
         rules = self._rules(k, is_phrase=is_phrase)
         if name:
             assert self.at is not None, "something is drawn"
@@ -234,7 +284,12 @@ class StackRun:
         return self._over_file(prompt, [one for one in objects if one is not None], answers, is_held, name)
 
     def _over_file(
-        self, prompt: Prompt, objects: Sequence[ObjectMask], answers: Sequence[Answer], is_held: BoolArray, name: str
+        self,
+        prompt: Prompt,
+        objects: Sequence[ObjectMask],
+        answers: Sequence[FrameAnswer],
+        is_held: BoolArray,
+        name: str,
     ) -> Masks:
         """Put the objects on the file's own frames, best score first, with what is known of the concept."""
         moved = [replace(item, start=(item.start[0] + self.first, *item.start[1:])) for item in objects]
@@ -249,7 +304,7 @@ class StackRun:
         )
         return self.view.masks_back(shown)
 
-    def _way(self, k: int, way: str, found: dict[int, list[Found]], rules: TrackingRules) -> dict[int, list[Step]]:
+    def _way(self, k: int, way: str, found: dict[int, list[FoundMask]], rules: TrackingRules) -> dict[int, list[Step]]:
         """Go one way through the frames; if nothing is followed, this only says which objects are one."""
         frames = range(self.count) if way == "up" else range(self.count - 1, -1, -1)
         if not self.is_followed[k]:
@@ -289,9 +344,9 @@ class StackRun:
             self._work.report(int(self._done + 1e-6), self._steps)
 
 
-def _held(prompt: Prompt, answers: Sequence[Answer], weak_share: float) -> BoolArray:
+def _held(prompt: Prompt, answers: Sequence[FrameAnswer], weak_share: float) -> BoolArray:
     """Tell on which slices what was found counts; of what is drawn, the slice that it is drawn on."""
-    if asked_elsewhere(prompt) is None:
+    if prompt.undrawn() is None:
         return np.array([answer.is_asked and answer.is_present is not False for answer in answers], dtype=np.bool_)
     return held(
         [answer.presence for answer in answers], [answer.is_present for answer in answers], weak_share=weak_share

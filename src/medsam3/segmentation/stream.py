@@ -14,11 +14,10 @@ from medsam3.image import Masks, ObjectMask
 from medsam3.models.segmenter import Segmenter
 from medsam3.models.tracker import Past, tracker_of
 from medsam3.prompts import Prompt
-from medsam3.segmentation.asking import Answer, ask, asked_elsewhere, has_geometry
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.packed import PackedMask
 from medsam3.segmentation.recognise import clearest, is_named, recognised
-from medsam3.segmentation.stack import in_video
+from medsam3.segmentation.stack import FrameAnswer, ask, in_video
 from medsam3.segmentation.sweep import PastMask, Sweep
 
 RGB = NDArray[np.uint8]
@@ -26,7 +25,7 @@ RGB = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class StreamedFrame:
-    """What is known of a frame when it has come.
+    """The masks of a frame when it has come.
 
     Attributes:
         n: Its number, from 0.
@@ -76,7 +75,7 @@ class _PromptStream:
         self._tracker = tracker_of(segmenter)
         self._kept: dict[int, Any] = {}
         rules = in_video(options.tracking)
-        if asked_elsewhere(prompt) is None:
+        if prompt.undrawn() is None:
             rules = replace(rules, patience=None)
         self._is_named = options.is_recognised and is_named(segmenter, prompt)
         self._name, self._drawn = "", 0
@@ -103,20 +102,20 @@ class _PromptStream:
         verdict = (None, None) if self._name else (answer.presence, answer.is_present)  # of the prompt's own phrase
         return Masks((1, *size), tuple(objects), self._prompt.text or "", *verdict), tuple(scores)
 
-    def _answer(self, n: int, features: Any) -> Answer:
+    def _answer(self, n: int, features: Any) -> FrameAnswer:
         options = self._options
-        is_drawn = has_geometry(self._prompt) and n == (options.at or 0)
-        elsewhere = Prompt(text=self._name) if self._name else asked_elsewhere(self._prompt)
+        is_drawn = self._prompt.is_drawn and n == (options.at or 0)
+        elsewhere = Prompt(text=self._name) if self._name else self._prompt.undrawn()
         asked = self._prompt if is_drawn else elsewhere
         if asked is None or (not is_drawn and n % options.key_every):
-            return Answer()
+            return FrameAnswer()
         answer = ask(self._segmenter, features, asked, threshold=options.threshold, weak_score=options.weak_score)
         if is_drawn and self._is_named:
             self._name = recognised(self._segmenter, features, answer.objects, self._prompt.text)
             self._drawn = len(answer.objects)
         return answer
 
-    def _counts(self, answer: Answer) -> bool:
+    def _counts(self, answer: FrameAnswer) -> bool:
         """Hysteresis with what has come so far; what is drawn always counts, and of its name what is surely there."""
         if answer.is_present is None or self._name:
             return answer.is_asked and answer.is_present is not False

@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundMask:
     """An object that a prompt found on one frame by itself."""
 
     mask: PackedMask
@@ -70,7 +70,7 @@ class Sweep:
         self._active: list[_Track] = []
         self._count = 0
 
-    def advance(self, n: int, found: Sequence[Found]) -> list[Step]:
+    def advance(self, n: int, found: Sequence[FoundMask]) -> list[Step]:
         """Follow all tracks to frame n, match them with what was found there, and begin new ones."""
         followed = [(track, self._followed(n, track)) for track in self._active]
         alive = [(track, mask) for track, mask in followed if mask is not None]
@@ -103,7 +103,7 @@ class Sweep:
             steps.append(Step(track.number, mask, index, track.age, has_run_over))
         return [*steps, *self._begun(n, found, {*owner, *rough, *taken.values()})]
 
-    def _taken_up(self, missed: Sequence[_Track], found: Sequence[Found], owned: set[int]) -> dict[int, int]:
+    def _taken_up(self, missed: Sequence[_Track], found: Sequence[FoundMask], owned: set[int]) -> dict[int, int]:
         """For tracks that were not found, by number, the objects that no track has, the clearest first."""
         if not self._rules.takes_up:
             return {}
@@ -118,7 +118,7 @@ class Sweep:
         self._remember(track, n, seen[index])
         return Step(track.number, None, index, 0)
 
-    def _begun(self, n: int, found: Sequence[Found], taken: set[int]) -> list[Step]:
+    def _begun(self, n: int, found: Sequence[FoundMask], taken: set[int]) -> list[Step]:
         """New tracks for what no track has taken."""
         steps: list[Step] = []
         for index, one in enumerate(found):
@@ -132,7 +132,7 @@ class Sweep:
     def _roughly_matched(
         self, alive: Sequence[tuple[_Track, PackedMask]], seen: Sequence[PackedMask], owner: Mapping[int, int]
     ) -> dict[int, int]:
-        """As `_matched`, for sure tracks and objects that it left: one lies inside the other."""
+        """Match sure tracks and objects that `_matched` left: one lies inside the other."""
         rough: dict[int, int] = {}
         for index, mask in enumerate(seen):
             if index in owner:
@@ -149,7 +149,7 @@ class Sweep:
                 rough[index] = max(places, key=lambda place: alive[place][0].hits)
         return rough
 
-    def _goes_on(self, track: _Track, found: Sequence[Found]) -> bool:
+    def _goes_on(self, track: _Track, found: Sequence[FoundMask]) -> bool:
         """Count a frame on which the track was not found, and say whether it goes on."""
         track.age += 1
         if self._rules.patience is None:
@@ -190,7 +190,7 @@ def remembering(latest: Value, past: Sequence[Value], memory: int) -> list[Value
 
 def sweep(
     frames: Sequence[int],
-    found: Mapping[int, Sequence[Found]],
+    found: Mapping[int, Sequence[FoundMask]],
     follow: Follow,
     rules: TrackingRules,
     *,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from cachetools import LRUCache
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, check_frame
 from medsam3.geometry import BoolArray
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.models.segmenter import Segmenter
@@ -95,8 +95,7 @@ def frame_masks(place: SessionPlace, frame: int, grid: Literal["display", "file"
     """
     session = _session(place)
     image = session.image
-    if not 0 <= frame < image.shape[0]:
-        raise InputError(f"frame {frame} was asked for, allowed is 0 to {image.shape[0] - 1}")
+    check_frame(frame, image.shape[0])
     view = shown(image, place.window)
     height, width = view.size if grid == "display" else image.shape[1:]
     masks = []

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, check_frame
 from medsam3.image import Image, Masks
 from medsam3.io import FORMATS, read, write_format
 from medsam3.io.labels import orientation
@@ -101,9 +101,7 @@ def png_of(place: Path, frame: int, window: str | None, longest: int | None = No
         InputError: No such frame or window, a frame that cannot be decoded.
     """
     view = _view(place, window)
-    if not 0 <= frame < view.count:
-        raise InputError(f"frame {frame} was asked for, allowed is 0 to {view.count - 1}")
-    picture = PIL.Image.fromarray(view.rgb(view.number(frame)))
+    picture = PIL.Image.fromarray(view.rgb(view.number(check_frame(frame, view.count))))
     if longest is not None:
         picture.thumbnail((longest, longest))
     stream = io.BytesIO()

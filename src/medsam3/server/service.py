@@ -222,7 +222,7 @@ class Service:
 
 
 @dataclass(frozen=True)
-class Sample:
+class OfferedSample:
     """A picture that comes with scikit-image, and a phrase that fits it."""
 
     name: str
@@ -242,8 +242,8 @@ class Sample:
 
 
 SAMPLES = (
-    Sample("retina.jpg", "Fundus photograph", "optic disc"),
-    Sample("ihc.png", "Colonic tissue, stained", "nuclei"),
+    OfferedSample("retina.jpg", "Fundus photograph", "optic disc"),
+    OfferedSample("ihc.png", "Colonic tissue, stained", "nuclei"),
 )
 
 

@@ -29,8 +29,8 @@ DAB = np.array([0.27, 0.57, 0.78])
 
 
 @dataclass(frozen=True)
-class View:
-    """What one view does to the square.
+class Warp:
+    """The change that one view makes to the square.
 
     Attributes:
         inverse: (2, 3), the square's pixel (x, y, 1) of the view to that of the plain image, 256 pixels a side.
@@ -47,15 +47,15 @@ class View:
     blur_px: float = 0.0
 
 
-PLAIN = View(((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)))
+PLAIN = Warp(((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)))
 
 
-def view_of(image_name: str, number: int, *, seed: int = 0) -> View:
+def view_of(image_name: str, number: int, *, seed: int = 0) -> Warp:
     """View `number` of an image; 0 is the plain one. The same name, number and seed always give the same view."""
     return PLAIN if number == 0 else random_view(view_generator(image_name, number, seed=seed))
 
 
-def random_view(rng: np.random.Generator) -> View:
+def random_view(rng: np.random.Generator) -> Warp:
     """A view drawn at random."""
     angle = np.deg2rad(rng.uniform(-20, 20))
     zoom = np.exp(rng.uniform(np.log(0.8), np.log(1.35)))
@@ -65,7 +65,7 @@ def random_view(rng: np.random.Generator) -> View:
     centre = np.full(2, (SIDE - 1) / 2)
     offset = centre - matrix @ (centre + rng.uniform(-0.08, 0.08, size=2) * SIDE)
     rows = [(float(m[0]), float(m[1]), float(t)) for m, t in zip(matrix, offset, strict=True)]
-    return View(
+    return Warp(
         inverse=(rows[0], rows[1]),
         brightness=float(rng.uniform(0.75, 1.25)),
         contrast=float(rng.uniform(0.75, 1.25)),
@@ -81,7 +81,7 @@ def view_generator(image_name: str, number: int, *, seed: int) -> np.random.Gene
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
-def warp_pixels(square: RGB, view: View) -> RGB:
+def warp_pixels(square: RGB, view: Warp) -> RGB:
     """The view of a square image (S, S, 3) uint8; what comes from outside it is black."""
     if view == PLAIN:
         return square
@@ -100,8 +100,8 @@ def warp_pixels(square: RGB, view: View) -> RGB:
     return shown
 
 
-def warp_labels(labels: Labels, view: View) -> Labels:
-    """The same view of a map of integers (S, S) by nearest neighbour; 0 from outside."""
+def warp_labels(labels: Labels, view: Warp) -> Labels:
+    """Change a map of integers (S, S) as the pixels, by nearest neighbour; 0 from outside."""
     if view == PLAIN:
         return labels
     side = labels.shape[0]
@@ -111,7 +111,7 @@ def warp_labels(labels: Labels, view: View) -> Labels:
     return np.asarray(image, dtype=np.int32)
 
 
-def _pil_coefficients(view: View, side: int) -> tuple[float, ...]:
+def _pil_coefficients(view: Warp, side: int) -> tuple[float, ...]:
     """PIL measures from pixel corners: its pixel centres lie at .5. A view is said for a square of 256 pixels."""
     shifted = []
     for a, b, c in view.inverse:

@@ -5,16 +5,17 @@ The curves lie in `OUT/board`; look at them with `tensorboard --logdir OUT`. The
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsam3.errors import InputError, require
+from medsam3.store import read_lines
 
 if TYPE_CHECKING:
-    from medsam3.train.loop import Progress
+    from medsam3.train.loop import StepReport
 
 FOLDER = "board"
 
@@ -44,7 +45,7 @@ class Board:
         for name, value in values.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)
 
-    def on_step(self, progress: Progress) -> None:
+    def on_step(self, progress: StepReport) -> None:
         """Add what the loop tells after an update."""
         self.add(progress.step - 1, {"total": progress.loss, **progress.terms})
 
@@ -75,9 +76,7 @@ def write_board(out: Path) -> int:
 
 
 def _entries(curves: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    for line in curves.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-            yield int(entry.pop("step")), {name: float(value) for name, value in entry.items()}
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):  # the last line of a run that is being written
-            continue
+    with curves.open("rb") as stream:
+        for entry in read_lines(stream)[0]:
+            with suppress(KeyError, TypeError, ValueError):  # the heading
+                yield int(entry.pop("step")), {name: float(value) for name, value in entry.items()}

@@ -24,7 +24,7 @@ from medsam3.data.samples import Sample
 from medsam3.store import cannot_write, replacing
 from medsam3.train.workers import Workers
 
-View = tuple[Sample, int]
+ViewKey = tuple[Sample, int]
 """A sample and the number of its view; 0 is the plain picture."""
 Make = Callable[[Sample, int], NDArray[Any]]
 """Computes the features of a view."""
@@ -120,7 +120,7 @@ class StoredFeatures:
 class RepeatedFeatures:
     """One view's features in place of every other's, to time training before anything is cached."""
 
-    def __init__(self, values: NDArray[Any], views: Iterable[View]) -> None:
+    def __init__(self, values: NDArray[Any], views: Iterable[ViewKey]) -> None:
         self._values = values
         self._views = _by_name((sample.name, view) for sample, view in views)
 
@@ -129,7 +129,7 @@ class RepeatedFeatures:
         return self._views.get(name, ())
 
     def get(self, name: str, view: int) -> NDArray[Any]:
-        """The same features, whatever is asked for."""
+        """Give the same features, whatever is asked for."""
         del name, view
         return self._values
 
@@ -143,7 +143,7 @@ def _by_name(views: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
 
 def fill(
     cache: FeatureCache,
-    views: Sequence[View],
+    views: Sequence[ViewKey],
     make: Make,
     workers: Workers,
     on_item: Callable[[], None] = lambda: None,
@@ -172,7 +172,7 @@ def fill(
     return StoredFeatures(cache, files)
 
 
-def probe(cache: FeatureCache, views: Sequence[View], make: Make) -> tuple[Features, int, float]:
+def probe(cache: FeatureCache, views: Sequence[ViewKey], make: Make) -> tuple[Features, int, float]:
     """Time one view's encoding, and write nothing.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a run depends on besides its data: plain values, saved as JSON beside the weights.
+"""Settings of a run besides its data: plain values, saved as JSON beside the weights.
 
 Source: the paper's recipe (both encoders frozen, the detector trained) of MedSAM-3, arXiv 2511.19046; SAM 3's rates,
 decay and clipping from arXiv 2511.16719; rank, alpha and rate of the adapter of MedSAM-3 v1.

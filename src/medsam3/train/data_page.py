@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from medsam3.data.report import SPLITS, TINY_PIXELS, DataReport, Duplicate
+from medsam3.data.index import SPLITS
+from medsam3.data.report import TINY_PIXELS, DataReport, Duplicate
 from medsam3.data.samples import RGB, Sample
+from medsam3.errors import first_few
 from medsam3.eval.case_pictures import outlined
 from medsam3.page import data_url, render
-from medsam3.store import replacing, without_nan, write_json
+from medsam3.store import without_nan, write_json, write_text
 
 PER_CONCEPT = 6
 _MOST_NAMED = 5
@@ -64,7 +66,7 @@ def problems(report: DataReport) -> list[str]:
         ("gone at 256 x 256, so taught as absent", gone),
         (f"smaller than {TINY_PIXELS} pixels at 256 x 256", tiny),
     ]
-    lines = [f"! {name}: {len(own)}: {_few(own)}" for name, own in kinds if own]
+    lines = [f"! {name}: {len(own)}: {first_few(own, most=_MOST_NAMED, joined_by='; ')}" for name, own in kinds if own]
     return lines or ["no problem was found in the data"]
 
 
@@ -76,8 +78,7 @@ def write_page(report: DataReport, samples: Sequence[Sample], folder: Path) -> l
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "data.json", without_nan({**asdict(report), "lines": report_lines(report)}))
-    with replacing(folder / "data.html", ".html") as temporary:
-        temporary.write_text(html_page(report, samples), encoding="utf-8")
+    write_text(folder / "data.html", html_page(report, samples))
     return [folder / "data.json", folder / "data.html"]
 
 
@@ -136,7 +137,3 @@ def _enlarged(values: RGB, how: PIL.Image.Resampling) -> RGB:
 def _pair(pair: Duplicate) -> str:
     kind = "same" if pair.is_exact else "alike"
     return f"{pair.first} ({pair.splits[0]}) and {pair.second} ({pair.splits[1]}), {kind}"
-
-
-def _few(names: Sequence[str]) -> str:
-    return "; ".join(names[:_MOST_NAMED]) + ("; ..." if len(names) > _MOST_NAMED else "")

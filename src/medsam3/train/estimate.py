@@ -1,4 +1,4 @@
-"""What a run will train and take: its parts, and time and memory from a few real steps that are thrown away.
+"""The parts that a run will train, and its time and memory from a few real steps that are thrown away.
 
 Steps are timed on real batches. If features are not cached yet, those of one image stand in for all, as the time does
 not depend on their values. Nothing is written.
@@ -78,7 +78,7 @@ def table_of(sizes: Sequence[PartSize]) -> list[str]:
 
 @dataclass(frozen=True)
 class RunCost:
-    """What a run takes.
+    """The cost of a run.
 
     Attributes:
         steps: All of them.
@@ -131,12 +131,12 @@ def peak_gib(device: torch.device) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def cost_lines(cost: RunCost, *, timed: int = MEASURED_STEPS) -> list[str]:
+def cost_lines(cost: RunCost) -> list[str]:
     """Say for a person what is measured, and what is estimated from it."""
     training_s, cache_s = cost.steps * cost.step_s, cost.missing_views * cost.view_s
     lines = [
-        f"measured: {cost.step_s:.2f} s a step ({timed} steps after 1); estimated from it: {_duration(training_s)} for "
-        f"{cost.steps} steps"
+        f"measured: {cost.step_s:.2f} s a step ({MEASURED_STEPS} steps after 1); estimated from it: "
+        f"{_duration(training_s)} for {cost.steps} steps"
     ]
     if cost.missing_views:
         lines.append(

@@ -86,8 +86,8 @@ class Trainee(Protocol):
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What the caller may show after a step."""
+class StepReport:
+    """Facts that the caller may show after a step."""
 
     step: int
     loss: float
@@ -114,7 +114,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a run calls as it goes.
+    """Functions that a run calls as it goes.
 
     Attributes:
         on_phase: At the start of a phase, with its name and size.
@@ -125,7 +125,7 @@ class Hooks:
 
     on_phase: Callable[[str, int], None] = lambda name, count: None
     on_item: Callable[[], None] = lambda: None
-    on_step: Callable[[Progress], None] = lambda progress: None
+    on_step: Callable[[StepReport], None] = lambda progress: None
     on_measured: Callable[[int, float], None] = lambda step, dice: None
 
 
@@ -140,7 +140,7 @@ class Validation:
 
 @dataclass
 class Run:
-    """What changes while training."""
+    """The state that changes while training."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -268,7 +268,7 @@ def fit(
         terms = update(run, trainee, batches, workers)
         folder.curves.append({"step": run.step - 1, **{name: round(value, 5) for name, value in terms.items()}})
         left = (time.monotonic() - started) / (run.step - first) * (config.steps - run.step)
-        hooks.on_step(Progress(run.step, terms["total"], terms, left))
+        hooks.on_step(StepReport(run.step, terms["total"], terms, left))
         is_last = run.step == config.steps
         is_measured = validation is not None and (run.step % validation.every == 0 or is_last)
         if validation is not None and is_measured:

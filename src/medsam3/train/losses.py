@@ -186,11 +186,8 @@ def query_losses(
 def mask_losses(
     masks: MaskLogits, targets: Sequence[PromptTarget], matches: Sequence[tuple[Tensor, Tensor]]
 ) -> dict[str, Tensor]:
-    """Mask terms of prompts whose concept is present: one entry of each argument a prompt."""
+    """Mask terms of prompts, at least one, whose concept is present: one entry of each argument a prompt."""
     count = len(targets)
-    if not count:
-        zero = masks.semantic.new_zeros((), dtype=torch.float32)
-        return {"mask_focal": zero, "mask_dice": zero, "semantic_focal": zero, "semantic_dice": zero}
     device = masks.semantic.device
     firsts = np.cumsum([0, *(len(target.masks) for target in targets)])
     rows = torch.cat(

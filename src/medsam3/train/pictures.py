@@ -1,4 +1,4 @@
-"""What a batch shows of a sample: its square under a view, drawn at random or from cached features of a frozen encoder.
+"""Pictures of a batch: a sample's square under a view, drawn at random or from cached features of a frozen encoder.
 
 `LiveViews` is for a small model whose image encoder trains along: every draw is another view. `CachedViews` is for its
 frozen encoder, whose features of a few views lie on disk. `StretchedViews` is SAM 3's.
@@ -167,7 +167,7 @@ def _window_of(sample: Sample, rng: np.random.Generator) -> Crop | None:
     return None if box is None else random_window(box, (labels.shape[0], labels.shape[1]), rng)
 
 
-class Turn(Protocol):
+class PlaneTurn(Protocol):
     """Mirrors and turns an array (H, W, ...)."""
 
     def __call__(self, values: NDArray[Value]) -> NDArray[Value]:
@@ -175,7 +175,7 @@ class Turn(Protocol):
         ...
 
 
-def _random_turn(sample: Sample, rng: np.random.Generator) -> Turn:
+def _random_turn(sample: Sample, rng: np.random.Generator) -> PlaneTurn:
     is_mirrored = bool(rng.random() < 0.5) and not is_sided(sample)
     known = concepts.find(sample.targets[0].concept) if sample.targets else None
     is_free = known is not None and known.family in UPRIGHT_FREE

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from medsam3.data.index import SPLITS
 from medsam3.data.samples import Sample, contents_digest
 from medsam3.models.mini.card import MiniCard, MiniThresholds, read_card
 from medsam3.models.mini.detector import MiniDetector, MiniDetectorConfig
@@ -26,7 +27,7 @@ from medsam3.models.precision import has_fast_bfloat16
 from medsam3.models.registry import check_safetensors
 from medsam3.store import replacing
 from medsam3.train.batches import BatchMaker
-from medsam3.train.cache import FeatureCache, Features, View, fill, probe
+from medsam3.train.cache import FeatureCache, Features, ViewKey, fill, probe
 from medsam3.train.calibrate import Calibration, calibrate, collect, text_dice
 from medsam3.train.card import WRITTEN_ANEW, curve_summary, data_summary, lineage, write_card
 from medsam3.train.config import FitConfig
@@ -43,7 +44,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where a run lives and how it is set.
+    """The folder and settings of a run.
 
     Attributes:
         out: Folder of the run.
@@ -68,7 +69,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run has made."""
+    """The files that a run has made."""
 
     weights: Path
     card: Path
@@ -94,12 +95,12 @@ def describe_data(samples: Sequence[Sample]) -> list[str]:
     sizes = Counter((sample.dataset, sample.split) for sample in samples)
     lines = [f"{'data set':24} train   val  test"]
     for dataset in sorted({sample.dataset for sample in samples}):
-        lines.append(f"{dataset:24}" + "".join(f"{sizes[dataset, split]:6}" for split in ("train", "val", "test")))
+        lines.append(f"{dataset:24}" + "".join(f"{sizes[dataset, split]:6}" for split in SPLITS))
     concepts = {target.concept for sample in samples for target in sample.targets}
     return [*lines, f"{len(concepts)} concepts: {', '.join(sorted(concepts))}"]
 
 
-def cached_views(samples: Sequence[Sample], config: FitConfig) -> list[View]:
+def cached_views(samples: Sequence[Sample], config: FitConfig) -> list[ViewKey]:
     """List what the run keeps frozen features of.
 
     An image encoder that trains along needs none of train; val needs LiteMedSAM's for its box decoder.

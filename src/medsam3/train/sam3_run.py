@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from medsam3.models.sam3.lora import LoraSource, merge
 from medsam3.models.sam3.network import Architecture, Sam3Network, at_image_size, blank_network, fill_network
 from medsam3.models.sam3.segmenter import Sam3Options, load_sam3
 from medsam3.prompts import Prompt
-from medsam3.store import replacing
+from medsam3.store import replacing, write_text
 from medsam3.train.batches import BatchMaker
-from medsam3.train.cache import FeatureCache, Features, View, fill, fingerprint, probe
+from medsam3.train.cache import FeatureCache, Features, ViewKey, fill, fingerprint, probe
 from medsam3.train.card import curve_summary, data_summary, write_card
 from medsam3.train.config import Sam3FitConfig
 from medsam3.train.estimate import cost_lines, measure, table_of
@@ -49,7 +50,7 @@ Bits = NDArray[np.int16]
 
 @dataclass(frozen=True)
 class Sam3Settings:
-    """Where a run lives and what it starts from.
+    """The folder of a run and what it starts from.
 
     Attributes:
         weights: SAM 3's, in any form that `medsam3.load` takes.
@@ -70,7 +71,7 @@ class Sam3Settings:
 
 @dataclass(frozen=True)
 class Sam3Result:
-    """What a run has made: a folder that `medsam3.load` takes, its card, the adapter if one was trained."""
+    """The results of a run: a folder that `medsam3.load` takes, its card, the adapter if one was trained."""
 
     model: Path
     card: Path
@@ -79,13 +80,21 @@ class Sam3Result:
 
 
 @dataclass(frozen=True)
-class Start:
+class Sam3Start:
     """Weights read and known to fit, the tokenizer, and the configuration with the weights' fingerprint."""
 
     checkpoint: Checkpoint
     architecture: Architecture
     tokenizer: PhraseTokenizer
     config: Sam3FitConfig
+
+    @cached_property
+    def encoder_sha256(self) -> str:
+        """The fingerprint of the frozen image encoder's trunk, by its weights, input size and precision."""
+        trunk = self.architecture.detector.vision_config.backbone_config
+        start = f"{_DETECTOR}vision_encoder.backbone."
+        own = {name: tensor for name, tensor in self.checkpoint.tensors.items() if name.startswith(start)}
+        return fingerprint(own, about=f"{trunk.image_size}/{'bf16' if self.config.bf16 else 'fp32'}")
 
     def network(self, device: torch.device) -> Sam3Network:
         """The detector in float32, without the tracker."""
@@ -94,7 +103,7 @@ class Start:
         return fill_network(blank_network(sizes), own, dtype=torch.float32, device=device)
 
 
-def read_start(settings: Sam3Settings) -> Start:
+def read_start(settings: Sam3Settings) -> Sam3Start:
     """Read what the run starts from.
 
     Raises:
@@ -105,10 +114,12 @@ def read_start(settings: Sam3Settings) -> Start:
     architecture = checkpoint.architecture
     if config.image_size is not None:
         architecture = at_image_size(architecture, config.image_size)
-    return Start(checkpoint, architecture, tokenizer, replace(config, base_sha256=fingerprint(checkpoint.tensors)))
+    return Sam3Start(checkpoint, architecture, tokenizer, replace(config, base_sha256=fingerprint(checkpoint.tensors)))
 
 
-def describe_sam3(samples: Sequence[Sample], settings: Sam3Settings, start: Start, device: torch.device) -> list[str]:
+def describe_sam3(
+    samples: Sequence[Sample], settings: Sam3Settings, start: Sam3Start, device: torch.device
+) -> list[str]:
     """Tell a person what trains on what."""
     config, blank = start.config, blank_network(start.architecture.without_tracker())
     parts = Sam3Trainee(blank, config, tokenizer=start.tokenizer).parts()
@@ -126,12 +137,14 @@ def describe_sam3(samples: Sequence[Sample], settings: Sam3Settings, start: Star
     return [*lines, f"run folder: {settings.out}"]
 
 
-def estimate_sam3(samples: Sequence[Sample], settings: Sam3Settings, start: Start, device: torch.device) -> list[str]:
+def estimate_sam3(
+    samples: Sequence[Sample], settings: Sam3Settings, start: Sam3Start, device: torch.device
+) -> list[str]:
     """Say what time and memory the run will take, from a few real steps that are thrown away."""
     train = _train_samples(samples, start.config)
     missing_views, view_s = 0, 0.0
 
-    def features(cache: FeatureCache, views: Sequence[View], make: Callable[[Sample, int], Bits]) -> Features:
+    def features(cache: FeatureCache, views: Sequence[ViewKey], make: Callable[[Sample, int], Bits]) -> Features:
         nonlocal missing_views, view_s
         found, missing_views, view_s = probe(cache, views, make)
         return found
@@ -141,7 +154,7 @@ def estimate_sam3(samples: Sequence[Sample], settings: Sam3Settings, start: Star
 
 
 def train_sam3(
-    samples: Sequence[Sample], settings: Sam3Settings, start: Start, workers: Workers, *, hooks: Hooks | None = None
+    samples: Sequence[Sample], settings: Sam3Settings, start: Sam3Start, workers: Workers, *, hooks: Hooks | None = None
 ) -> Sam3Result | None:
     """Train from samples to weights. Some of `val` are segmented in the end, `test` is not read.
 
@@ -154,7 +167,7 @@ def train_sam3(
     hooks, config = hooks or Hooks(), start.config
     train = _train_samples(samples, config)
 
-    def features(cache: FeatureCache, views: Sequence[View], make: Callable[[Sample, int], Bits]) -> Features:
+    def features(cache: FeatureCache, views: Sequence[ViewKey], make: Callable[[Sample, int], Bits]) -> Features:
         hooks.on_phase("features", len(views))
         return fill(cache, views, make, workers, hooks.on_item)
 
@@ -193,16 +206,16 @@ def _is_cached(config: Sam3FitConfig) -> bool:
     return config.trains == "detector" and config.is_cached
 
 
-def _views(samples: Sequence[Sample], config: Sam3FitConfig) -> list[View]:
+def _views(samples: Sequence[Sample], config: Sam3FitConfig) -> list[ViewKey]:
     return [(sample, view) for view in range(config.views) for sample in samples if sample.split == "train"]
 
 
 def _prepared(
     train: Sequence[Sample],
     settings: Sam3Settings,
-    start: Start,
+    start: Sam3Start,
     device: torch.device,
-    features: Callable[[FeatureCache, Sequence[View], Callable[[Sample, int], Bits]], Features],
+    features: Callable[[FeatureCache, Sequence[ViewKey], Callable[[Sample, int], Bits]], Features],
 ) -> tuple[Sam3Trainee, BatchMaker]:
     """Make the trainee and its batches.
 
@@ -228,14 +241,12 @@ def _prepared(
     return Sam3Trainee(network, config, phrases=phrases), maker
 
 
-def _cache(network: Sam3Network, settings: Sam3Settings, start: Start) -> FeatureCache:
-    """Name the cache of the trunk's output, by its weights, input size and precision."""
-    config, side = start.config, network.image_size
-    own = {n: t for n, t in start.checkpoint.tensors.items() if n.startswith(f"{_DETECTOR}vision_encoder.backbone.")}
-    encoder = fingerprint(own, about=f"{side}/{'bf16' if config.bf16 else 'fp32'}")
+def _cache(network: Sam3Network, settings: Sam3Settings, start: Sam3Start) -> FeatureCache:
+    """Name the cache of the trunk's output."""
+    side = network.image_size
     trunk = network.detector_model.config.vision_config.backbone_config
     shape = (trunk.hidden_size, side // trunk.patch_size, side // trunk.patch_size)
-    return FeatureCache(settings.cache, encoder, np.dtype(np.int16), shape, config.seed)
+    return FeatureCache(settings.cache, start.encoder_sha256, np.dtype(np.int16), shape, start.config.seed)
 
 
 def _make_view(network: Sam3Network, seed: int) -> Callable[[Sample, int], Bits]:
@@ -266,12 +277,11 @@ def write_adapter(folder: Path, trainee: Sam3Trainee, weights: dict[str, Tensor]
     path = folder / "best_lora_weights.pt"
     with replacing(path) as temporary:
         write_tensors(temporary, trainee.adapter.authors_tensors(weights))
-    with replacing(folder / "lora_config.yaml") as temporary:
-        temporary.write_text(trainee.adapter.yaml(), encoding="utf-8")
+    write_text(folder / "lora_config.yaml", trainee.adapter.yaml())
     return path
 
 
-def export_model(settings: Sam3Settings, start: Start, weights: dict[str, Tensor], adapter: Path | None) -> Path:
+def export_model(settings: Sam3Settings, start: Sam3Start, weights: dict[str, Tensor], adapter: Path | None) -> Path:
     """Write a folder in transformers' layout: the weights at the start with what was trained in their place.
 
     The tracker is kept unless the image encoder that it stands on was trained.

@@ -71,7 +71,7 @@ class MiniTrainee(nn.Module):
 
     @property
     def module(self) -> nn.Module:
-        """What the loop calls."""
+        """The module that the loop calls."""
         return self
 
     @property
@@ -85,7 +85,7 @@ class MiniTrainee(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.detector.text_projection.norm.weight.device
 
     def own_batch(self, maker: Maker, step: int, rank: int, count: int) -> Batch:

@@ -96,7 +96,7 @@ class Sam3Trainee(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     @property
@@ -172,7 +172,7 @@ class Sam3Trainee(nn.Module):
 
     @property
     def module(self) -> nn.Module:
-        """What the loop calls."""
+        """The module that the loop calls."""
         return self
 
     def own_batch(self, maker: Maker, step: int, rank: int, count: int) -> Batch:

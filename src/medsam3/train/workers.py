@@ -28,7 +28,7 @@ State = dict[str, Any]
 
 
 class Workers(Protocol):
-    """What the loop asks of the processes that run it."""
+    """The processes that run the loop, as it asks them."""
 
     rank: int
     count: int

@@ -1,4 +1,4 @@
-"""Where to look closer: parts of a frame that are shown to a model enlarged."""
+"""Windows for a closer look: parts of a frame that are shown to a model enlarged."""
 
 from __future__ import annotations
 

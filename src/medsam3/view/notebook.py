@@ -5,7 +5,6 @@ All text is escaped: a phrase may hold anything.
 
 from __future__ import annotations
 
-import base64
 import io
 from html import escape
 
@@ -13,8 +12,9 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, check_frame
 from medsam3.image import Image, Masks
+from medsam3.page import data_url
 from medsam3.view.draw import fullest_frame, overlay
 from medsam3.view.view import view_of
 
@@ -28,24 +28,29 @@ def drawn(masks: Masks, n: int | None = None, image: Image | None = None) -> NDA
     shown = image or masks.image
     if shown is None:
         raise InputError("these masks do not know their image: give it, masks.overlay(image=...)")
-    if n is not None and not 0 <= n < shown.shape[0]:
-        raise InputError(f"frame {n} was asked for, allowed is 0 to {shown.shape[0] - 1}")
     view = view_of(shown, keeps_slices=n is not None)
     over_views = view.masks_forth(masks)
-    at = fullest_frame([over_views], view.count) if n is None else view.number(n)
+    at = fullest_frame([over_views], view.count) if n is None else view.number(check_frame(n, view.count))
     return overlay(view.rgb(at), [over_views], at)
 
 
 def png_of(masks: Masks) -> bytes | None:
     """Draw masks as a PNG; None if their image is not at hand."""
+    picture = _thumbnail(masks)
+    if picture is None:
+        return None
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _thumbnail(masks: Masks) -> PIL.Image.Image | None:
     try:
         picture = PIL.Image.fromarray(drawn(masks))
     except InputError:
         return None
     picture.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX))
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
+    return picture
 
 
 def html_of(masks: Masks) -> str:
@@ -53,8 +58,8 @@ def html_of(masks: Masks) -> str:
     said = "" if masks.is_present is None else ("present" if masks.is_present else "absent")
     presence = "" if masks.presence is None else f"presence {masks.presence:.2f}, {said}"
     head = ", ".join(filter(None, [escape(masks.concept or "object"), presence, f"{len(masks)} objects"]))
-    png = png_of(masks)
-    picture = "" if png is None else f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="masks">'
+    shown = _thumbnail(masks)
+    picture = "" if shown is None else f'<img src="{data_url(shown)}" alt="masks">'
     rows = "".join(_row(masks, k) for k in range(min(len(masks), MOST_ROWS)))
     more = f"<p>and {len(masks) - MOST_ROWS} more</p>" if len(masks) > MOST_ROWS else ""
     unit = _unit(masks)[1]
@@ -68,7 +73,7 @@ def _row(masks: Masks, k: int) -> str:
 
 
 def _unit(masks: Masks) -> tuple[float, str]:
-    """What one voxel counts, and its unit."""
+    """Tell what one voxel counts, and its unit."""
     image = masks.image
     if image is not None and image.kind == "volume" and image.spacing_mm is not None:
         return float(np.prod(image.spacing_mm)), "mm³"

@@ -100,7 +100,7 @@ class View:
         return np.asarray(PIL.Image.fromarray(shown).resize((width, height), PIL.Image.Resampling.BILINEAR))
 
     def number(self, n: int) -> int:
-        """Where frame n of the file is among the views, and the other way round; of views that keep the slices."""
+        """Find the view of the file's frame n, and the other way round, among views that keep the slices."""
         return self.count - 1 - n if self.turn.is_flipped[0] else n
 
     def prompt(self, prompt: Prompt) -> Prompt:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from medsam3.data.sources import is_open
 from medsam3.errors import InputError
+from medsam3.image import objects_above
 from medsam3.models import detr, registry
 from medsam3.models.mini import segmenter as segmenter_module
 from medsam3.models.mini.card import MiniCard, MiniThresholds, read_card
@@ -25,7 +26,7 @@ from medsam3.models.mini.detector import ImageEncoderName, MiniDetector, MiniDet
 from medsam3.models.mini.encoder_files import EncoderFiles
 from medsam3.models.mini.letterbox import Letterbox, letterbox, letterbox_labels
 from medsam3.models.mini.lite_medsam import BoxMasks, LiteMedSam
-from medsam3.models.mini.objects import agreeing, blend_where_agreed, split_objects
+from medsam3.models.mini.objects import agreeing, blend_where_agreed
 from medsam3.models.mini.segmenter import (
     SHIPPED_WEIGHTS,
     ConceptMap,
@@ -263,12 +264,12 @@ def test_labels_and_logits_pass_the_square_in_place() -> None:
     assert (back != (labels > 0)).mean() < 0.01
 
 
-def test_parts_are_objects_and_specks_are_not() -> None:
+def test_clicks_choose_among_objects() -> None:
     probability = np.zeros((200, 300), np.float32)
     probability[10:40, 10:60] = 0.9
     probability[100:120, 200:230] = 0.7
     probability[150, 150] = 0.99
-    parts = split_objects(probability, 0.5)
+    parts = objects_above(probability, 0.5)
     assert [part.voxels for part in parts] == [1500, 600]
     assert [part.start for part in parts] == [(0, 10, 10), (0, 100, 200)]
     assert [part.score for part in parts] == pytest.approx([0.9, 0.7])
@@ -282,7 +283,7 @@ def test_a_ring_leaves_the_click_in_its_hole_out() -> None:
     probability = np.zeros((60, 80), np.float32)
     probability[10:40, 20:60] = 0.8
     probability[20:30, 30:50] = 0.1
-    [ring] = split_objects(probability, 0.5)
+    [ring] = objects_above(probability, 0.5)
     assert ring.voxels == 30 * 40 - 10 * 20
     assert agreeing([ring], (60, 80), (Point(40, 25),)) == []
     assert agreeing([ring], (60, 80), (Point(25, 25),)) == [ring]

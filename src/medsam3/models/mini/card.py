@@ -42,7 +42,7 @@ class MiniThresholds:
 
 @dataclass(frozen=True)
 class MiniCard:
-    """What stands beside the weights: sizes of each detector, thresholds, and how they were made."""
+    """The card beside the weights: sizes of each detector, thresholds, and how they were made."""
 
     detectors: tuple[MiniDetectorConfig, ...]
     thresholds: MiniThresholds

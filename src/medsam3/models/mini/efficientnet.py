@@ -25,7 +25,7 @@ Variant = Literal["lite0", "lite2"]
 
 
 @dataclass(frozen=True)
-class Stage:
+class BlockRow:
     """Blocks of one width. `expansion` widens each block inside."""
 
     blocks: int
@@ -36,24 +36,24 @@ class Stage:
 
 
 _LITE0 = (
-    Stage(1, 3, 1, 1, 16),
-    Stage(2, 3, 2, 6, 24),
-    Stage(2, 5, 2, 6, 40),
-    Stage(3, 3, 2, 6, 80),
-    Stage(3, 5, 1, 6, 112),
-    Stage(4, 5, 2, 6, 192),
-    Stage(1, 3, 1, 6, 320),
+    BlockRow(1, 3, 1, 1, 16),
+    BlockRow(2, 3, 2, 6, 24),
+    BlockRow(2, 5, 2, 6, 40),
+    BlockRow(3, 3, 2, 6, 80),
+    BlockRow(3, 5, 1, 6, 112),
+    BlockRow(4, 5, 2, 6, 192),
+    BlockRow(1, 3, 1, 6, 320),
 )
 _LITE2 = (
-    Stage(1, 3, 1, 1, 16),
-    Stage(3, 3, 2, 6, 24),
-    Stage(3, 5, 2, 6, 48),
-    Stage(4, 3, 2, 6, 88),
-    Stage(4, 5, 1, 6, 120),
-    Stage(5, 5, 2, 6, 208),
-    Stage(1, 3, 1, 6, 352),
+    BlockRow(1, 3, 1, 1, 16),
+    BlockRow(3, 3, 2, 6, 24),
+    BlockRow(3, 5, 2, 6, 48),
+    BlockRow(4, 3, 2, 6, 88),
+    BlockRow(4, 5, 1, 6, 120),
+    BlockRow(5, 5, 2, 6, 208),
+    BlockRow(1, 3, 1, 6, 352),
 )
-STAGES: Mapping[Variant, Sequence[Stage]] = {"lite0": _LITE0, "lite2": _LITE2}
+STAGES: Mapping[Variant, Sequence[BlockRow]] = {"lite0": _LITE0, "lite2": _LITE2}
 
 
 class NormedConv(nn.Module):
@@ -80,7 +80,7 @@ class NormedConv(nn.Module):
 class Block(nn.Module):
     """Inverted bottleneck, with a residual where the shape stays."""
 
-    def __init__(self, inputs: int, stage: Stage, stride: int) -> None:
+    def __init__(self, inputs: int, stage: BlockRow, stride: int) -> None:
         super().__init__()
         hidden = inputs * stage.expansion
         self.expand = NormedConv(inputs, hidden, 1) if stage.expansion > 1 else None

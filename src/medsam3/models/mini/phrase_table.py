@@ -48,7 +48,7 @@ def write_table(texts: TextEncoder, path: Path = TABLE) -> None:
 
 @cache
 def _table() -> dict[str, Vectors]:
-    """By phrase; empty where the file is missing or of other phrases."""
+    """Read the table, by phrase; empty if the file is missing or of other phrases."""
     if not TABLE.is_file():
         return {}
     phrases = listed_phrases()

@@ -23,14 +23,14 @@ from torch import Tensor
 from medsam3.concepts import side_of
 from medsam3.errors import InputError
 from medsam3.geometry import BoolArray, box_of_mask, normalised_cxcywh_from_xyxy
-from medsam3.image import Masks, ObjectMask
+from medsam3.image import Masks, ObjectMask, objects_above
 from medsam3.models.detector import ExemplarBoxes, VisionLevels, checked_device, decode_semantic, detect, without_values
 from medsam3.models.mini.card import MiniCard, read_card
 from medsam3.models.mini.detector import MiniDetector
 from medsam3.models.mini.encoder_files import EncoderFiles
 from medsam3.models.mini.letterbox import SIDE, Letterbox, letterbox, square_tensor
 from medsam3.models.mini.lite_medsam import LiteMedSam
-from medsam3.models.mini.objects import agreeing, blend_where_agreed, split_objects
+from medsam3.models.mini.objects import agreeing, blend_where_agreed
 from medsam3.models.mini.phrase_table import vectors_of
 from medsam3.models.mini.text_encoder import TextEncoder
 from medsam3.models.phrase_reader import PhraseReader, Reading
@@ -54,7 +54,7 @@ RGB = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class MiniOptions:
-    """What is chosen when the model is loaded.
+    """Choices that are made when the model is loaded.
 
     Attributes:
         name: Of the weights, for tables and file names.
@@ -104,7 +104,7 @@ class ConceptMap:
 
 @dataclass(frozen=True)
 class CloserLook:
-    """What a phrase gives in a window of the frame, enlarged to the whole square."""
+    """The answer to a phrase in a window of the frame, enlarged to the whole square."""
 
     window: Crop
     presence: float
@@ -137,7 +137,7 @@ class MiniSegmenter:
         self._texts_of = [texts if d.text_lora is None else texts.adapted(d.text_lora) for d in self.detectors]
 
     def with_flips(self) -> MiniSegmenter:
-        """The same weights, which ask phrases of the mirrored square too."""
+        """Give a model of the same weights that asks phrases of the mirrored square too."""
         options = replace(self.options, flips=True)
         return MiniSegmenter(self.lite_medsam, self.texts, self.detectors, self.card, options)
 
@@ -178,7 +178,7 @@ class MiniSegmenter:
         return lru_cache(MOST_WINDOWS)(lambda window: self.encode(window.cut(rgb)))
 
     def features(self, square: RGB, place: Letterbox, neck: Tensor | None = None) -> MiniFeatures:
-        """The same from a square, with its neck (1, 256, 64, 64) where that is already there."""
+        """Encode a square, with its neck (1, 256, 64, 64) if that is already there."""
         make_neck = partial(self.lite_medsam.neck, square) if neck is None else lambda: neck
         return MiniFeatures(place, self._levels(square, neck), make_neck, partial(self._mirrored_levels, square))
 
@@ -263,7 +263,7 @@ class MiniSegmenter:
 
         The logits come back unchanged where there is no part, or more than `MOST_REFINED`.
         """
-        parts = split_objects(logits.sigmoid().numpy(), 0.5)
+        parts = objects_above(logits.sigmoid().numpy(), 0.5)
         if not 0 < len(parts) <= MOST_REFINED:
             return logits
         boxes = torch.tensor([part.box for part in parts], dtype=torch.float32)
@@ -302,7 +302,7 @@ class MiniSegmenter:
         frame = (features.place.height, features.place.width)
         if is_present if threshold is None else presence >= threshold:
             probability = self._settled(features, prompt, found, look).sigmoid().numpy()
-            parts = agreeing(split_objects(probability, limits.mask), frame, prompt.points)
+            parts = agreeing(objects_above(probability, limits.mask), frame, prompt.points)
             scored = [replace(part, score=presence * part.score) for part in parts]
             kept = [part for part in scored if part.score >= (threshold or 0.0)]
             objects = sorted(kept, key=lambda part: -part.score)

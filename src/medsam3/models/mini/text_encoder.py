@@ -112,7 +112,7 @@ class TextEncoder:
         return _fill_up([features[key] for key in keys])
 
     def encode_with(self, lora: TextLora, phrases: Sequence[str]) -> TextTokens:
-        """As `encode` through the encoder with an adapter, whose gradients flow; nothing is remembered."""
+        """Encode through the encoder with an adapter, whose gradients flow; nothing is remembered."""
         keys = [self._token_ids(check_phrase(phrase)) for phrase in phrases]
         return _fill_up(self._hidden(keys, lora.merged(dict(self._parts[0].named_parameters()))))
 

@@ -28,7 +28,7 @@ class TinyViTFeatures:
 
 
 @dataclass(frozen=True)
-class Stage:
+class LayerStage:
     """Sizes of one attention stage."""
 
     dim: int
@@ -40,9 +40,9 @@ class Stage:
 
 
 STAGES = (
-    Stage(dim=128, depth=2, heads=4, window=7, next_dim=160, stride=2),
-    Stage(dim=160, depth=6, heads=5, window=14, next_dim=320, stride=1),
-    Stage(dim=320, depth=2, heads=10, window=7, next_dim=None, stride=1),
+    LayerStage(dim=128, depth=2, heads=4, window=7, next_dim=160, stride=2),
+    LayerStage(dim=160, depth=6, heads=5, window=14, next_dim=320, stride=1),
+    LayerStage(dim=320, depth=2, heads=10, window=7, next_dim=None, stride=1),
 )
 
 
@@ -155,7 +155,7 @@ class TinyViTBlock(nn.Module):
 class AttentionStage(nn.Module):
     """The blocks of one stage, and the change to the next one's width; (B, C, H, W) in and out."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: LayerStage) -> None:
         super().__init__()
         blocks = [TinyViTBlock(stage.dim, stage.heads, stage.window) for _ in range(stage.depth)]
         self.blocks = nn.Sequential(*blocks)

@@ -29,7 +29,7 @@ CELL_PX = SIDE // NECK_SIZE
 
 @dataclass(frozen=True)
 class KeptFrame:
-    """What is kept of a frame: where it lies in the square, and the neck (1, 256, 64, 64) in half precision, 2 MiB."""
+    """The kept part of a frame: its place in the square, and the neck (1, 256, 64, 64) in half precision, 2 MiB."""
 
     place: Letterbox
     neck: Tensor
@@ -44,7 +44,7 @@ class _Grid:
     """
 
     def __init__(self, neck: Tensor, pool: int = 1) -> None:
-        """Of features (1, 256, R, C)."""
+        """Take features (1, 256, R, C)."""
         self._neck = neck
         pooled = F.avg_pool2d(neck, pool, ceil_mode=True) if pool > 1 else neck
         cells = pooled[0].permute(1, 2, 0)
@@ -53,7 +53,7 @@ class _Grid:
         self.places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
 
     def halved(self) -> _Grid:
-        """The same at half the resolution."""
+        """Halve the resolution."""
         return _Grid(self._neck, 2)
 
 
@@ -91,7 +91,7 @@ class MiniTracker:
         return KeptFrame(features.place, features.neck.half())
 
     def kept_bytes(self, kept: KeptFrame) -> int:
-        """What the neck takes."""
+        """Bytes of the neck."""
         return kept.neck.nbytes
 
     def follow(self, n: int, past: Sequence[Past], kept_of: KeptOf) -> BoolArray:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, first_few
 from medsam3.models.registry import HUB_NAME, MOST_HEADER_BYTES
 from medsam3.models.sam3.clip_phrases import vocabulary_files
 from medsam3.models.sam3.keys import (
@@ -37,7 +37,7 @@ from medsam3.models.sam3.keys import (
 )
 from medsam3.models.sam3.lora import Adapter, LoraSource, adapter_from, merge
 from medsam3.models.sam3.network import Architecture, Sam3Network, architecture_from_json, blank_network, full_size
-from medsam3.store import replacing
+from medsam3.store import replacing, write_text
 
 WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
@@ -70,7 +70,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` wrote.
+    """The files and counts of what `convert` wrote.
 
     Attributes:
         folder: The folder in transformers' layout.
@@ -186,8 +186,7 @@ def write_folder(
     with replacing(out_dir / WEIGHTS_FILE) as temporary:
         _save(tensors, dtype, temporary, architecture)
     text = json.dumps(architecture.to_json(), indent=2, sort_keys=True, default=str)
-    with replacing(out_dir / _CONFIG_FILE) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(out_dir / _CONFIG_FILE, text + "\n")
     for file in vocabulary:
         if file.parent.resolve() != out_dir.resolve():
             with replacing(out_dir / file.name) as temporary:
@@ -245,9 +244,9 @@ def check_fit(network: Sam3Network, tensors: Mapping[str, Tensor], path: Path) -
     other = sorted(name for name in set(expected) & set(shapes) if expected[name] != shapes[name])
     complaints = []
     if missing:
-        complaints.append(f"{len(missing)} of {len(expected)} tensors are missing ({_few(missing)})")
+        complaints.append(f"{len(missing)} of {len(expected)} tensors are missing ({first_few(missing)})")
     if extra:
-        complaints.append(f"{len(extra)} tensors are too many ({_few(extra)})")
+        complaints.append(f"{len(extra)} tensors are too many ({first_few(extra)})")
     if other:
         first = other[0]
         complaints.append(
@@ -271,8 +270,8 @@ def _refuse_unknown(left_over: Iterable[str], path: Path) -> None:
     unknown = sorted(name for name in names if name not in known and not is_homeless(name))
     if unknown:
         raise InputError(
-            f"weights {path} do not fit: {len(unknown)} tensors are too many ({_few(unknown)}): give Meta's sam3.pt as "
-            "it was published"
+            f"weights {path} do not fit: {len(unknown)} tensors are too many ({first_few(unknown)}): give Meta's "
+            "sam3.pt as it was published"
         )
 
 
@@ -295,8 +294,8 @@ def _in_transformers_names(found: Mapping[str, Tensor], path: Path) -> Renamed:
         found = {f"detector_model.{name}": tensor for name, tensor in found.items()}
     if not any(name.startswith(_PREFIXES) for name in found):
         raise InputError(
-            f"{path} holds {len(found)} tensors and none of SAM 3's (first {_few(sorted(found))}): give Meta's sam3.pt "
-            "or a folder in transformers' layout; an adapter goes on top of those"
+            f"{path} holds {len(found)} tensors and none of SAM 3's (first {first_few(sorted(found))}): give Meta's "
+            "sam3.pt or a folder in transformers' layout; an adapter goes on top of those"
         )
     return Renamed(dict(found), ())
 
@@ -321,7 +320,7 @@ def weights_in(folder: Path) -> Path:
     found = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", *_PICKLES))
     if len(found) > 1:
         raise InputError(
-            f"folder {folder} holds {len(found)} files of weights ({_few(p.name for p in found)}): give one"
+            f"folder {folder} holds {len(found)} files of weights ({first_few(p.name for p in found)}): give one"
         )
     if not found:
         raise InputError(f"folder {folder} holds no {WEIGHTS_FILE}, {_INDEX_FILE} or sam3.pt: download it again")
@@ -344,7 +343,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     lost = sorted(set(places) - set(tensors))
     if lost:
         raise InputError(
-            f"{len(lost)} tensors named in {_INDEX_FILE} are in no shard ({_few(lost)}): download it again"
+            f"{len(lost)} tensors named in {_INDEX_FILE} are in no shard ({first_few(lost)}): download it again"
         )
     return tensors
 
@@ -414,8 +413,3 @@ def _save(tensors: Mapping[str, Tensor], dtype: torch.dtype, path: Path, archite
         seen.add(ready.data_ptr())
         named[name.removeprefix("detector_model.") if bare else name] = ready
     save_file(named, path, metadata={"format": "pt"})
-
-
-def _few(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")

@@ -182,7 +182,7 @@ _SECTIONS: tuple[tuple[str, str, Rules], ...] = (
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """A tensor's name in transformers' layout, and which part of Meta's tensor belongs there."""
 
     name: str
@@ -235,15 +235,15 @@ def is_homeless(name: str) -> bool:
     return _HOMELESS.search(name) is not None
 
 
-def places(name: str) -> tuple[Place, ...]:
-    """Where a tensor of Meta's goes; empty where transformers has no place for it.
+def places(name: str) -> tuple[TensorPlace, ...]:
+    """Find where a tensor of Meta's goes; empty if transformers has no place for it.
 
     Point embeddings are not answered here, since four of Meta's tensors make one: see `rename`.
     """
     if is_homeless(name):
         return ()
     if name == _POSITION_MATRIX:
-        return tuple(Place(target) for target in _POSITION_PLACES)
+        return tuple(TensorPlace(target) for target in _POSITION_PLACES)
     for start, target, rules in _SECTIONS:
         if name.startswith(start):
             renamed = name.removeprefix(start)
@@ -276,13 +276,13 @@ def rename(tensors: Mapping[str, Tensor]) -> Renamed:
     return Renamed(renamed, tuple(left_over))
 
 
-def _split(target: str, name: str) -> tuple[Place, ...]:
+def _split(target: str, name: str) -> tuple[TensorPlace, ...]:
     """One place, or the three of a fused projection."""
     if name.endswith("trunk.pos_embed"):
-        return (Place(target, "without first row"),)
+        return (TensorPlace(target, "without first row"),)
     if name.endswith("language_backbone.encoder.text_projection"):
-        return (Place(target, "transposed"),)
+        return (TensorPlace(target, "transposed"),)
     fused = re.fullmatch(r"(.*\.)(?:qkv\.|in_proj_)(weight|bias)", target)
     if fused:
-        return tuple(Place(f"{fused[1]}{letter}_proj.{fused[2]}", cut) for letter, cut in _THIRDS)
-    return (Place(target),)
+        return tuple(TensorPlace(f"{fused[1]}{letter}_proj.{fused[2]}", cut) for letter, cut in _THIRDS)
+    return (TensorPlace(target),)

@@ -25,7 +25,7 @@ _V1_HINT = "MedSAM-3 v1 has rank 16 and alpha 32"
 
 @dataclass(frozen=True)
 class LoraSource:
-    """Where an adapter is, and its two numbers as far as the caller knows them.
+    """The place of an adapter, and its two numbers as far as the caller knows them.
 
     Attributes:
         weights: `best_lora_weights.pt`.

@@ -35,7 +35,7 @@ _OBJECT = 1
 
 @dataclass(frozen=True)
 class KeptLevels:
-    """What is kept of a frame: its size (H, W) and the tracker's levels."""
+    """The part of a frame that is kept: its size (H, W) and the tracker's levels."""
 
     shape: tuple[int, int]
     levels: tuple[Tensor, ...]
@@ -60,7 +60,7 @@ class Sam3Tracker:
         return KeptLevels(features.shape, features.levels.tracker)
 
     def kept_bytes(self, kept: KeptLevels) -> int:
-        """What the levels take."""
+        """Bytes of the levels."""
         return sum(level.nbytes for level in kept.levels)
 
     def follow(self, n: int, past: Sequence[Past], kept_of: KeptOf) -> BoolArray:

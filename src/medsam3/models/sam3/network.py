@@ -43,7 +43,7 @@ class Architecture:
     tracker: Any = None
 
     def to_json(self) -> dict[str, Any]:
-        """As `config.json` holds it in transformers' layout."""
+        """Give the fields of `config.json` in transformers' layout."""
         if self.tracker is None:
             return {**self.detector.to_dict(), "architectures": ["Sam3Model"]}
         both = Sam3VideoConfig(detector_config=self.detector.to_dict(), tracker_config=self.tracker.to_dict())
@@ -56,7 +56,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class ImageLevels:
-    """What the encoder makes of B images: the detector's levels, and the tracker's where there is one.
+    """The encoder's output for B images: the detector's levels, and the tracker's if there is one.
 
     Attributes:
         detector: Three levels at strides 3.5, 7 and 14, of 256 channels at full size.
@@ -93,7 +93,7 @@ class Sam3Network(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         device: torch.device = self.detector_model.text_projection.weight.device
         return device
 
@@ -195,7 +195,7 @@ def _refuse_absurd(fields: Mapping[str, Any]) -> None:
 
 
 def at_image_size(architecture: Architecture, image_size: int) -> Architecture:
-    """The same weights' architecture for square inputs of another side.
+    """Change an architecture to square inputs of another side, for the same weights.
 
     Raises:
         InputError: The trunk's patches would not fill the image, or it is absurdly large.

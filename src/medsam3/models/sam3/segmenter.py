@@ -9,13 +9,16 @@ Source: Carion et al., SAM 3, arXiv 2511.16719; Liu et al., MedSAM-3, arXiv 2511
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from cachetools import LRUCache, cached
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -33,7 +36,6 @@ from medsam3.models.detector import (
 )
 from medsam3.models.refiner import Hints, box_candidates, refine_by_boxes
 from medsam3.models.registry import Precision
-from medsam3.models.sam3.byte_cache import ByteCache
 from medsam3.models.sam3.checkpoints import read_adapter, read_checkpoint
 from medsam3.models.sam3.clip_phrases import VISUAL_TOKENS, PhraseTokenizer, load_tokenizer, vocabulary_files
 from medsam3.models.sam3.lora import AdapterSwitch, LoraSource, merge
@@ -106,7 +108,7 @@ class Sam3Features:
 
     @property
     def nbytes(self) -> int:
-        """What the features take in memory."""
+        """Bytes of the features in memory."""
         detector = self.levels.detector
         tensors = (*detector.maps, detector.position, *(self.levels.tracker or ()))
         return sum(tensor.nbytes for tensor in tensors)
@@ -132,16 +134,17 @@ class Sam3Segmenter:
         self._begin_caches()
 
     def _begin_caches(self) -> None:
-        self._phrases: ByteCache[tuple[object, ...], PromptTokens] = ByteCache(
+        self._lock = threading.Lock()
+        self._phrases: LRUCache[tuple[object, ...], PromptTokens] = LRUCache(
             self.options.text_cache_bytes, lambda tokens: tokens.features.nbytes
         )
-        self._images: ByteCache[tuple[object, ...], Sam3Features] = ByteCache(
+        self._images: LRUCache[tuple[object, ...], Sam3Features] = LRUCache(
             self.options.image_cache_bytes, lambda features: features.nbytes
         )
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the caches behind, whose locks no other process shares."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_phrases", "_images")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_phrases", "_images")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -170,12 +173,14 @@ class Sam3Segmenter:
     def encode_many(self, frames: Sequence[RGB]) -> list[Sam3Features]:
         """Features of frames of any sizes; those not in the cache in batches of eight, on a CPU one by one."""
         keys = [(hashlib.blake2b(rgb.tobytes()).digest(), rgb.shape, self._adapter_state) for rgb in frames]
-        found = {key: self._images.get(key) for key in keys}
+        with self._lock:
+            found = {key: self._images.get(key) for key in keys}
         fresh = {key: rgb for key, rgb in zip(keys, frames, strict=True) if found[key] is None}
         if fresh:
             for key, features in zip(fresh, self._encode_all(list(fresh.values())), strict=True):
                 found[key] = features
-                self._images.put(key, features)
+                with self._lock, suppress(ValueError):  # larger than the whole cache
+                    self._images[key] = features
         return [features for features in (found[key] for key in keys) if features is not None]
 
     def decode(self, features: Sam3Features, prompt: Prompt, *, threshold: float | None = None) -> Masks:
@@ -247,11 +252,12 @@ class Sam3Segmenter:
             self._tokenizer = load_tokenizer(None, None)
         ids = VISUAL_TOKENS if phrase is None or self._tokenizer is None else self._tokenizer(phrase)
 
+        @cached(self._phrases, key=lambda: (ids, self._adapter_state), lock=self._lock)
         def encode() -> PromptTokens:
             token_ids = torch.tensor([ids], device=self.network.device)
             return self.network.encode_phrases(token_ids, torch.ones_like(token_ids))
 
-        return self._phrases.get_or_make((ids, self._adapter_state), encode)
+        return encode()
 
     def _detect(self, features: Sam3Features, prompts: Sequence[Prompt]) -> Detection:
         levels = features.levels.detector
