@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "eval": BASE | {"measure", "data", "agent"},  # agent: it is measured beside the plain phrase
     "train": BASE | {"measure", "data", "eval"},
     "server": BASE,
-    "cli": BASE | {"measure", "data", "eval", "train", "agent", "server"},
+    "batch": BASE,
+    "cli": BASE | {"measure", "data", "eval", "train", "agent", "server", "batch"},
     "__main__": {"cli"},
 }
 """By layer, the first name below `medsam3`; a layer may always import itself."""
@@ -61,7 +62,9 @@ OWNERS = {
     "accelerate": ("train",),
     "peft": ("train", "models"),
     "tensorboard": ("train.board",),
-    "ray": ("batch",),
+    "ray": ("batch.crew",),
+    "pyarrow": ("batch.target",),
+    "fsspec": ("batch.pieces",),
     "fastapi": ("server",),
     "starlette": ("server",),
     "uvicorn": ("server.app",),

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsam3.cli.outputs import LIST_NAME, OutputFolder, ResultRow, Task, check_formats, slug
+from medsam3.cli.outputs import LIST_NAME, OutputFolder, ResultRow, Task, check_formats
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks
 from medsam3.prompts import Prompt
+from medsam3.store import slug
 
 IMAGE = Image(np.zeros((1, 4, 6, 1), dtype=np.uint8), affine=np.diag([5.0, 0.5, 0.25, 1.0]))
 MASK = np.zeros((1, 1, 4, 6), dtype=np.bool_)

@@ -52,6 +52,9 @@ class Command:
 
 COMMANDS = (
     Command("segment", "medsam3.cli.segment", "Segment", "segment images, volumes and folders by phrases and boxes"),
+    Command(
+        "batch", "medsam3.cli.batch", "Batch", "segment very many files on all cores, a cluster or a share of them"
+    ),
     Command("agent", "medsam3.cli.agent", "Agent", "follow an instruction: segment, look, refine, or find nothing"),
     Command("serve", "medsam3.cli.serve", "Serve", "open a page and an HTTP API on this machine"),
     Command("mcp", "medsam3.cli.mcp", "Mcp", "offer tools to LLM clients by the Model Context Protocol"),

@@ -21,7 +21,7 @@ import numpy as np
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.prompts import Mode, Prompt
-from medsam3.store import Journal, Record
+from medsam3.store import LONGEST_SLUG, Journal, Record, name_bytes, shortened, slug
 
 if TYPE_CHECKING:
     from medsam3.models.phrase_reader import Reading
@@ -33,7 +33,6 @@ _PARTS = ".coco"  # folder of the COCO files that COCO_NAME is made of
 _HEADING = {"list": "results of medsam3 segment", "version": 1}
 _TEMPORARY = ".writing-"
 _LONGEST_STEM = 120  # characters, which leaves room for endings below the 255 bytes that file systems allow
-_LONGEST_SLUG = 60
 _LONGEST_SIDES = 8.0  # long to short side, above which a picture is shown so small that objects are lost
 _REFUSING = ("png", "coco", "seg")
 """Formats that need a package, or do not take every image."""
@@ -261,7 +260,7 @@ class OutputFolder:
     def stem(self, task: Task, source_stem: str) -> str:
         """Name the files of a source and concept, without an ending, always in the same way."""
         owner = (task.source, task.concept)
-        base = f"{_shortened(source_stem, _LONGEST_STEM)}_{slug(task.concept) or 'prompt'}"
+        base = f"{shortened(source_stem, _LONGEST_STEM)}_{slug(task.concept) or 'prompt'}"
         stem, number = self._stems.get(owner, base), 1
         taken = {known.lower() for other, known in self._stems.items() if other != owner}
         while stem.lower() in taken:
@@ -292,8 +291,8 @@ class OutputFolder:
 
     def journal(self, source_stem: str, work: str) -> Path:
         """Name the hidden file by which a killed run of this work over a stack is resumed."""
-        digest = hashlib.sha256(_bytes(work)).hexdigest()[:16]
-        return self.path / f".{_shortened(source_stem, _LONGEST_SLUG)}-{digest}.journal"
+        digest = hashlib.sha256(name_bytes(work)).hexdigest()[:16]
+        return self.path / f".{shortened(source_stem, LONGEST_SLUG)}-{digest}.journal"
 
     def forget(self, journal: Path) -> None:
         """Remove a journal and those of its planes, once the results are recorded."""
@@ -390,25 +389,6 @@ def check_formats(formats: Sequence[str], image: Image) -> None:
         for name in formats:
             if name in _REFUSING:
                 write_format(name, Masks(image.shape, (one_pixel,)), image, Path(temporary), "trial")
-
-
-def slug(concept: str) -> str:
-    """Make a part of a file name of a concept: lower case, letters and digits of any script, the rest single dashes."""
-    words = "".join(letter if letter.isalnum() else " " for letter in concept.lower()).split()
-    return _shortened("-".join(words), _LONGEST_SLUG)
-
-
-def _shortened(name: str, longest: int) -> str:
-    """Give the name, or if it is too long its start and a hash of it, so that long names stay apart."""
-    if len(_bytes(name)) <= longest:
-        return name
-    start = _bytes(name)[: longest - 9].decode(errors="ignore")
-    return f"{start}-{hashlib.sha256(_bytes(name)).hexdigest()[:8]}"
-
-
-def _bytes(name: str) -> bytes:
-    """Give the bytes of a name, which need be no UTF-8."""
-    return name.encode(errors="surrogateescape")
 
 
 def _is_name(text: str) -> bool:
