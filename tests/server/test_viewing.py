@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import PIL.Image
 import pytest
+from numpy.typing import NDArray
 from starlette.testclient import TestClient
 from test_results import oblique
 
@@ -63,7 +65,7 @@ def test_a_volume_that_is_too_large_for_a_viewer_is_refused_before_it_is_decoded
 def test_slices_that_need_a_wider_type_than_the_first_are_all_written_in_it(tmp_path: Path) -> None:
     import medsam3  # noqa: PLC0415
 
-    planes = [np.array([[1, 2]], dtype=np.uint8), np.array([[-300, 4]], dtype=np.int16)]
+    planes: list[NDArray[Any]] = [np.array([[1, 2]], dtype=np.uint8), np.array([[-300, 4]], dtype=np.int16)]
     image = medsam3.as_image(np.zeros((2, 1, 2), dtype=np.uint8))
     write_slices(image, lambda n: planes[n], tmp_path / "made.nii.gz")
     got = nib.load(tmp_path / "made.nii.gz")
