@@ -103,6 +103,16 @@ def test_a_concept_of_many_images_weighs_more_than_one_of_a_single_image() -> No
     assert calibrate([helped] * 30 + [harmed]).thresholds.refine_share > 0.25
 
 
+def test_few_images_do_not_move_what_the_weights_started_with() -> None:
+    over = logits(truth(5), inside=1.0)
+    better = answer(text=over, refined=logits(truth(), inside=3.0))  # the box decoder would get a share, see above
+    prior = MiniThresholds(mask=0.45, box_share=0.3, closer_share=0.5)
+    few = calibrate([better] * 19, prior)
+    assert few.thresholds == prior
+    assert few.dice_text == {"one/polyp": pytest.approx(32 / 36)}
+    assert calibrate([better] * 20, prior).thresholds.refine_share > 0.25
+
+
 def present_at(*probabilities: float) -> list[Answer]:
     return [answer(presence=p) for p in probabilities]
 

@@ -40,6 +40,8 @@ WORTH_ITS_TIME = 0.005
 """Least gain in mean Dice for which the box decoder is heard on a phrase: it takes most of the time."""
 LEAST_SENSITIVITY = 0.95
 LEAST_SPECIFICITY = 0.95
+LEAST_POSITIVES = 20
+"""Fewer present answers do not move thresholds that were chosen on more: five polyps chose a second opinion in full."""
 LEAST_NEGATIVES = 10
 """Fewer absent answers say too little of presence: if none of 9 is affirmed, up to 28 % may still be (95 % bound)."""
 NOWHERE = np.full((SIDE, SIDE), np.nan, dtype=np.float32)
@@ -172,13 +174,28 @@ def text_dice(segmenter: MiniSegmenter, samples: Sequence[Sample], cached: Featu
 
 
 def calibrate(answers: Sequence[Answer], prior: MiniThresholds | None = None) -> Calibration:
-    """Choose mask threshold, shares and presence threshold.
+    """Choose mask threshold, shares, and the limits of presence.
 
     Args:
         answers: Of the validation split.
-        prior: Thresholds of the weights that training started from; None takes the default ones.
+        prior: Thresholds of the weights that training started from, which stay where val holds too little to choose
+            others; None takes the default ones.
     """
-    prior = prior or MiniThresholds()
+    present = sum(answer.is_present for answer in answers)
+    shares = prior if prior is not None and present < LEAST_POSITIVES else _with_shares(prior, answers)
+    chosen, reached = _with_presence(shares, answers)
+    mixed = _looked_closer(_refined(chosen.refine_share, chosen.refine_iou), chosen.closer_share)
+    return Calibration(
+        thresholds=chosen,
+        dice_text=dice_by_concept(answers, mixed, chosen.mask),
+        dice_text_box=dice_by_concept(answers, _boxed(chosen.box_share, chosen.closer_share), chosen.mask),
+        presence_auroc=reached,
+        presence_kept=why_presence_stays(_of_kinds(answers, is_kind=False), shares.presence),
+    )
+
+
+def _with_shares(prior: MiniThresholds | None, answers: Sequence[Answer]) -> MiniThresholds:
+    """Choose mask threshold and shares by Dice."""
     counts = Counter(f"{answer.dataset}/{answer.concept}" for answer in answers if answer.is_present)
 
     def merit(logits: Callable[[Answer], Logits], level: float) -> float:
@@ -194,13 +211,13 @@ def calibrate(answers: Sequence[Answer], prior: MiniThresholds | None = None) ->
     mixed = _looked_closer(whole, closer)
     mask = max(MASK_GRID, key=lambda level: merit(mixed, level))
     share = max(SHARE_GRID, key=lambda value: merit(_boxed(value, closer), mask))
-    chosen, reached = _with_presence(replace(prior, mask=mask), answers)
-    return Calibration(
-        thresholds=replace(chosen, box_share=share, refine_share=refine, refine_iou=least_iou, closer_share=closer),
-        dice_text=dice_by_concept(answers, mixed, mask),
-        dice_text_box=dice_by_concept(answers, _boxed(share, closer), mask),
-        presence_auroc=reached,
-        presence_kept=why_presence_stays(_of_kinds(answers, is_kind=False), prior.presence),
+    return replace(
+        prior or MiniThresholds(),
+        mask=mask,
+        box_share=share,
+        refine_share=refine,
+        refine_iou=least_iou,
+        closer_share=closer,
     )
 
 
