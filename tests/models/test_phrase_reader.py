@@ -155,5 +155,4 @@ def test_a_part_or_something_wider_is_not_what_is_listed() -> None:
     )  # to these vectors all phrases mean the same
     for phrase in ("benign tumor", "benign lump", "liver segment"):
         assert reader.read(phrase).how == "unknown", phrase
-    assert reader.read("a harmless lump inside breast").how == "unknown"  # inside tells
-    assert reader.read("harmless lump breast").text == "benign breast tumor"
+    assert reader.read("benign lump of somebody's breast").text == "benign breast tumor"
