@@ -54,7 +54,7 @@ OWNERS = {
     "pydicom": ("io",),
     "highdicom": ("io",),
     "nibabel": ("io",),
-    "SimpleITK": ("io.itk", "io.in_memory"),
+    "SimpleITK": ("io.itk", "io.in_memory", "models.objects"),
     "cachetools": ("models", "segmentation", "server.modelling", "server.clients.mcp"),
     "pycocotools": ("io", "data.coco"),
     "pydantic": ("data.coco", "agent", "cli.outputs", "eval.results", "server.schemas", "server.clients.mcp"),
@@ -141,7 +141,7 @@ def test_segmentation_and_the_agent_take_the_model_protocols_only() -> None:
             for found in IMPORTS
             if found.is_at_top and found.module.startswith(layer) and found.target.startswith("medsam3.models")
         }
-        names = ("segmenter", "tracker", "refiner", "phrase_reader")
+        names = ("segmenter", "tracker", "refiner", "phrase_reader", "objects")
         protocols = tuple(f"medsam3.models.{name}." for name in names)
         assert all(target.startswith(protocols) for target in wanted), wanted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,13 @@ def test_a_row_holds_areas_worked_out_by_hand() -> None:
     assert row.area_mm2 == 6 * 0.5 * 0.25
     assert row.objects[0].box == (1.5, 0.5, 4.5, 2.5)
     assert row.cells() == ("scan.png", "polyp", "0.90 yes", "1", "6", "0.8", "0.75")
+
+
+def test_a_verdict_that_is_not_sure_stands_in_the_table_and_in_the_json() -> None:
+    unsure = replace(MASKS, presence=0.6, is_sure=False)
+    row = ResultRow.from_masks("scan.png", Prompt(text="polyp"), unsure, IMAGE, ())
+    assert row.cells()[2] == "0.60 not sure"
+    assert (row.to_json()["verdict"], row.to_json()["is_present"]) == ("not sure", True)
 
 
 def test_an_area_is_in_mm2_where_only_the_pixel_size_is_known() -> None:

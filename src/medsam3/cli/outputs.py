@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from medsam3.errors import InputError
-from medsam3.image import Image, Masks, ObjectMask
+from medsam3.image import Image, Masks, ObjectMask, PresenceVerdict
 from medsam3.prompts import Mode, Prompt
 from medsam3.store import LONGEST_SLUG, Journal, Record, name_bytes, shortened, slug
 
@@ -64,7 +64,7 @@ class ResultRow:
         concept: The phrase; "" if only boxes or points were given.
         mode: T, I or T+I.
         presence: Probability in 0..1; None if no phrase was asked.
-        is_present: The calibrated yes or no; None likewise.
+        is_present: Whether it is affirmed, surely or not; None likewise.
         shape: (N, H, W).
         objects: Best score first.
         area_px: Pixels of all objects together, overlaps counted once.
@@ -74,6 +74,7 @@ class ResultRow:
             asked as it stands.
         is_taught: Whether the weights were taught what the phrase means; None if that is not known.
         warning: Why the answer may be wrong, and what to do; None if nothing speaks against it.
+        verdict: Yes, not sure, or no; None if no phrase was asked.
     """
 
     file: str
@@ -89,6 +90,7 @@ class ResultRow:
     read_as: str | None = None
     is_taught: bool | None = None
     warning: str | None = None
+    verdict: PresenceVerdict | None = None
 
     @classmethod
     def from_masks(
@@ -121,6 +123,7 @@ class ResultRow:
             read_as=None if reading is None else reading.told,
             is_taught=None if reading is None else reading.is_taught,
             warning=_warning(image),
+            verdict=masks.verdict,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -129,7 +132,7 @@ class ResultRow:
 
     def cells(self) -> tuple[str, ...]:
         """Give one row of the table under `HEADINGS`."""
-        verdict = {True: " yes", False: " no", None: ""}[self.is_present]
+        verdict = "" if self.verdict is None else f" {self.verdict}"
         concept = f"{self.concept} (not taught)" if self.is_taught is False else self.concept or "-"
         return (
             self.file,

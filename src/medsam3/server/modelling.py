@@ -309,6 +309,7 @@ def _concept(masks: Masks, image: Image, model: Segmenter) -> ConceptFound:
         phrase=masks.concept,
         presence=masks.presence,
         is_present=masks.is_present,
+        verdict=masks.verdict,
         read_as=None if reading is None else reading.told,
         is_taught=None if reading is None else reading.is_taught,
         objects=len(masks),
