@@ -21,7 +21,6 @@ from medsam3.io.files import FileFormat, file_format
 from medsam3.io.labels import Legend, on_grid
 
 _SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-_RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 
 
 def read_masks(path: Path, image: Image | None = None, *, is_resampled: bool = False) -> tuple[list[Masks], Image]:
@@ -133,12 +132,11 @@ def _named(labels: NDArray[np.uint16], legend: Sequence[dict[str, Any]]) -> list
 
 def _from_dicom(path: Path, image: Image) -> list[Masks]:
     from medsam3.io.dicom_pixels import open_dataset, quiet_pydicom  # noqa: PLC0415
+    from medsam3.io.rtstruct import RTSTRUCT_CLASS, read_rtstruct  # noqa: PLC0415
 
     with quiet_pydicom():
         class_uid = str(open_dataset(path, has_pixels=False).get("SOPClassUID"))
-    if class_uid == _RTSTRUCT_CLASS:
-        from medsam3.io.rtstruct import read_rtstruct  # noqa: PLC0415
-
+    if class_uid == RTSTRUCT_CLASS:
         return read_rtstruct(path, image)
     if class_uid not in _SEG_CLASSES:
         raise InputError("the file is DICOM, but neither a segmentation nor an RT structure set: give one of these")
