@@ -88,7 +88,7 @@ def _header(path: Path, kind: str) -> ItkHeader:
         dimensions, pixel = reader.GetDimension(), reader.GetPixelIDValue()
         real = (*range(sitk.sitkUInt8, sitk.sitkFloat64 + 1), *range(sitk.sitkVectorUInt8, sitk.sitkVectorFloat64 + 1))
         dtype = None
-        if pixel in real:
+        if pixel in real and 2 <= dimensions <= 4:
             dtype = np.dtype(sitk.GetArrayViewFromImage(sitk.Image([1] * dimensions, pixel)).dtype)
         return ItkHeader(
             size=tuple(reader.GetSize()),

@@ -1,4 +1,4 @@
-"""Masks in, from every form that this package writes: label maps, DICOM SEG, RT structure sets, COCO JSON.
+"""Masks in, from every form that this package writes: label maps, DICOM SEG, RT structure sets, COCO JSON, GeoJSON.
 
 A label map is read with the legend that our writers leave in it; without one, each number is a concept of its own.
 """
@@ -27,7 +27,7 @@ def read_masks(path: Path, image: Image | None = None, *, is_resampled: bool = F
     """The masks of a file, and the image they are over.
 
     Args:
-        path: NIfTI, NRRD, MetaImage or PNG label map, DICOM SEG, RT structure set, or COCO JSON of this package's form.
+        path: NIfTI, NRRD, MetaImage or PNG label map, DICOM SEG, RT structure set, COCO JSON or GeoJSON.
         image: The image that was searched, pixels not needed; None takes shape and place from a label map itself.
         is_resampled: Take the nearest labels of a label map on another grid, in place of refusing it.
 
@@ -35,6 +35,11 @@ def read_masks(path: Path, image: Image | None = None, *, is_resampled: bool = F
         InputError: In one line, beginning with the path: not masks, an image that is missing or of another place.
     """
     try:
+        if path.suffix.lower() == ".geojson":
+            from medsam3.io.geojson import read_geojson  # noqa: PLC0415
+
+            over = _wanted(image, "GeoJSON")
+            return read_geojson(path, over), over
         if path.suffix.lower() == ".json":
             from medsam3.io.coco import read_coco  # noqa: PLC0415
 
