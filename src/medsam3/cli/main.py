@@ -17,7 +17,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from medsam3 import __version__
-from medsam3.cli.terminal import complain, drop_stdout, finish_stdout, prepare_streams, say, say_help, unexpected
+from medsam3.cli.terminal import (
+    WarningLines,
+    complain,
+    drop_stdout,
+    finish_stdout,
+    prepare_streams,
+    say,
+    say_help,
+    unexpected,
+)
 from medsam3.errors import InputError
 
 if TYPE_CHECKING:
@@ -124,6 +133,8 @@ def run(tokens: list[str]) -> int:
         tokens.remove("--debug")
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
         _log.setLevel(logging.DEBUG)
+    elif not _log.handlers:
+        _log.addHandler(WarningLines())
     if tokens == ["--version"]:
         say(f"medsam3 {__version__}")
         return 0
