@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from blocks_segmenter import BlocksSegmenter
 from numpy.typing import NDArray
 from scripted import call, two_blocks
 
+from blocks_segmenter import BlocksSegmenter
 from medsam3.agent.chat import ShownPicture
 from medsam3.agent.frames import QueriedImage, relative_box, relative_crop, whole_frame
 from medsam3.agent.session import ToolSession

@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from llm_server import KEY, Answer, Format, LlmServer, Raw, Step
 
+from llm_server import KEY, Answer, Format, LlmServer, Raw, Step
 from medsam3.agent.chat import Chat, ChatError, Reply, ShownPicture, ToolResult, ToolSpec, open_chat
 from medsam3.agent.wire import HttpAnswer, Trouble, read_answer
 from medsam3.agent.written_calls import calls_in_text

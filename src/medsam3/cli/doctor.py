@@ -137,7 +137,9 @@ def _tested() -> Check:
         return Check("test picture", "broken", str(error))
     except Exception as error:
         return Check("test picture", "broken", f"unexpected {type(error).__name__}: {error}")
-    return Check("test picture", "ok", f"presence {found.presence:.2f}, {len(found)} objects, {seconds:.1f} s with loading")
+    return Check(
+        "test picture", "ok", f"presence {found.presence:.2f}, {len(found)} objects, {seconds:.1f} s with loading"
+    )
 
 
 def _about(name: str, look: Callable[[], str]) -> Check:
