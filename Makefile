@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 NEEDS_PYTHON := Python 3.11 or newer with its venv module is needed: install python3.11 and python3.11-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app test test-all lint types unit clean
+.PHONY: help demo app test test-all lint types unit fuzz clean
 
 # Two tests and more at a time, each on one thread: torch's threads would only get in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -35,6 +35,9 @@ types: $(VENV)/.installed-dev ## mypy
 
 unit: $(VENV)/.installed-dev $(VENV)/.weights-dev ## pytest, with the tests that need the encoders' weights
 	$(PYTEST) -m "not slow and not gpu"
+
+fuzz: $(VENV)/.installed-dev ## read damaged files for SECONDS (600), and keep those that are not answered in one line
+	$(BIN)/python benchmarks/fuzz.py --seconds $(or $(SECONDS),600)
 
 clean: ## remove what this file has made
 	rm -rf $(VENV) demo_out dist .pytest_cache .mypy_cache .ruff_cache

@@ -13,6 +13,9 @@ from types import ModuleType
 class InputError(ValueError):
     """Bad input: the message says in one line what was got, what is allowed, and what to do."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # what a file says may hold line breaks
+
 
 def check_frame(frame: int, count: int) -> int:
     """Give back the number of one of `count` frames or slices, counted from 0.

@@ -15,15 +15,13 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medsam3.errors import InputError, check_frame
 from medsam3.geometry import Affine, BoolArray, box_of_mask, check_affine, spacing_mm
 
 Kind = Literal["picture", "volume", "video"]
+PresenceVerdict = Literal["yes", "not sure", "no"]
 Pixels = NDArray[Any]
-LEAST_SHARE = 0.0001
-"""Objects smaller than this share of the frame are specks."""
 
 
 @dataclass(frozen=True)
@@ -302,24 +300,11 @@ class ObjectMask:
         return plane
 
 
-def objects_above(probability: NDArray[np.float32], level: float) -> list[ObjectMask]:
-    """Find the 8-connected parts of (H, W) above a level, over one frame (1, H, W), best first by their mean inside.
-
-    Parts smaller than 4 pixels or `LEAST_SHARE` of the frame are noise, unless nothing larger was found.
-    """
-    labels, count = ndimage.label(probability > level, structure=np.ones((3, 3)))
-    if not count:
-        return []
-    numbers = np.arange(1, count + 1)
-    sizes = ndimage.sum_labels(np.ones_like(labels), labels, numbers)
-    means = ndimage.mean(probability, labels, numbers)
-    least = min(max(4.0, LEAST_SHARE * probability.size), float(sizes.max()))
-    found = [
-        ObjectMask((0, rows.start, columns.start), (labels[rows, columns] == number)[None], float(mean))
-        for number, size, mean, (rows, columns) in zip(numbers, sizes, means, ndimage.find_objects(labels), strict=True)
-        if size >= least
-    ]
-    return sorted(found, key=lambda part: -part.score)
+def verdict_of(is_present: bool | None, *, is_sure: bool) -> PresenceVerdict | None:
+    """Say whether a concept is there; None where none was asked for."""
+    if is_present is None:
+        return None
+    return "no" if not is_present else "yes" if is_sure else "not sure"
 
 
 @dataclass(frozen=True)
@@ -331,7 +316,8 @@ class Masks:
         objects: The K objects, best score first; empty where nothing was found.
         concept: The phrase that was asked for; "" where only boxes or points were given.
         presence: Probability in 0..1 that the concept is in the image at all; None where no phrase was asked.
-        is_present: The model's calibrated yes or no; None where no phrase was asked.
+        is_present: Whether the model affirms the concept, surely or not; None where no phrase was asked.
+        is_sure: False if it affirms a presence between its two limits; see `verdict`.
         found_as: The name by which a drawn object was found again where following lost it; "" where it was not.
         image: What was segmented, for pictures and for the place in the world; pickles leave its pixels behind.
     """
@@ -341,6 +327,7 @@ class Masks:
     concept: str = ""
     presence: float | None = None
     is_present: bool | None = None
+    is_sure: bool = True
     found_as: str = ""
     image: Image | None = field(default=None, compare=False, repr=False)
 
@@ -352,7 +339,7 @@ class Masks:
 
     @classmethod
     def from_dense(cls, masks: BoolArray, scores: Iterable[float], **about: Any) -> Self:
-        """Masks from (K, N, H, W) bool; empty ones are left out. `about`: concept, presence, is_present."""
+        """Masks from (K, N, H, W) bool; empty ones are left out. `about`: concept, presence, is_present, is_sure."""
         cropped = [ObjectMask.from_dense(mask, score) for mask, score in zip(masks, scores, strict=True)]
         found = sorted((mask for mask in cropped if mask is not None), key=lambda mask: -mask.score)
         shape = (masks.shape[1], masks.shape[2], masks.shape[3])
@@ -416,6 +403,11 @@ class Masks:
     def says_present(self) -> bool:
         """The model's yes or no; where it states none, whether anything was found."""
         return len(self) > 0 if self.is_present is None else self.is_present
+
+    @property
+    def verdict(self) -> PresenceVerdict | None:
+        """Whether the concept is there; None where no phrase was asked. With `not sure` masks are given too."""
+        return verdict_of(self.is_present, is_sure=self.is_sure)
 
     @property
     def stated_presence(self) -> float:

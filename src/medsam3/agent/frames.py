@@ -20,8 +20,10 @@ from scipy import ndimage
 from medsam3.agent.chat import ShownPicture
 from medsam3.agent.redact import hide_burnt_in_text
 from medsam3.agent.values import Mark
+from medsam3.concepts import find
 from medsam3.geometry import BoolArray
-from medsam3.image import Image, Masks, Window
+from medsam3.image import Image, Masks, ObjectMask, Window
+from medsam3.models.objects import split_objects
 from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Box, Point, Prompt
 from medsam3.segmentation.run import Report, segment
@@ -130,7 +132,7 @@ class QueriedImage:
         shown = said
         if not len(said):  # what would be there, if it were there
             anyway = self.segmenter.decode(features, prompt, threshold=0.0)
-            shown = replace(anyway, presence=said.presence, is_present=said.is_present)
+            shown = replace(anyway, presence=said.presence, is_present=said.is_present, is_sure=said.is_sure)
         if isinstance(self.segmenter, SoftSegmenter):
             soft = self.segmenter.probability_map(features, prompt)
         else:
@@ -154,6 +156,14 @@ def pasted(base: Map, windows: Sequence[Crop], maps: Sequence[Map], share: float
     mixed = base.copy()
     mixed[inside] = (1 - share) * base[inside] + share * total[inside] / count[inside]
     return mixed
+
+
+def objects_of(soft: Map, level: float, presence: float, phrase: str, n: int = 0) -> tuple[ObjectMask, ...]:
+    """Find a phrase's objects where a map is above a level, best first by presence times the mean inside."""
+    concept = find(phrase)
+    parts = split_objects(soft, level, is_round=concept is not None and concept.is_round)
+    found = [replace(part, start=(n, *part.start[1:]), score=presence * part.score) for part in parts]
+    return tuple(sorted(found, key=lambda part: -part.score))
 
 
 @dataclass(frozen=True)

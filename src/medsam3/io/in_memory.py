@@ -161,18 +161,19 @@ def _from_nibabel(file: Any) -> Image:
 
 
 def _from_sitk(file: Any) -> Image:
-    from medsam3.io.itk import affine_of, values_of  # noqa: PLC0415
+    from medsam3.io.itk import affine_of  # noqa: PLC0415
 
     dimensions, channels = file.GetDimension(), file.GetNumberOfComponentsPerPixel()
     if dimensions not in (2, 3) or channels not in (1, 3):
         raise InputError(
             f"the SimpleITK image has {dimensions} axes and {channels} channels, allowed are 2 or 3, 1 or 3"
         )
-    stored = values_of(file)
+    stored = require("SimpleITK", extra="all").GetArrayFromImage(file)
     stack = stored.reshape(*(stored.shape[:dimensions] if dimensions == 3 else (1, *stored.shape[:2])), channels)
     if dimensions == 2:
         return _placed(stack, "picture", file.GetSpacing()[::-1], None)
-    return Image(stack, "picture" if len(stack) == 1 else "volume", affine_of(file))
+    affine = affine_of(file.GetOrigin(), file.GetSpacing(), file.GetDirection())
+    return Image(stack, "picture" if len(stack) == 1 else "volume", affine)
 
 
 _READERS: Mapping[str, Callable[[Any], Image]] = MappingProxyType(

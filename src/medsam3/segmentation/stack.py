@@ -53,6 +53,7 @@ class FrameAnswer:
         objects: All down to a low score.
         presence: Probability; None where no phrase was asked.
         is_present: The model's own verdict; None likewise.
+        is_sure: False if it affirms without being sure.
         is_asked: Something was asked on this slice at all.
     """
 
@@ -60,17 +61,19 @@ class FrameAnswer:
     presence: float | None = None
     is_present: bool | None = None
     is_asked: bool = False
+    is_sure: bool = True
 
     def to_fields(self) -> Mapping[str, Any]:
         """For a journal."""
         objects = [{"mask": one.mask.to_fields(), "score": one.score} for one in self.objects]
-        return {"objects": objects, "presence": self.presence, "is_present": self.is_present}
+        verdict = {"presence": self.presence, "is_present": self.is_present, "is_sure": self.is_sure}
+        return {"objects": objects, **verdict}
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Self:
         """Read what `to_fields` gave."""
         objects = tuple(FoundMask(PackedMask.from_fields(one["mask"]), one["score"]) for one in fields["objects"])
-        return cls(objects, fields["presence"], fields["is_present"], True)
+        return cls(objects, fields["presence"], fields["is_present"], True, fields["is_sure"])
 
 
 def ask(
@@ -92,7 +95,7 @@ def ask(
 def answer_of(masks: Masks) -> FrameAnswer:
     """The masks of one frame as an answer."""
     objects = tuple(FoundMask(PackedMask.of(masks.dense(k)[0]), masks.scores[k]) for k in range(len(masks)))
-    return FrameAnswer(objects, masks.presence, masks.is_present, True)
+    return FrameAnswer(objects, masks.presence, masks.is_present, True, masks.is_sure)
 
 
 class FrameCache:
@@ -300,6 +303,7 @@ class StackRun:
             concept=prompt.text or "",
             presence=max(asked, default=None),
             is_present=bool(is_held.any()) if asked else None,
+            is_sure=not is_held.any() or any(answer.is_present and answer.is_sure for answer in answers),
             found_as=name,
         )
         return self.view.masks_back(shown)

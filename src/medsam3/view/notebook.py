@@ -55,8 +55,7 @@ def _thumbnail(masks: Masks) -> PIL.Image.Image | None:
 
 def html_of(masks: Masks) -> str:
     """Show masks as HTML: what was asked and how sure the answer is, the picture, a row for each object."""
-    said = "" if masks.is_present is None else ("present" if masks.is_present else "absent")
-    presence = "" if masks.presence is None else f"presence {masks.presence:.2f}, {said}"
+    presence = "" if masks.presence is None else f"presence {masks.presence:.2f}, {masks.verdict or ''}"
     head = ", ".join(filter(None, [escape(masks.concept or "object"), presence, f"{len(masks)} objects"]))
     shown = _thumbnail(masks)
     picture = "" if shown is None else f'<img src="{data_url(shown)}" alt="masks">'

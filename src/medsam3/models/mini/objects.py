@@ -1,4 +1,4 @@
-"""Second opinions and clicks: which logits are mixed, and which objects stay."""
+"""What a second opinion changes in a map of logits, and which objects a user's clicks leave."""
 
 from __future__ import annotations
 
