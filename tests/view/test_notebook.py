@@ -32,14 +32,14 @@ def test_the_overlay_is_the_picture_with_the_object_in_colour() -> None:
 def test_the_page_holds_picture_and_sizes_and_escapes_the_phrase() -> None:
     page = found("<script>alert(1)</script>")._repr_html_()
     assert "<script>" not in page and "&lt;script&gt;" in page
-    assert "data:image/png;base64," in page and "presence 0.90, present" in page
+    assert "data:image/png;base64," in page and "presence 0.90, yes" in page
     assert "<td>20</td>" in page and "mm²" in page  # 10 x 20 pixels of 0.5 x 0.2 mm
     png = found()._repr_png_()
     assert png is not None and PIL.Image.open(io.BytesIO(png)).size == (60, 100)
 
 
 def test_nothing_found_and_no_image_show_as_text() -> None:
-    assert "absent, 0 objects" in found("absent")._repr_html_()
+    assert "presence 0.10, no, 0 objects" in found("absent")._repr_html_()
     bare = Masks.from_dense(np.ones((1, 1, 4, 5), bool), [0.5])
     assert bare._repr_png_() is None and "20</td>" in bare._repr_html_()
     with pytest.raises(InputError, match="do not know their image"):

@@ -144,7 +144,7 @@ def _polygons(geometry: Mapping[str, Any], number: int, place: _Place) -> list[l
         InputError: A ring that is none, or a coordinate that is no number.
     """
     kind, held = geometry.get("type"), geometry.get("coordinates")
-    parts = [held] if kind == "Polygon" else held if kind == "MultiPolygon" else []
+    parts: Any = [held] if kind == "Polygon" else held if kind == "MultiPolygon" else []
     try:
         found = [[np.array([point[:2] for point in ring], dtype=np.float64) for ring in part] for part in parts or []]
     except (TypeError, ValueError, KeyError, OverflowError) as error:
