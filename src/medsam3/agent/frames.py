@@ -52,7 +52,7 @@ class SoftSegmenter(Protocol):
 
 
 @dataclass(frozen=True)
-class PhraseAnswer:
+class SoftAnswer:
     """The segmenter's answer to a phrase in a frame.
 
     Attributes:
@@ -86,7 +86,7 @@ class QueriedImage:
         self._whole: dict[str, Masks] = {}
         self.encodings = 0
         self._features: OrderedDict[tuple[int, Crop | None], Any] = OrderedDict()
-        self._answers: dict[tuple[int, str, Crop | None], PhraseAnswer] = {}
+        self._answers: dict[tuple[int, str, Crop | None], SoftAnswer] = {}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -116,7 +116,7 @@ class QueriedImage:
                 self._features.popitem(last=False)
         return self._features[key]
 
-    def ask(self, n: int, phrase: str, window: Crop | None = None) -> PhraseAnswer:
+    def ask(self, n: int, phrase: str, window: Crop | None = None) -> SoftAnswer:
         """Ask for a phrase in frame n or a window of it; the answer has the size of what was shown."""
         key = (n, phrase, window)
         if key not in self._answers:
@@ -127,7 +127,7 @@ class QueriedImage:
         """Answer any prompt about frame n, over (1, H, W)."""
         return self.segmenter.decode(self.features(n), prompt)
 
-    def _asked(self, features: Any, prompt: Prompt) -> PhraseAnswer:
+    def _asked(self, features: Any, prompt: Prompt) -> SoftAnswer:
         said = self.segmenter.decode(features, prompt)
         shown = said
         if not len(said):  # what would be there, if it were there
@@ -137,10 +137,10 @@ class QueriedImage:
             soft = self.segmenter.probability_map(features, prompt)
         else:
             soft = shown.union()[0].astype(np.float32)
-        return PhraseAnswer(shown, soft)
+        return SoftAnswer(shown, soft)
 
 
-def averaged(answers: Sequence[PhraseAnswer]) -> Map:
+def averaged(answers: Sequence[SoftAnswer]) -> Map:
     """Average soft maps of one size."""
     mean: Map = np.mean([answer.soft for answer in answers], axis=0, dtype=np.float32)
     return mean
