@@ -60,7 +60,7 @@ def test_the_help_of_every_command_has_an_example(command: str, capsys: pytest.C
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no command was given, allowed are segment, agent"),
+        ([], "no command was given, allowed are segment, batch, agent"),
         (["sgement"], "there is no command 'sgement': did you mean segment?"),
         (["weights", "fecth"], "there is no command 'weights fecth': did you mean weights fetch?"),
         (["segment"], "FILES is missing, or has no value"),
