@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Depends, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
 from starlette.background import BackgroundTask
 
 from medsam3 import concepts
@@ -44,7 +45,11 @@ from medsam3.server.service import FOLLOWING, SAMPLES, Service, events_of, steps
 MOST_CONCEPTS = 30
 MOST_ENTRIES = 2000
 _NO_IMAGES = (".md", ".txt", ".csv", ".json", ".py", ".pdf")
-router = APIRouter(prefix="/v1", responses={"default": {"model": Problem, "description": "What went wrong"}})
+router = APIRouter(
+    prefix="/v1",
+    responses={"default": {"model": Problem, "description": "What went wrong"}},
+    dependencies=[Depends(HTTPBearer(auto_error=False, description="if the server has tokens"))],  # `guard` checks it
+)
 
 
 def service_of(request: Request) -> Service:
@@ -160,6 +165,12 @@ async def do_step(
     held = service.holdings.session(owner, image, session)
     _check_depth(held, step)
     return await service.step(held, step)
+
+
+@router.get("/images/{image}/sessions/{session}/steps")
+async def list_steps(image: str, session: str, owner: Owner, service: Served) -> list[Step]:
+    """List all steps that were done, undo among them: the same steps make the same session on any server."""
+    return service.holdings.session(owner, image, session).steps
 
 
 @router.post("/images/{image}/sessions/{session}/steps/job", status_code=202)
