@@ -18,6 +18,7 @@ from medsam3.errors import InputError
 from medsam3.server import reader
 from medsam3.server.guard import owner_of
 from medsam3.server.holdings import HeldImage, HeldJob, HeldSession, new_id
+from medsam3.server.problems import MEDIA_TYPE as PROBLEM_TYPE
 from medsam3.server.problems import RefusedError, not_here
 from medsam3.server.schemas import (
     AgentAsked,
@@ -47,7 +48,12 @@ MOST_ENTRIES = 2000
 _NO_IMAGES = (".md", ".txt", ".csv", ".json", ".py", ".pdf")
 router = APIRouter(
     prefix="/v1",
-    responses={"default": {"model": Problem, "description": "What went wrong"}},
+    responses={
+        "default": {
+            "description": "What went wrong",
+            "content": {PROBLEM_TYPE: {"schema": Problem.model_json_schema()}},
+        }
+    },
     dependencies=[Depends(HTTPBearer(auto_error=False, description="if the server has tokens"))],  # `guard` checks it
 )
 
@@ -303,7 +309,11 @@ async def cancel_job(job: str, owner: Owner, service: Served) -> JobAnswer:
     return held.answer()
 
 
-@router.get("/results/{result}", response_model=ResultAnswer)
+@router.get(
+    "/results/{result}",
+    response_model=ResultAnswer,
+    responses={200: {"description": "The file, or what it is", "content": {"application/octet-stream": {}}}},
+)
 async def take_result(
     result: str, owner: Owner, service: Served, format: Annotated[str | None, Query(max_length=20)] = None
 ) -> Response:
