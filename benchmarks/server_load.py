@@ -248,10 +248,10 @@ def served(arguments: list[str]) -> Iterator[tuple[str, int]]:
     command = [sys.executable, "-m", "medsam3", "serve", "--port", "0", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
-        address = next(word for word in process.stdout.readline().split() if word.startswith("http"))
-        while httpx.get(f"{address}readyz").status_code != 200:
-            time.sleep(1)
         try:
+            address = next(word for word in process.stdout.readline().split() if word.startswith("http"))
+            while httpx.get(f"{address}readyz", timeout=120).status_code != 200:
+                time.sleep(1)
             yield address, process.pid
         finally:
             process.terminate()

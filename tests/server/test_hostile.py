@@ -129,6 +129,6 @@ def test_fuzzed_requests_meet_no_error_of_the_server(tmp_path: Path) -> None:
         checks = "not_a_server_error,content_type_conformance,status_code_conformance"
         asked = ["--checks", checks, "--phases", "fuzzing", "--max-examples", "6", "--seed", "3"]
         command = [FUZZ, "run", str(described), "--url", address, *asked, "--request-timeout", "120"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
         assert httpx.get(f"{address}/healthz", timeout=120).status_code == 200
