@@ -112,6 +112,7 @@ def serve(settings: Settings, *, when_ready: Callable[[str], None]) -> None:
         access_log=False,  # the guard writes one line a request, without ids
         server_header=False,
         timeout_graceful_shutdown=3,
+        timeout_keep_alive=75,  # a busy client may pause longer than five seconds between two requests
     )
     with listening, contextlib.suppress(KeyboardInterrupt):  # how a server is ended; uvicorn has shut down by then
         Server(config).run(sockets=[listening])
