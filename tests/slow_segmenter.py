@@ -16,13 +16,24 @@ from threshold_segmenter import ThresholdSegmenter
 
 
 class SlowSegmenter(ThresholdSegmenter):
-    """`slow` takes a fifth of a second a frame, `kill` ends the process as the kernel does when memory is short."""
+    """`slow` takes a fifth of a second a frame, `stuck` never ends, `greedy` takes up to 2 GiB of memory.
+
+    `kill` ends the process as the kernel does when memory is short.
+    """
 
     def decode(self, features: NDArray[np.bool_], prompt: Prompt, *, threshold: float | None = None) -> Masks:
         if prompt.text == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if prompt.text == "slow":
             time.sleep(0.2)
+        if prompt.text == "stuck":
+            time.sleep(600)
+        if prompt.text == "greedy":
+            taken = []
+            for _ in range(40):
+                taken.append(np.ones(50 << 20, dtype=np.uint8))
+                time.sleep(0.05)
+            time.sleep(600)
         return super().decode(features, prompt, threshold=threshold)
 
 

@@ -69,6 +69,7 @@ OWNERS = {
     "fastapi": ("server",),
     "starlette": ("server",),
     "uvicorn": ("server.app",),
+    "fastapi_swagger": ("server.app",),
     "prometheus_client": ("server.app", "server.guard"),
     "rich": ("cli", "train", "eval", "segmentation.run"),
     "jinja2": ("page",),

@@ -387,6 +387,10 @@ def test_an_example_in_a_volume_changes_its_slice_alone() -> None:
         (lambda s: s.paint([(90, 2)]), "stroke at 90,2 is outside the image"),
         (lambda s: s.paint([(4, 2)], radius=0), "radius of the brush is 0, allowed is above 0 to 500"),
         (lambda s: s.paint([]), "the stroke is empty"),
+        (
+            lambda s: s.paint([(4, 2)] * 2_000_000, radius=300),
+            "2000000 points with a brush of 300 pixels: draw it in parts",
+        ),
         (lambda s: s.paint([(4, 2)], adding=False), "no object that a negative click"),
         (lambda s: s.exemplar(*STILL, positive=False), "a look-alike alone says not what is meant"),
         (lambda s: s.exemplar(90, 0, 99, 4), "is outside the image"),

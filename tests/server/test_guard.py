@@ -113,6 +113,34 @@ def test_pages_of_other_sites_may_not_ask(client: TestClient) -> None:
     assert client.get("/v1/models", headers={"Origin": "http://127.0.0.1"}).status_code == 200
 
 
+def test_a_site_on_the_list_may_ask_with_a_token_and_no_other() -> None:
+    mine, other = {"Origin": "https://lab.example"}, {"Origin": "https://evil.example"}
+    with started(tokens=(ONE,), origins=("https://lab.example",)) as client:
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        before = client.options("/v1/images", headers=mine | asked)
+        assert before.status_code == 204
+        assert before.headers["access-control-allow-origin"] == "https://lab.example"
+        assert "Authorization" in before.headers["access-control-allow-headers"]
+        answer = client.get("/v1/models", headers=mine | bearer(ONE))
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://lab.example")
+        assert client.get("/v1/models", headers=mine).status_code == 401
+        for refused in (client.options("/v1/images", headers=other | asked), client.get("/healthz", headers=other)):
+            assert refused.status_code == 403 and "access-control-allow-origin" not in refused.headers
+    for wrong in ("*", "lab.example", "https://lab.example/page"):
+        with pytest.raises(InputError, match="origin is"):
+            Settings(origins=(wrong,))
+
+
+def test_the_documentation_of_the_api_loads_nothing_from_elsewhere(client: TestClient) -> None:
+    page = client.get("/docs/")
+    assert page.status_code == 200 and client.get("/docs").status_code == 200
+    assert "http" not in page.text and "<style" not in page.text and "style=" not in page.text
+    for name in ("swagger/swagger-ui.css", "swagger/swagger-ui-bundle.js", "start.js"):
+        assert f'"/docs/{name}"' in page.text and client.get(f"/docs/{name}").status_code == 200
+    routes = client.get("/openapi.json").json()["paths"]
+    assert {"/v1/images", "/v1/jobs", "/v1/agent/preview", "/healthz"} <= set(routes)
+
+
 def test_every_answer_has_the_security_headers(client: TestClient) -> None:
     for path in ("/", "/page/app.js", "/v1/models", "/v1/images/none"):
         headers = client.get(path).headers

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,19 @@ def test_a_session_is_made_again_after_its_worker_was_killed(client: TestClient)
     assert step(client, session, do="undo")["steps"] == 3
 
 
+def test_the_steps_of_a_session_make_the_same_session_on_another_server(client: TestClient) -> None:
+    session = begun(client, opened(client)["id"])
+    for asked in ({"do": "segment", "phrase": "block"}, {"do": "click", "x": 40, "y": 15}, {"do": "undo"}):
+        step(client, session, **asked)
+    steps = client.get(f"{session}/steps").json()
+    assert [one["do"] for one in steps] == ["segment", "click", "undo"]
+    with started() as replica:
+        other = begun(replica, opened(replica)["id"])
+        for asked in steps:
+            step(replica, other, **asked)
+        assert replica.get(f"{other}/masks").json() == client.get(f"{session}/masks").json()
+
+
 def test_a_step_that_is_stopped_leaves_the_session_as_it_was(client: TestClient) -> None:
     session = begun(client, opened(client, ("scan.nii.gz", volume()[0]))["id"])
     before = step(client, session, do="segment", phrase="block", frame=2)
@@ -199,6 +213,31 @@ def test_a_worker_killed_in_mid_job_fails_that_job_alone(client: TestClient) -> 
     assert "the process that did this ended" in failed["error"]
     assert done["state"] == "done"
     assert client.get(f"/v1/results/{done['result']}").json()["found"]["concepts"][0]["pixels"] == 60
+
+
+def test_a_task_that_takes_too_much_memory_or_time_fails_alone() -> None:
+    with started(limits=Limits(worker_bytes=900 << 20)) as client:
+        service = client.app.state.service  # type: ignore[attr-defined]
+        image = opened(client)["id"]
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.1)
+        session = begun(client, image)
+        before = step(client, session, do="segment", phrase="block")
+        greedy = client.post("/v1/jobs", json={"image": image, "phrases": ["greedy"]}).json()["id"]
+        client.get(f"/v1/jobs/{greedy}/events")
+        failed = client.get(f"/v1/jobs/{greedy}").json()
+        assert failed["state"] == "failed"
+        assert failed["error"] == "this took more than 900 MiB of memory and was stopped: ask for less at once"
+        settings = service.settings
+        service.settings = replace(settings, limits=Limits(step_s=3.0))
+        stuck = client.post(f"{session}/steps", json={"do": "segment", "phrase": "stuck"})
+        assert stuck.status_code == 504
+        assert "took longer than 3 s and was stopped" in stuck.json()["detail"]
+        service.settings = settings
+        assert client.get(session).json() == before
+        assert step(client, session, do="click", x=40, y=15)["steps"] == 2
+        restarts = 'medsam3_restarts{worker="model-0"} 2.0'
+        assert restarts in client.get("/metrics").text
 
 
 def test_a_job_that_fails_says_why(client: TestClient) -> None:

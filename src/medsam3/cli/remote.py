@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -184,6 +183,5 @@ def chosen_model(model: ModelChoice, server: ServerChoice) -> ModelChoice | Serv
     if model != ModelChoice():
         raise InputError("the server answers with its own model: leave --model and all that belongs to it out")
     served = ServedModel(client)
-    with suppress(KeyError):  # an answer of another form is told where it is read
-        _ = served.model  # a server that is not there ends the run at once
+    _ = served.model  # a server that is not there ends the run at once
     return served

@@ -42,7 +42,9 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
     data: Annotated[Path | None, Help("folder whose files may be opened without an upload")] = None
     token_file: Annotated[Path | None, Help("file with the tokens of those who may ask")] = None
     allow_host: Annotated[tuple[str, ...], Help("a name by which browsers reach the server; may be repeated")] = ()
+    allow_origin: Annotated[tuple[str, ...], Help("a site whose pages may ask; may be repeated")] = ()
     max_upload: Annotated[str, Help("largest upload, default: 2GiB")] = "2GiB"
+    max_memory: Annotated[str, Help("most memory of each process that reads or has a model, default: 8GiB")] = "8GiB"
     llm: Annotated[str | None, Help("an LLM that the agent may ask, as --model of medsam3 agent")] = None
     send_images: Annotated[bool, Help("pictures may go to that LLM, if who asks allows it too")] = False
     open: Annotated[bool, Help("open the page in the browser")] = False
@@ -53,7 +55,7 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
         Raises:
             InputError: An argument that is not allowed, or the extra `server` is not installed.
         """
-        for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "fastapi_swagger"):
             require(module, extra="server")
         from medsam3.models.registry import LOADERS, names  # noqa: PLC0415  numpy
         from medsam3.server.settings import Limits, Settings, bytes_from, read_tokens  # noqa: PLC0415
@@ -72,11 +74,12 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
             workers=self.workers,
             data=self.data,
             tokens=() if self.token_file is None else read_tokens(self.token_file),
+            origins=self.allow_origin,
             hosts=tuple(name.lower() for name in self.allow_host),
             llm=self.llm,
             sends_images=self.send_images,
             weights_sha256=ModelChoice(self.model).sha256,
-            limits=Limits(upload_bytes=bytes_from(self.max_upload)),
+            limits=Limits(upload_bytes=bytes_from(self.max_upload), worker_bytes=bytes_from(self.max_memory)),
         )
 
     def run(self) -> int:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
+from urllib.parse import urlencode
 
 from medsam3.client.connection import Connection, ServerError
 from medsam3.client.session import RemoteSession
@@ -156,17 +157,20 @@ class Client:
         """Tell the model that answers: `name`, `concepts`, `weights_sha256`, `version`; waits until it is loaded."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            (about,) = self._connection.json("GET", "/v1/models")
+            answer = self._connection.json("GET", "/v1/models")
+            if not (
+                isinstance(answer, list) and len(answer) == 1 and {"name", "is_ready", "concepts"} <= set(answer[0])
+            ):
+                raise ServerError(f"{self._connection.url} answers, but not as medsam3 serve does: correct the address")
+            about: dict[str, Any] = answer[0]
             if about["is_ready"] or time.monotonic() > deadline:
-                found: dict[str, Any] = about
-                return found
+                return about
             time.sleep(_LOOK_S[1])
 
     def read_phrase(self, phrase: str) -> list[dict[str, Any]]:
         """Tell how a phrase is read: `phrase`, `read_as`, `is_taught`, for each concept that it joins."""
-        from urllib.parse import quote  # noqa: PLC0415
-
-        found: list[dict[str, Any]] = self._connection.json("GET", f"/v1/phrases?q={quote(check_phrase(phrase))}")
+        query = urlencode({"q": check_phrase(phrase)})
+        found: list[dict[str, Any]] = self._connection.json("GET", f"/v1/phrases?{query}")
         return found
 
     def open(self, image: Any, *, frame: int | None = None, series: str | int | None = None) -> RemoteImage:
@@ -189,7 +193,7 @@ class Client:
 
             here = read(image, frame=frame, series=series)
             chosen = {"frame": frame, "series": None if Path(image).is_dir() else series}
-            query = "&".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
+            query = urlencode({name: value for name, value in chosen.items() if value is not None})
             about = self._connection.upload(f"/v1/images?{query}".rstrip("?"), files_of(Path(image), here))
         else:
             from medsam3.io.handed import write_handed  # noqa: PLC0415

@@ -10,6 +10,7 @@ import binascii
 import json
 import zlib
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -40,27 +41,15 @@ def unpacked(entry: Any) -> ObjectMask:
 
 
 def about(masks: Masks) -> dict[str, Any]:
-    """Give what is said of a concept, without its objects."""
-    return {
-        "shape": masks.shape,
-        "concept": masks.concept,
-        "presence": masks.presence,
-        "is_present": masks.is_present,
-        "found_as": masks.found_as,
-    }
+    """Give what is said of a concept, without its objects and their image."""
+    return {one.name: getattr(masks, one.name) for one in fields(masks) if one.name not in ("objects", "image")}
 
 
 def from_about(entry: Any, objects: Sequence[ObjectMask] = ()) -> Masks:
     """Read what `about` gave, with the objects that belong to it; errors as `unpacked`."""
     n, height, width = (int(size) for size in entry["shape"])
-    return Masks(
-        (n, height, width),
-        tuple(objects),
-        concept=entry["concept"],
-        presence=entry["presence"],
-        is_present=entry["is_present"],
-        found_as=entry["found_as"],
-    )
+    said = {name: value for name, value in entry.items() if name not in ("shape", "objects")}
+    return Masks((n, height, width), tuple(objects), **said)
 
 
 def dumped(masks: Sequence[Masks]) -> str:

@@ -23,6 +23,8 @@ MOST_CLICKS = 100
 MOST_STROKE_CLICKS = 12
 """A scribble is shown to the model as this many clicks along it, and held to all of its pixels."""
 LARGEST_RADIUS = 500.0
+MOST_BRUSHED = 500_000_000
+"""Points of a stroke times the pixels that its brush looks at; a second or two of work."""
 SAME_IOU = 0.3
 """Least overlap of what is found on a frame with what was found there before, for both to be one object."""
 
@@ -281,6 +283,10 @@ def check_brush(stroke: Stroke, shape: Sequence[int]) -> None:
     radius = stroke.radius or 0.0
     if not 0 < radius <= LARGEST_RADIUS:
         raise InputError(f"radius of the brush is {radius:g}, allowed is above 0 to {LARGEST_RADIUS:g} pixels")
+    if len(stroke.points) * min((2 * radius + 1) ** 2, shape[0] * shape[1]) > MOST_BRUSHED:
+        raise InputError(
+            f"the stroke has {len(stroke.points)} points with a brush of {radius:g} pixels: draw it in parts"
+        )
     for point in stroke.points:
         if not (-radius <= point.x <= shape[1] - 1 + radius and -radius <= point.y <= shape[0] - 1 + radius):
             raise InputError(

@@ -13,7 +13,7 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import generate_latest
 
 from medsam3 import __version__
-from medsam3.errors import InputError
+from medsam3.errors import InputError, require
 from medsam3.server.guard import Guard, Metrics
 from medsam3.server.problems import answer_errors
 from medsam3.server.routes import router, service_of
@@ -21,6 +21,7 @@ from medsam3.server.service import Service
 from medsam3.server.settings import Settings
 
 PAGE = Path(__file__).parent / "page"
+DOCS = Path(__file__).parent / "docs"
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -44,8 +45,16 @@ def make_app(settings: Settings) -> FastAPI:
     app.include_router(router)
     _add_health(app, metrics)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    app.mount("/docs/swagger", StaticFiles(directory=_swagger()), name="swagger")
+    app.mount("/docs", StaticFiles(directory=DOCS, html=True), name="docs")
     app.add_middleware(Guard, settings=settings, metrics=metrics)
     return app
+
+
+def _swagger() -> Path:
+    """Find the files of Swagger UI, which a package brings, so that nothing comes from elsewhere."""
+    package = require("fastapi_swagger", extra="server")
+    return Path(str(package.__file__)).parent / "resources"
 
 
 def _add_health(app: FastAPI, metrics: Metrics) -> None:
@@ -72,6 +81,7 @@ def _add_health(app: FastAPI, metrics: Metrics) -> None:
         for worker in (service.reader, *service.modellers):
             metrics.waiting.labels(worker.name).set(worker.waiting)
             metrics.restarts.labels(worker.name).set(worker.restarts)
+            metrics.memory.labels(worker.name).set(worker.resident_bytes())
         return Response(generate_latest(metrics.registry), media_type=_METRICS_TYPE)
 
 
@@ -102,6 +112,7 @@ def serve(settings: Settings, *, when_ready: Callable[[str], None]) -> None:
         access_log=False,  # the guard writes one line a request, without ids
         server_header=False,
         timeout_graceful_shutdown=3,
+        timeout_keep_alive=75,  # a busy client may pause longer than five seconds between two requests
     )
     with listening, contextlib.suppress(KeyboardInterrupt):  # how a server is ended; uvicorn has shut down by then
         Server(config).run(sockets=[listening])

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from fastapi import Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medsam3.server.problems import RefusedError, problem
@@ -28,6 +29,11 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Frame-Options": "DENY",
+}
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, DELETE",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type",
+    "Access-Control-Max-Age": "600",
 }
 _OPEN = ("/healthz", "/readyz")
 
@@ -50,6 +56,9 @@ class Metrics:
         self.restarts = Gauge(
             "medsam3_restarts", "Times a worker was started again", ("worker",), registry=self.registry
         )
+        self.memory = Gauge(
+            "medsam3_worker_bytes", "Memory of a worker, where the system tells it", ("worker",), registry=self.registry
+        )
         self.images = Gauge("medsam3_images", "Images that are held", registry=self.registry)
 
 
@@ -65,11 +74,14 @@ class Guard:
             await self._app(scope, receive, send)
             return
         is_private = scope["path"].startswith("/v1/")
-        begun, answered = time.perf_counter(), _Answered(send, is_private=is_private)
+        begun, answered = time.perf_counter(), _Answered(send, self._cors(scope), is_private=is_private)
         body = _Counted(receive, self._most_bytes(scope))
         try:
             self._check(scope, body)
-            await self._app(scope, body, answered)
+            if scope["method"] == "OPTIONS" and answered.is_foreign:
+                await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, answered)
+            else:
+                await self._app(scope, body, answered)
         except RefusedError as error:
             await self._refuse(error, scope, receive, answered)
         finally:
@@ -90,7 +102,7 @@ class Guard:
         if _name_of(host) not in self._settings.allowed_hosts:
             raise RefusedError(421, f"host {host!r} is not served here: use the address that it told, or --allow-host")
         origin = headers.get(b"origin", b"").decode("latin-1")
-        if origin and urlsplit(origin).netloc != host:
+        if origin and urlsplit(origin).netloc != host and origin not in self._settings.origins:
             raise RefusedError(403, "pages of other sites may not ask this server")
         length = headers.get(b"content-length", b"0").decode("latin-1")
         if not length.isdecimal() or int(length) > body.most:
@@ -98,9 +110,17 @@ class Guard:
         is_open = scope["path"] in _OPEN or not scope["path"].startswith(("/v1/", "/metrics"))
         scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         owner = self._settings.owner_of(token.strip() if scheme.lower() == "bearer" else None)
-        if owner is None and not is_open:
+        is_preflight = scope["method"] == "OPTIONS" and origin in self._settings.origins  # carries no token
+        if owner is None and not (is_open or is_preflight):
             raise RefusedError(401, "a token is needed: send it as Authorization: Bearer TOKEN")
         scope.setdefault("state", {})["owner"] = owner or "-"
+
+    def _cors(self, scope: Scope) -> dict[str, str]:
+        """Headers that let a page of another site read the answer, if it is on the list."""
+        origin = dict(scope["headers"]).get(b"origin", b"").decode("latin-1")
+        if origin not in self._settings.origins:
+            return {}
+        return {"Access-Control-Allow-Origin": origin, "Vary": "Origin", "Cross-Origin-Resource-Policy": "cross-origin"}
 
     def _most_bytes(self, scope: Scope) -> int:
         is_upload = scope["method"] == "POST" and scope["path"].rstrip("/") == "/v1/images"
@@ -133,9 +153,9 @@ class _Counted:
 class _Answered:
     """The answer as it goes out, with the security headers; `status` is 0 until it begins."""
 
-    def __init__(self, send: Send, *, is_private: bool) -> None:
-        self._send, self.status = send, 0
-        self._added = HEADERS | ({"Cache-Control": "no-store"} if is_private else {})
+    def __init__(self, send: Send, cors: dict[str, str], *, is_private: bool) -> None:
+        self._send, self.status, self.is_foreign = send, 0, bool(cors)
+        self._added = HEADERS | cors | ({"Cache-Control": "no-store"} if is_private else {})
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":

@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from medsam3.server.problems import RefusedError
@@ -27,6 +28,8 @@ _log = logging.getLogger(__name__)
 PARENT_LOOK_S = 2.0
 CANCEL_GRACE_S = 5.0
 RETRY_AFTER_S = 5
+FOLLOW_S = 0.1
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _PID, _DONE, _COUNT, _CANCELLED = range(4)
 _shared: Any = None  # in a worker process: what it shares with the server
 
@@ -81,6 +84,7 @@ class Progress:
     done: int = 0
     count: int = 0
     is_cancelled: bool = False
+    is_too_large: bool = False  # it took more memory than a worker may
 
 
 @dataclass
@@ -90,11 +94,13 @@ class Worker:
     Attributes:
         name: For messages and logs.
         most_waiting: Tasks that may wait; one more is refused.
+        most_bytes: Memory that the process may take while it does a task; watched where the system tells it (Linux).
         prepare: Called once in every new process, with `arguments`.
     """
 
     name: str
     most_waiting: int
+    most_bytes: int
     prepare: Callable[..., None] | None = None
     arguments: tuple[Any, ...] = ()
     waiting: int = 0
@@ -165,6 +171,11 @@ class Worker:
             self._forget()
             if told.is_cancelled:
                 raise StoppedError from error
+            if told.is_too_large:
+                raise RefusedError(
+                    413,
+                    f"this took more than {self.most_bytes >> 20} MiB of memory and was stopped: ask for less at once",
+                ) from error
             _log.warning("worker %s ended on the way and is started again", self.name)
             raise RefusedError(
                 500, "the process that did this ended (out of memory, or a crash in a library): try a smaller file"
@@ -183,7 +194,19 @@ class Worker:
     async def _follow(self, told: Progress) -> None:
         while True:
             told.done, told.count = self._counted(told)
-            await asyncio.sleep(0.1)
+            if not told.is_too_large and self.resident_bytes() > self.most_bytes:
+                _log.warning("worker %s took more memory than it may and is ended", self.name)
+                told.is_too_large = True
+                self._kill()
+            await asyncio.sleep(FOLLOW_S)
+
+    def resident_bytes(self) -> int:
+        """Memory that the process holds; 0 if there is none, or the system does not tell."""
+        try:
+            pages = int(Path(f"/proc/{self.pid}/statm").read_bytes().split()[1])
+        except (OSError, ValueError, IndexError):
+            return 0
+        return pages * _PAGE_BYTES
 
     def _counted(self, told: Progress) -> tuple[int, int]:
         return (told.done, told.count) if self._shared is None else (self._shared[_DONE], self._shared[_COUNT])

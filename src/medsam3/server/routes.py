@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Depends, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
 from starlette.background import BackgroundTask
 
 from medsam3 import concepts
@@ -17,6 +18,7 @@ from medsam3.errors import InputError
 from medsam3.server import reader
 from medsam3.server.guard import owner_of
 from medsam3.server.holdings import HeldImage, HeldJob, HeldSession, new_id
+from medsam3.server.problems import MEDIA_TYPE as PROBLEM_TYPE
 from medsam3.server.problems import RefusedError, not_here
 from medsam3.server.schemas import (
     AgentAsked,
@@ -44,7 +46,16 @@ from medsam3.server.service import FOLLOWING, SAMPLES, Service, events_of, steps
 MOST_CONCEPTS = 30
 MOST_ENTRIES = 2000
 _NO_IMAGES = (".md", ".txt", ".csv", ".json", ".py", ".pdf")
-router = APIRouter(prefix="/v1", responses={"default": {"model": Problem, "description": "What went wrong"}})
+router = APIRouter(
+    prefix="/v1",
+    responses={
+        "default": {
+            "description": "What went wrong",
+            "content": {PROBLEM_TYPE: {"schema": Problem.model_json_schema()}},
+        }
+    },
+    dependencies=[Depends(HTTPBearer(auto_error=False, description="if the server has tokens"))],  # `guard` checks it
+)
 
 
 def service_of(request: Request) -> Service:
@@ -160,6 +171,12 @@ async def do_step(
     held = service.holdings.session(owner, image, session)
     _check_depth(held, step)
     return await service.step(held, step)
+
+
+@router.get("/images/{image}/sessions/{session}/steps")
+async def list_steps(image: str, session: str, owner: Owner, service: Served) -> list[Step]:
+    """List all steps that were done, undo among them: the same steps make the same session on any server."""
+    return service.holdings.session(owner, image, session).steps
 
 
 @router.post("/images/{image}/sessions/{session}/steps/job", status_code=202)
@@ -292,7 +309,11 @@ async def cancel_job(job: str, owner: Owner, service: Served) -> JobAnswer:
     return held.answer()
 
 
-@router.get("/results/{result}", response_model=ResultAnswer)
+@router.get(
+    "/results/{result}",
+    response_model=ResultAnswer,
+    responses={200: {"description": "The file, or what it is", "content": {"application/octet-stream": {}}}},
+)
 async def take_result(
     result: str, owner: Owner, service: Served, format: Annotated[str | None, Query(max_length=20)] = None
 ) -> Response:

@@ -57,11 +57,12 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings, limits = settings, settings.limits
         self.holdings = Holdings(limits)
-        self.reader = Worker("reader", 4 * limits.waiting)
+        self.reader = Worker("reader", 4 * limits.waiting, limits.worker_bytes)
         self.modellers = [
             Worker(
                 f"model-{n}",
                 limits.waiting,
+                limits.worker_bytes,
                 call,
                 (MODELLING, "prepare", settings.load, settings.model, limits.sessions_in_memory),
             )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from medsam3.errors import InputError
 
@@ -38,6 +39,7 @@ class Limits:
         frames: Most slices or frames of an image.
         frame_pixels: Most pixels of one frame.
         volume_bytes: Most bytes of voxels that a viewer is given at once.
+        worker_bytes: Most memory of a process that reads or has a model; the task that takes more fails.
         waiting: Most tasks that wait for one worker; one more is answered by 503.
         steps: Most steps of one session.
         images: Most images that are kept at once.
@@ -52,6 +54,7 @@ class Limits:
     frames: int = 20_000
     frame_pixels: int = 100_000_000
     volume_bytes: int = 2**30
+    worker_bytes: int = 8 * 2**30
     waiting: int = 16
     steps: int = 1000
     images: int = 200
@@ -77,6 +80,7 @@ class Settings:
         workers: Processes with a model.
         data: Folder whose files may be opened without an upload; None for none.
         tokens: Who may ask; empty lets everyone on this machine ask.
+        origins: Pages of other sites that may ask, such as https://images.example.org.
         hosts: Names by which browsers may reach the server, beside its own.
         limits: What it takes on.
         llm: Address of the LLM that the agent may ask, as `--model` of `medsam3 agent`; None for none.
@@ -94,6 +98,7 @@ class Settings:
     workers: int = 1
     data: Path | None = None
     tokens: tuple[str, ...] = field(default=(), repr=False)
+    origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     llm: str | None = None
@@ -111,6 +116,9 @@ class Settings:
             raise InputError(f"port is {self.port}, allowed is 0 to 65535")
         if not 1 <= self.workers <= 64:
             raise InputError(f"workers are {self.workers}, allowed is 1 to 64")
+        wrong = [one for one in self.origins if urlsplit(one).scheme not in ("http", "https") or urlsplit(one).path]
+        if wrong:
+            raise InputError(f"origin is {wrong[0]!r}, allowed is one such as https://images.example.org")
         if self.sends_images and self.llm is None:
             raise InputError("pictures may go to an LLM, but none is named: give one with --llm, or leave it out")
         if self.data is not None and not self.data.is_dir():
