@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "eval": BASE | {"measure", "data", "agent"},  # agent: it is measured beside the plain phrase
     "train": BASE | {"measure", "data", "eval"},
     "server": BASE,
-    "cli": BASE | {"measure", "data", "eval", "train", "agent", "server"},
+    "pacs": BASE,
+    "cli": BASE | {"measure", "data", "eval", "train", "agent", "server", "pacs"},
     "__main__": {"cli"},
 }
 """By layer, the first name below `medsam3`; a layer may always import itself."""
@@ -69,7 +70,9 @@ OWNERS = {
     "rich": ("cli", "train", "eval", "segmentation.run"),
     "jinja2": ("page",),
     "pydantic_ai": ("agent.providers",),
-    "httpx2": ("agent.providers",),
+    "httpx2": ("agent.providers", "pacs.dicomweb"),
+    "python_multipart": ("pacs.multipart",),
+    "pynetdicom": ("pacs.dimse",),
     "genai_prices": ("agent.chat", "agent.providers"),
     "monai": (),
 }

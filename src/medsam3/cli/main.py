@@ -53,6 +53,9 @@ class Command:
 COMMANDS = (
     Command("segment", "medsam3.cli.segment", "Segment", "segment images, volumes and folders by phrases and boxes"),
     Command("agent", "medsam3.cli.agent", "Agent", "follow an instruction: segment, look, refine, or find nothing"),
+    Command(
+        "watch", "medsam3.cli.watch", "Watch", "segment new series of a hospital archive by rules, store results back"
+    ),
     Command("serve", "medsam3.cli.serve", "Serve", "open a page and an HTTP API on this machine"),
     Command("convert", "medsam3.cli.files", "Convert", "convert masks between NIfTI, NRRD, MHA, DICOM, COCO, PNG"),
     Command("info", "medsam3.cli.files", "Info", "say what a file holds: size, spacing, type"),
