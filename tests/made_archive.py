@@ -9,8 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +48,11 @@ def free_port() -> int:
 class Orthanc:
     """One archive; its files lie in `folder` and outlive it."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder, self.http_port, self.dicom_port = folder, free_port(), free_port()
         folder.mkdir(parents=True, exist_ok=True)
-        scheme = "https" if settings.get("SslEnabled") else "http"
-        self.origin = f"{scheme}://127.0.0.1:{self.http_port}"
-        self._settings = {
+        self.origin = f"http://127.0.0.1:{self.http_port}"
+        self._settings: dict[str, Any] = {
             "Name": "made for tests",
             "StorageDirectory": str(folder / "db"),
             "IndexDirectory": str(folder / "db"),
@@ -59,13 +60,12 @@ class Orthanc:
             "DicomPort": self.dicom_port,
             "DicomAet": "ORTHANC",
             "DicomAlwaysAllowStore": True,
-            "RemoteAccessAllowed": True,  # through the ports of this machine alone in these tests
-            "HttpBindAddresses": ["127.0.0.1"],
+            "RemoteAccessAllowed": False,
             "AuthenticationEnabled": True,
             "RegisteredUsers": {USER: PASSWORD},
             "Plugins": [str(next((path for path in PLUGINS if path.exists()), ""))],
+            "SyncStorageArea": False,
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-            **settings,
         }
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -95,8 +95,7 @@ class Orthanc:
             self._process = None
 
     def ask(self, path: str) -> Any:
-        verify = str(self.folder / "ca.pem") if self.origin.startswith("https") else True
-        answer = httpx2.get(f"{self.origin}{path}", auth=(USER, PASSWORD), verify=verify, timeout=30)
+        answer = httpx2.get(f"{self.origin}{path}", auth=(USER, PASSWORD), timeout=30)
         answer.raise_for_status()
         return answer.json()
 
@@ -115,7 +114,7 @@ class Orthanc:
 
 def storescu(port: int, title: str, folder: Path, *more: str) -> None:
     command = ["storescu", "-aet", "SCANNER", "-aec", title, *more, "127.0.0.1", str(port), "+sd", "+r", str(folder)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
 
 
@@ -141,3 +140,31 @@ def start_fake(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, str(TESTS / "fake_medsam3.py"), *arguments]
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, text=True, **options)
+
+
+@contextmanager
+def cutting(port: int, *, up: int | None = None, down: int | None = None) -> Iterator[int]:
+    """Give a port before another one, whose first connection ends after so many bytes up or down; later ones do not."""
+
+    def serve(listening: socket.socket) -> None:
+        limits = (up, down)
+        with suppress(OSError):  # the end of the test
+            while True:
+                inside, outside = listening.accept()[0], socket.create_connection(("127.0.0.1", port))
+                for source, target, limit in ((inside, outside, limits[0]), (outside, inside, limits[1])):
+                    threading.Thread(target=_pass_on, args=(source, target, limit), daemon=True).start()
+                limits = (None, None)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, args=(listening,), daemon=True).start()
+        yield listening.getsockname()[1]
+
+
+def _pass_on(source: socket.socket, target: socket.socket, left: int | None) -> None:
+    with suppress(OSError):
+        while (left is None or left > 0) and (piece := source.recv(65536 if left is None else min(65536, left))):
+            target.sendall(piece)
+            left = None if left is None else left - len(piece)
+    for one in (source, target):
+        with suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 from pynetdicom import AE
 
-from made_archive import Orthanc, free_port, start_fake, storescu, until
+from made_archive import Orthanc, cutting, free_port, start_fake, storescu, until
 from made_study import made_study
 from medsam3.errors import InputError
 from medsam3.pacs.dicomweb import Access, Archive
@@ -111,38 +110,11 @@ def test_an_instance_that_is_too_large_breaks_the_connection_off(tmp_path: Path)
 def test_a_sender_that_is_cut_off_leaves_no_part_of_an_instance(tmp_path: Path) -> None:
     made = made_study(tmp_path / "scans", size=(600, 600))
     with taking_in(tmp_path / "line", None) as (_, port, _):
-        with cutting(port, after_bytes=1_000_000) as cut, pytest.raises(AssertionError):
+        with cutting(port, up=1_000_000) as cut, pytest.raises(AssertionError):
             storescu(cut, "MEDSAM3", made.folder)
         time.sleep(0.5)
         assert len(_files(tmp_path / "line")) == 1
     assert [path.name for path in (tmp_path / "line").iterdir() if path.name.startswith(".")] == []
-
-
-@contextmanager
-def cutting(port: int, *, after_bytes: int) -> Iterator[int]:
-    """A port before another one, which ends the connection after so many bytes went in."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def serve() -> None:
-            inside, left = listening.accept()[0], after_bytes
-            outside = socket.create_connection(("127.0.0.1", port))
-            threading.Thread(target=_pass_on, args=(outside, inside), daemon=True).start()
-            while left > 0 and (piece := inside.recv(min(65536, left))):
-                outside.sendall(piece)
-                left -= len(piece)
-            for one in (inside, outside):
-                one.close()
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield listening.getsockname()[1]
-
-
-def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    try:
-        while piece := source.recv(65536):
-            target.sendall(piece)
-    except OSError:
-        return
 
 
 def test_results_wait_for_a_target_that_is_away(orthanc: Orthanc, tmp_path: Path) -> None:

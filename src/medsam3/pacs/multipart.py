@@ -100,8 +100,10 @@ class PartFiles:
         assert self._file is not None, "a part has begun"
         self._file.close()
         self._file = None
-        self._keep(self._path)
-        self._path.unlink(missing_ok=True)
+        try:
+            self._keep(self._path)
+        finally:
+            self._path.unlink(missing_ok=True)
 
     def _drop(self) -> None:
         if self._file is not None:

@@ -119,7 +119,8 @@ def address_of(text: str) -> Address:
         )
     found = _PATH.fullmatch(parts.path)
     assert found is not None, "its parts match any text"
-    for uid in (found["study"], found["series"]):
+    left = [part for part in found["root"].split("/") if part in ("studies", "series", "..")]
+    for uid in (found["study"], found["series"], *left):
         if uid is not None and not is_uid(uid):
             raise InputError(f"{uid[:80]!r} is no DICOM identifier, allowed are digits and dots: {_ALLOWED}")
     if parts.query and found["study"] is not None:
