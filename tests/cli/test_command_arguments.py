@@ -31,7 +31,7 @@ FILES; str, several; required
 --json; flag; -
 --report; Path; -
 --store; flag; -
---token; str; -
+--archive-token --token; str; -
 --ca-file; Path; -
 --timeout; float; 60.0
 --overwrite; flag; -
@@ -69,7 +69,7 @@ ADDRESS; str; -
 --plane; auto|native|axial|coronal|sagittal|vote; auto
 --window; str; -
 --neighbours; flag; -
---token; str; -
+--archive-token --token; str; -
 --ca-file; Path; -
 --timeout; float; 60.0
 --model; str; mini

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from cyclopts import Parameter
+
 from medsam3.cli.job import ABOVE_0, Help
 from medsam3.errors import InputError, require
 
@@ -27,6 +29,7 @@ class ArchiveChoice:
 
     token: Annotated[
         str | None,
+        Parameter(name=("--archive-token", "--token")),
         Help("bearer token of the archive; better set MEDSAM3_DICOMWEB_TOKEN, which no list of processes shows"),
     ] = field(default=None, repr=False)
     ca_file: Annotated[Path | None, Help("certificates to trust for the archive, PEM; default: the system's")] = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import medsam3
+from medsam3.cli.job import ModelChoice
 from medsam3.errors import InputError
 from medsam3.store import sha256_of, without_nan, write_json
 
@@ -87,7 +88,7 @@ def write_report(path: Path, job: Job, run: Outcome, out: Path, stopwatch: Stopw
         "seconds": stopwatch.seconds,
         "versions": {"medsam3": medsam3.__version__, "python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
-        "model": {"name": job.model.model, "device": job.model.device, "weights_sha256": job.model.sha256},
+        "model": {"name": job.model.model, "weights_sha256": job.model.sha256},
         "options": _options(job),
         "inputs": [asdict(one) for one in run.inputs],
         "results": [row.to_json() for row in run.rows],
@@ -120,14 +121,14 @@ def _versions() -> dict[str, str]:
 
 
 def _options(job: Job) -> dict[str, Any]:
-    chosen = asdict(job.model)
-    chosen["sam3"] = {name: None if value is None else str(value) for name, value in chosen["sam3"].items()}
     return {
         "prompts": [json.loads(prompt.to_json()) for prompt in job.prompts],
         "formats": job.formats,
         "threshold": job.threshold,
         "frames": [asdict(one) for one in job.frames],
-        "model": {name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()},
+        "model": json.loads(json.dumps(asdict(job.model), default=str))
+        if isinstance(job.model, ModelChoice)
+        else "served",
         "stacks": asdict(job.stacks),
     }
 

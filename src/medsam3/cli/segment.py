@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from medsam3.cli.archive import STORED_FORMATS, ArchiveChoice, ArchiveInput, inputs_of_archives
 from medsam3.cli.inputs import Input, files_at, find_inputs, find_stacks, frame_ranges, read_chosen
 from medsam3.cli.job import FLAT, SHARE, Help, Job, ModelChoice, StackChoice, formats_from, prompts_from
+from medsam3.cli.remote import Opened, ServerChoice, chosen_model
 from medsam3.cli.report import InputFacts, Stopwatch, check_report, facts_of, write_report
 from medsam3.cli.terminal import ProgressBar, in_options, print_table, progress_bar, say, say_json, unexpected
 from medsam3.errors import InputError
@@ -22,8 +23,8 @@ from medsam3.pacs.series import UnreachableError, is_address
 if TYPE_CHECKING:  # numpy, not for --help
     from medsam3.cli.inputs import Chosen
     from medsam3.cli.outputs import OutputFolder, ResultRow, Task
+    from medsam3.cli.remote import Answering
     from medsam3.image import Image, Kind, Masks
-    from medsam3.models.segmenter import Segmenter
     from medsam3.prompts import Prompt
 
 _log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Segment:
   medsam3 segment study/ --series 3 --text liver --format seg,rtstruct,csv
   medsam3 segment clip.mp4 --box 80,40,210,160 --format mp4,coco
   medsam3 segment colonoscopy.png --text polyp --model sam3.pt --lora best_lora_weights.pt
+  medsam3 segment ct.nii.gz --text liver --server http://127.0.0.1:8080
   medsam3 segment dicomweb:https://host/dicom-web/studies/1.2.3/series/4.5.6 --text liver --store
 
 A phrase that joins concepts gives a row and files for each; "without" takes one from another; "on the left of the
@@ -90,8 +92,8 @@ A bad file is reported and the others go on. Exit codes: 0 all done; 2 bad input
     format: Annotated[
         str | None,
         Help(
-            "png, overlay, coco, nifti, nrrd, mha, seg, rtstruct, mp4, montage, planes, csv, json, joined by commas; "
-            "default: png,overlay for pictures, nifti for volumes, coco for videos"
+            "png, overlay, coco, nifti, nrrd, mha, seg, rtstruct, geojson, mp4, montage, planes, csv, json, joined by "
+            "commas; default: png,overlay for pictures, nifti for volumes, coco for videos"
         ),
     ] = None
     json: Annotated[bool, Help("print the results as JSON to stdout, in place of the table")] = False
@@ -105,6 +107,7 @@ A bad file is reported and the others go on. Exit codes: 0 all done; 2 bad input
     overwrite: Annotated[bool, Help("segment again what is done, replace files of that name")] = False
     archive: Annotated[ArchiveChoice, FLAT] = field(default_factory=ArchiveChoice)
     model: Annotated[ModelChoice, FLAT] = field(default_factory=ModelChoice)
+    server: Annotated[ServerChoice, FLAT] = field(default_factory=ServerChoice)
 
     def job(self) -> Job:
         """Read the job that the arguments ask for.
@@ -114,13 +117,14 @@ A bad file is reported and the others go on. Exit codes: 0 all done; 2 bad input
         """
         self.model.sam3.check()
         self.stacks.check()
-        prompts = prompts_from(self.text, self.box, self.point, self.exemplar, self.model.taught if self.text else ())
+        model = chosen_model(self.model, self.server)
+        prompts = prompts_from(self.text, self.box, self.point, self.exemplar, model.taught if self.text else ())
         formats, frames = formats_from(self.format), frame_ranges(self.frame)
         if self.store and (self.series or not all(is_address(one) for one in self.files)):
             raise InputError("--store puts results back where a series came from: name dicomweb: addresses, no files")
         if self.store and "seg" not in (formats or ()):
             formats = ("seg", *(formats or ()))
-        return Job(prompts, formats, self.threshold, frames, self.model, self.stacks)
+        return Job(prompts, formats, self.threshold, frames, model, self.stacks)
 
     def run(self) -> int:
         """Segment the files, write and show the results."""
@@ -193,20 +197,20 @@ def segment_all(
             in the outcome.
     """
     outcome = Outcome()
-    segmenter: Segmenter | None = None
+    answering: Answering | None = None
     for number, item in enumerate(inputs):
         bar.show(number, len(inputs), item.path.name)
         work = _Work(item, job, folder, bar)
         with _reported(item, outcome, bar):
             work.prepare(redo=redo)
         if work.chosen is not None:
-            if segmenter is None:
+            if answering is None:
                 bar.start("loading the model")
-                segmenter = job.model.load()
+                answering = job.model.answering()
                 folder.open()
                 bar.start(item.path.name)
             with _reported(item, outcome, bar):
-                work.finish(segmenter)
+                work.finish(answering)
         elif work.rows:
             outcome.skipped += 1
         outcome.held += work.held
@@ -254,10 +258,8 @@ class _Work:
             self.chosen = chosen
         self._stopwatch.lap("open")
 
-    def finish(self, segmenter: Segmenter) -> None:
+    def finish(self, answering: Answering) -> None:
         """Segment and write what is open."""
-        from medsam3.segmentation.run import segment  # noqa: PLC0415
-
         assert self.chosen is not None, "prepare has opened it"
         self._stopwatch.lap("load model")
         image, options = self.chosen.image, self.job.stacks.options()
@@ -270,14 +272,15 @@ class _Work:
             journal=journal if image.shape[0] > 1 else None,
         )
         prompts = [prompt for prompt, _ in self._open]
-        found = segment(image, prompts, segmenter, options, progress=self._bar.show_slices)
+        frame = self.job.frames[0].first if self.job.frames and self.chosen.frames is None else None
+        found = answering.segment(Opened(self.item, image, frame), prompts, options, self._bar.show_slices)
         self._stopwatch.lap("segment")
         for name in dict.fromkeys(masks.found_as for masks in found if masks.found_as):
             self._bar.tell(
                 f"medsam3: what was drawn is taken for: {name}; by this name it is found again if it is lost"
             )
         shown = image if options.window is None else replace(image, window=options.window)
-        self._write(found, shown, self.job.formats or DEFAULT_FORMATS[image.kind], segmenter)
+        self._write(found, shown, self.job.formats or DEFAULT_FORMATS[image.kind], answering)
         self.folder.forget(journal)
 
     def facts(self) -> InputFacts:
@@ -289,14 +292,13 @@ class _Work:
         if isinstance(self.item, ArchiveInput) and not self.is_resumable:
             self.item.forget()
 
-    def _write(self, found: Sequence[Masks], image: Image, formats: Sequence[str], segmenter: Segmenter) -> None:
+    def _write(self, found: Sequence[Masks], image: Image, formats: Sequence[str], answering: Answering) -> None:
         from medsam3.cli.outputs import ResultRow  # noqa: PLC0415
-        from medsam3.segmentation.composing import readings_of  # noqa: PLC0415
 
         for (prompt, task), masks in zip(self._open, found, strict=True):
             stem = self.folder.stem(task, self.item.stem)
             names = self.folder.write(stem, masks, image, self._possible(formats, masks), self.job.identity(prompt))
-            reading = None if prompt.text is None else readings_of(image, prompt.text, segmenter)[0]
+            reading = None if prompt.text is None else answering.reading(image, prompt.text)
             row = ResultRow.from_masks(self.item.label, prompt, masks, image, names, reading)
             self.folder.record(stem, task, row)
             self.rows.append(row)

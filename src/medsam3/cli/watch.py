@@ -149,7 +149,7 @@ Not a medical device: for research only."""
         job = Job(asked, None, self.threshold, (), self.model, self.stacks)
         _log.info("weights: %s", job.model.sha256)  # hashed here: weights that are not there end the run at once
         options = replace(self.stacks.options(), threshold=self.threshold)
-        return Recipe(rules, prompts.__getitem__, job.identity, job.model.load, options)
+        return Recipe(rules, prompts.__getitem__, job.identity, self.model.load, options)
 
     def check(self) -> tuple[Rule, ...]:
         """Check the arguments and give the rules.
