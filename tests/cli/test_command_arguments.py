@@ -46,6 +46,8 @@ FILES; str, several; required
 --device; str; cpu
 --precision; fp32|bf16|fp16; -
 --image-size; int; -
+--server; str; -
+--token-file; Path; -
 """,
     "watch": """
 ADDRESS; str; -
@@ -123,6 +125,8 @@ INSTRUCTION; str; required
 --allow-ae; str, repeated; -
 --send-to; str; -
 --max-waiting; str; 50GiB
+--llm; str; -
+--send-images; flag; -
 """,
     "convert": """
 MASKS; Path; required
