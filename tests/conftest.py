@@ -14,6 +14,8 @@ from threshold_segmenter import ThresholdSegmenter
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
+    from made_archive import Orthanc
+
 
 @pytest.fixture
 def threshold_model(monkeypatch: pytest.MonkeyPatch) -> ThresholdSegmenter:
@@ -36,3 +38,42 @@ def client() -> Iterator[TestClient]:
 
     with started() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def _shared_orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    from made_archive import MISSING, Orthanc  # noqa: PLC0415  an HTTP client
+
+    if MISSING is not None:
+        pytest.skip(MISSING)
+    made = Orthanc(tmp_path_factory.mktemp("orthanc")).start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def orthanc(_shared_orthanc: Orthanc, logged_in: None) -> Orthanc:
+    """One archive for all tests that do not stop it; each has studies of its own."""
+    return _shared_orthanc
+
+
+@pytest.fixture
+def own_orthanc(tmp_path: Path, logged_in: None) -> Iterator[Orthanc]:
+    """An archive that the test may stop and start."""
+    from made_archive import MISSING, Orthanc  # noqa: PLC0415  an HTTP client
+
+    if MISSING is not None:
+        pytest.skip(MISSING)
+    made = Orthanc(tmp_path / "orthanc").start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def logged_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the user and password of the test's archives known."""
+    from made_archive import PASSWORD, USER  # noqa: PLC0415  an HTTP client
+
+    monkeypatch.delenv("MEDSAM3_DICOMWEB_TOKEN", raising=False)
+    monkeypatch.setenv("MEDSAM3_DICOMWEB_USER", USER)
+    monkeypatch.setenv("MEDSAM3_DICOMWEB_PASSWORD", PASSWORD)

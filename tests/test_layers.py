@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "train": BASE | {"measure", "data", "eval"},
     "server": BASE | {"agent"},
     "batch": BASE,
-    "cli": BASE | {"measure", "data", "eval", "train", "agent", "server", "batch", "client"},
+    "pacs": BASE,
+    "cli": BASE | {"measure", "data", "eval", "train", "agent", "server", "batch", "client", "pacs"},
     "client": BASE | {"agent"},
     "__main__": {"cli"},
 }
@@ -76,7 +77,9 @@ OWNERS = {
     "mcp": ("server.clients.mcp",),
     "pydantic_ai": ("agent.providers",),
     "httpx": ("client.connection",),
-    "httpx2": ("agent.providers",),
+    "httpx2": ("agent.providers", "pacs.dicomweb"),
+    "python_multipart": ("pacs.multipart",),
+    "pynetdicom": ("pacs.dimse",),
     "genai_prices": ("agent.chat", "agent.providers"),
     "monai": (),
 }

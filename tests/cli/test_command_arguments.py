@@ -29,7 +29,51 @@ FILES; str, several; required
 --out; Path; medsam3_out
 --format; str; -
 --json; flag; -
+--report; Path; -
+--store; flag; -
+--archive-token --token; str; -
+--ca-file; Path; -
+--timeout; float; 60.0
 --overwrite; flag; -
+--model; str; mini
+--weights; Path; -
+--flips; flag; -
+--lora; Path; -
+--lora-config; Path; -
+--alpha; float; -
+--rank; int; -
+--vocabulary; Path; -
+--device; str; cpu
+--precision; fp32|bf16|fp16; -
+--image-size; int; -
+--server; str; -
+--token-file; Path; -
+""",
+    "watch": """
+ADDRESS; str; -
+--rule; Path; -
+--out; Path; medsam3_watch
+--once; flag; -
+--every; float; 30.0
+--settle; float; -
+--days; int; -
+--threshold; float; -
+--dicom-port; int; -
+--ae-title; str; MEDSAM3
+--dicom-host; str; 127.0.0.1
+--allow-ae; str, repeated; -
+--send-to; str; -
+--max-waiting; str; 50GiB
+--propagate; flag; -
+--each-slice; flag; -
+--at; int; -
+--key-every; int; 1
+--plane; auto|native|axial|coronal|sagittal|vote; auto
+--window; str; -
+--neighbours; flag; -
+--archive-token --token; str; -
+--ca-file; Path; -
+--timeout; float; 60.0
 --model; str; mini
 --weights; Path; -
 --flips; flag; -
@@ -73,6 +117,16 @@ INSTRUCTION; str; required
 --allow-host; str, repeated; -
 --max-upload; str; 2GiB
 --open; flag; -
+--rule; Path; -
+--dicom-out; Path; medsam3_watch
+--dicom-port; int; -
+--ae-title; str; MEDSAM3
+--dicom-host; str; 127.0.0.1
+--allow-ae; str, repeated; -
+--send-to; str; -
+--max-waiting; str; 50GiB
+--llm; str; -
+--send-images; flag; -
 """,
     "convert": """
 MASKS; Path; required

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from medsam3.errors import InputError, check_frame, printable
 
 if TYPE_CHECKING:
+    from medsam3.cli.archive import ArchiveInput
     from medsam3.image import Image
 
 _log = logging.getLogger(__name__)
@@ -65,8 +66,7 @@ class Input:
         if not self.path.exists():
             raise InputError(f"{self.path} does not exist: correct the path")
         try:
-            # A series may lie below its folder.
-            files = [self.path] if self.path.is_file() else _files_in(self.path, "**/*")
+            files = files_at(self.path)
             states = [file.stat() for file in files]
         except OSError as error:
             raise InputError(f"{self.path} cannot be read ({error.strerror}): give what you may read") from error
@@ -194,6 +194,11 @@ def is_image_name(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
+def files_at(place: Path) -> list[Path]:
+    """Name the file at a place, or all files in a folder and below it, as a series may lie below its folder."""
+    return [place] if place.is_file() else _files_in(place, "**/*")
+
+
 def _files_in(folder: Path, pattern: str = "*") -> list[Path]:
     return _visible(path for path in folder.glob(pattern) if path.is_file())
 
@@ -227,7 +232,7 @@ def frame_ranges(texts: Sequence[str] | None) -> tuple[FrameRange, ...]:
     return tuple(_frame_range(text) for text in texts or ())
 
 
-def read_chosen(item: Input, ranges: Sequence[FrameRange]) -> Chosen:
+def read_chosen(item: Input | ArchiveInput, ranges: Sequence[FrameRange]) -> Chosen:
     """Read an input and say which of its frames are meant.
 
     A file whose frames make no one stack (time points of a 4-D NIfTI, pages or frames of different sizes) is read at

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -280,6 +280,10 @@ class Job:
             asdict(self.stacks),
         )
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+    def identity(self, prompt: Prompt) -> str:
+        """Hash what changes the masks of one prompt, in whichever form; the UIDs of DICOM results are made of it."""
+        return replace(self, formats=None).key(prompt)
 
 
 def prompts_from(

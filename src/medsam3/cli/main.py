@@ -67,6 +67,9 @@ COMMANDS = (
         "batch", "medsam3.cli.batch", "BatchFiles", "segment very many files on all cores, a cluster or a share of them"
     ),
     Command("agent", "medsam3.cli.agent", "Agent", "follow an instruction: segment, look, refine, or find nothing"),
+    Command(
+        "watch", "medsam3.cli.watch", "Watch", "segment new series of a hospital archive by rules, store results back"
+    ),
     Command("serve", "medsam3.cli.serve", "Serve", "open a page and an HTTP API on this machine"),
     Command("mcp", "medsam3.cli.mcp", "Mcp", "offer tools to LLM clients by the Model Context Protocol"),
     Command("convert", "medsam3.cli.files", "Convert", "convert masks between NIfTI, NRRD, MHA, DICOM, COCO, PNG"),

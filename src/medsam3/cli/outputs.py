@@ -272,8 +272,10 @@ class OutputFolder:
         self._stems[owner] = stem
         return stem
 
-    def write(self, stem: str, masks: Masks, image: Image, formats: Sequence[str]) -> tuple[str, ...]:
-        """Write masks in each format, all or none of them, and return the files' names.
+    def write(
+        self, stem: str, masks: Masks, image: Image, formats: Sequence[str], identity: str | None = None
+    ) -> tuple[str, ...]:
+        """Write masks in each format, all or none of them, and return the files' names; `identity` as of `io.write`.
 
         Raises:
             InputError: A file that is not ours is in the way, or the folder cannot be written.
@@ -282,7 +284,7 @@ class OutputFolder:
 
         self.open()
         with self._written(), tempfile.TemporaryDirectory(dir=self.path, prefix=_TEMPORARY) as temporary:
-            made = {name: write_format(name, [masks], image, Path(temporary), stem) for name in formats}
+            made = {name: write_format(name, [masks], image, Path(temporary), stem, identity) for name in formats}
             part = made.pop("coco") if self._has_one_coco and "coco" in made else None
             self._claim([path.name for path in made.values()])
             for path in made.values():

@@ -13,6 +13,7 @@ from medsam3.cli.job import Help, ModelChoice
 from medsam3.errors import InputError
 
 if TYPE_CHECKING:
+    from medsam3.cli.archive import ArchiveInput
     from medsam3.cli.inputs import Input
     from medsam3.client.client import Client
     from medsam3.image import Image, Masks
@@ -56,7 +57,7 @@ class Answering(Protocol):
 class OpenedImage:
     """An input that was read here; `frame` where one frame of a file that is no one stack was chosen."""
 
-    item: Input
+    item: Input | ArchiveInput
     image: Image
     frame: int | None
 

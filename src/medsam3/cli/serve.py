@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import webbrowser
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from medsam3.cli.job import COUNT, Help, ModelChoice
+from medsam3.cli.job import COUNT, FLAT, Help, ModelChoice
 from medsam3.cli.terminal import say, tell
+from medsam3.cli.watch import DEFAULT_OUT, IntakeChoice, Watch, take_in
 from medsam3.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -24,12 +28,15 @@ class Serve:
   medsam3 serve --open
   medsam3 serve --data scans --workers 2
   medsam3 serve --host 0.0.0.0 --allow-host images.example.org --token-file tokens.txt
+  medsam3 serve --dicom-port 11112 --ae-title MEDSAM3 --rule rules.toml --send-to ARCHIVE@192.168.1.5:104
 
 The page is at the address that is printed; the API is below /v1, described by /openapi.json. Nothing leaves this
 machine.
 Without a token only this machine can reach the server. The token file has one token a line, at least 16 characters, and
 may be read by its owner alone; whoever asks sends one as "Authorization: Bearer TOKEN". Connections are not encrypted:
 put a proxy with TLS before a server that other machines reach.
+With --dicom-port, series that are sent here by C-STORE are segmented by rules, and the results go to --send-to, as
+medsam3 watch does it, whose help shows a file of rules.
 With --llm the agent may also ask that LLM, after whoever asks has seen what would be sent; pictures go only with
 --send-images, and keys come from the environment, as for medsam3 agent.
 What is uploaded lies in a private temporary folder, and goes an hour after its last use and when the server ends."""
@@ -48,6 +55,9 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
     llm: Annotated[str | None, Help("an LLM that the agent may ask, as --model of medsam3 agent")] = None
     send_images: Annotated[bool, Help("pictures may go to that LLM, if who asks allows it too")] = False
     open: Annotated[bool, Help("open the page in the browser")] = False
+    rule: Annotated[Path | None, Help("TOML file with the rules for what is sent by C-STORE")] = None
+    dicom_out: Annotated[Path, Help("folder of what was sent and is under way, default: medsam3_watch")] = DEFAULT_OUT
+    intake: Annotated[IntakeChoice, FLAT] = field(default_factory=IntakeChoice)
 
     def settings(self) -> Settings:
         """Check the arguments.
@@ -97,5 +107,22 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
             if self.open and not webbrowser.open(address):
                 tell(f"no browser was found: open {address} yourself")
 
-        serve(settings, when_ready=told)
+        with self._taking_in():
+            serve(settings, when_ready=told)
         return 0
+
+    @contextmanager
+    def _taking_in(self) -> Iterator[None]:
+        """Take series in by C-STORE during the block, in a process of its own: this one holds no model."""
+        if self.intake == IntakeChoice() and self.rule is None:
+            yield
+            return
+        watch = Watch(None, rule=self.rule, out=self.dicom_out, intake=self.intake, model=ModelChoice(self.model))
+        watch.check()
+        process = multiprocessing.get_context("spawn").Process(target=take_in, args=(watch,), daemon=True)
+        process.start()
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.join(10)

@@ -21,7 +21,8 @@ from medsam3.io.files import file_format
 
 _log = logging.getLogger(__name__)
 
-Writer = Callable[[Sequence[Masks], Image, Path], None]
+Writer = Callable[..., None]
+"""Takes the masks, their image and a path; one of a form with identifiers also their `identity`."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,13 @@ class Format:
         suffix: Ending of the names of files that `write_format` makes.
         module: Module that holds the writer, loaded when it is used.
         function: The writer's name, a `Writer`.
+        has_uids: Whether a result carries identifiers of its own, as in DICOM.
     """
 
     suffix: str
     module: str
     function: str
+    has_uids: bool = False
 
     @property
     def writer(self) -> Writer:
@@ -51,9 +54,9 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "overlay": Format("_overlay.png", "medsam3.io.stack_pictures", "write_overlay_png"),
         "coco": Format(".coco.json", "medsam3.io.coco", "write_coco"),
         "nifti": Format("_mask.nii.gz", "medsam3.io.nifti", "write_nifti"),
-        "seg": Format("_seg.dcm", "medsam3.io.dicom_seg", "write_seg"),
+        "seg": Format("_seg.dcm", "medsam3.io.dicom_seg", "write_seg", has_uids=True),
         "nrrd": Format("_mask.nrrd", "medsam3.io.itk", "write_itk"),
-        "rtstruct": Format("_rtstruct.dcm", "medsam3.io.rtstruct", "write_rtstruct"),
+        "rtstruct": Format("_rtstruct.dcm", "medsam3.io.rtstruct", "write_rtstruct", has_uids=True),
         "mp4": Format("_overlay.mp4", "medsam3.io.stack_pictures", "write_overlay_mp4"),
         "montage": Format("_montage.png", "medsam3.io.stack_pictures", "write_montage"),
         "planes": Format("_planes.png", "medsam3.io.stack_pictures", "write_three_planes"),
@@ -105,7 +108,14 @@ def read(path: str | Path, *, frame: int | None = None, series: str | int | None
         raise _as_input(place, error) from error
 
 
-def write(masks: Masks | Sequence[Masks], path: str | Path, image: Image, *, format: str | None = None) -> None:
+def write(
+    masks: Masks | Sequence[Masks],
+    path: str | Path,
+    image: Image,
+    *,
+    format: str | None = None,
+    identity: str | None = None,
+) -> None:
     """Write masks at their image's own size and place; a file that exists is replaced.
 
     Args:
@@ -114,17 +124,32 @@ def write(masks: Masks | Sequence[Masks], path: str | Path, image: Image, *, for
         image: The image that was searched.
         format: A name in `FORMATS`; None takes it from the path: .nii, .nii.gz, .nrrd, .mha, .json (COCO), .geojson,
             .dcm (SEG), .png (label map, or overlay where the name ends in _overlay.png).
+        identity: What the result depends on beside the image: DICOM identifiers made of it are the same each time. None
+            gives new ones.
 
     Raises:
         InputError: An unknown form, masks that do not fit the image, or a place that cannot be written.
     """
     place = Path(path)
-    writer = _format(format if format is not None else _format_of_name(place)).writer
-    writer([masks] if isinstance(masks, Masks) else masks, image, place)
+    form = _format(format if format is not None else _format_of_name(place))
+    many = [masks] if isinstance(masks, Masks) else masks
+    if form.has_uids:
+        form.writer(many, image, place, identity)
+    else:
+        form.writer(many, image, place)
 
 
-def write_format(name: str, masks: Masks | Sequence[Masks], image: Image, out_dir: Path, stem: str) -> Path:
+def write_format(
+    name: str,
+    masks: Masks | Sequence[Masks],
+    image: Image,
+    out_dir: Path,
+    stem: str,
+    identity: str | None = None,
+) -> Path:
     """Write masks as `stem` with the form's own ending into a folder, made where there is none; returns the path.
+
+    `identity` is that of `write`.
 
     Raises:
         InputError: As `write`.
@@ -134,7 +159,7 @@ def write_format(name: str, masks: Masks | Sequence[Masks], image: Image, out_di
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out_dir} cannot be made ({error.strerror}): give a folder that you may write to") from error
-    write(masks, path, image, format=name)
+    write(masks, path, image, format=name, identity=identity)
     return path
 
 

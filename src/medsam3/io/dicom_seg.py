@@ -7,7 +7,7 @@ and study that its source carries; nothing of them goes anywhere else. Source: D
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.dicom import frame_places
 from medsam3.io.dicom_geometry import Plane, axes_of, macro, planes_of_frames
 from medsam3.io.dicom_pixels import DICOM_ERRORS, decode, frame_count, open_dataset, quiet_pydicom
+from medsam3.io.dicom_uids import result_uid
 from medsam3.io.labels import check_masks
 from medsam3.store import replacing
 
@@ -45,10 +46,11 @@ _OFF_GRID = 0.1  # voxels
 _MAX_MEANING = 64  # characters of a long string (LO) in DICOM
 
 
-def write_seg(masks: Sequence[Masks], image: Image, path: Path) -> None:
+def write_seg(masks: Sequence[Masks], image: Image, path: Path, identity: str | None = None) -> None:
     """Write one BINARY segmentation whose frames lie where the source's frames lie; overlaps are kept.
 
     A concept of which nothing was found becomes one empty segment named so, if no other concept has an object.
+    `identity` is that of `result_uid`.
 
     Raises:
         InputError: highdicom is missing, the image is not from DICOM or not from whole files, the source lacks what
@@ -59,7 +61,7 @@ def write_seg(masks: Sequence[Masks], image: Image, path: Path) -> None:
     with quiet_pydicom():
         sources, order = _sources(image)
         try:
-            document = _segmentation(highdicom, masks, sources, order)
+            document = _segmentation(highdicom, masks, sources, order, identity)
             with replacing(path, ".dcm") as temporary:
                 document.save_as(temporary, enforce_file_format=True)
         except InputError:
@@ -113,16 +115,22 @@ def _with_header_of_patient(dataset: Any) -> Any:
     return dataset
 
 
-def _segmentation(highdicom: Any, masks: Sequence[Masks], sources: list[Any], order: NDArray[np.intp]) -> Any:
-    uid = highdicom.UID
+def _segmentation(
+    highdicom: Any, masks: Sequence[Masks], sources: list[Any], order: NDArray[np.intp], identity: str | None
+) -> Any:
+    instances = [str(source.SOPInstanceUID) for source in sources]
+
+    def uid(part: str) -> Any:
+        return highdicom.UID(result_uid(f"seg {part}", instances, identity))
+
     return highdicom.seg.Segmentation(
         source_images=sources,
         pixel_array=_segment_pixels(masks)[order],
         segmentation_type="BINARY",
-        segment_descriptions=_descriptions(highdicom, masks),
-        series_instance_uid=uid(),
+        segment_descriptions=_descriptions(highdicom, masks, uid),
+        series_instance_uid=uid("series"),
         series_number=SERIES_NUMBER,
-        sop_instance_uid=uid(),
+        sop_instance_uid=uid("instance"),
         instance_number=1,
         manufacturer="medsam3",
         manufacturer_model_name="medsam3",
@@ -152,7 +160,7 @@ def _stacked(masks: Sequence[Masks]) -> NDArray[np.uint8]:
     return np.stack(dense, axis=-1).astype(np.uint8)
 
 
-def _descriptions(highdicom: Any, masks: Sequence[Masks]) -> list[Any]:
+def _descriptions(highdicom: Any, masks: Sequence[Masks], uid: Callable[[str], Any]) -> list[Any]:
     named = [
         (found.concept, f"{found.concept or 'object'} {k + 1}", f"score {item.score:.4f}")
         for found in masks
@@ -173,7 +181,7 @@ def _descriptions(highdicom: Any, masks: Sequence[Masks]) -> list[Any]:
             algorithm_type="AUTOMATIC",
             algorithm_identification=algorithm,
             tracking_id=label[-_MAX_MEANING:],
-            tracking_uid=highdicom.UID(),
+            tracking_uid=uid(f"object {number}"),
         )
         description.SegmentDescription = note
         descriptions.append(description)

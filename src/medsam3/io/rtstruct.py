@@ -24,6 +24,7 @@ from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.contours import filled, outlines
 from medsam3.io.dicom_pixels import DICOM_ERRORS, open_dataset, quiet_pydicom
 from medsam3.io.dicom_seg import TYPE_2, category_of, code_of
+from medsam3.io.dicom_uids import result_uid
 from medsam3.io.labels import check_masks
 from medsam3.store import replacing
 from medsam3.view.draw import COLOURS
@@ -39,8 +40,8 @@ _MOST_DEPTH = 1.0  # slices that one contour may span, as an oblique one does
 _SAME_DEPTH = 1e-3
 
 
-def write_rtstruct(masks: Sequence[Masks], image: Image, path: Path) -> None:
-    """Write one structure set; overlapping objects are kept.
+def write_rtstruct(masks: Sequence[Masks], image: Image, path: Path, identity: str | None = None) -> None:
+    """Write one structure set; overlapping objects are kept. `identity` is that of `result_uid`.
 
     Raises:
         InputError: The image is not a DICOM series of single slices with a position, or the file cannot be written.
@@ -50,7 +51,7 @@ def write_rtstruct(masks: Sequence[Masks], image: Image, path: Path) -> None:
         sources = _sources(image)
         assert image.affine is not None, "checked with the sources"
         try:
-            document = _document(sources)
+            document = _document(sources, identity)
             _add_structures(document, masks, sources, image.affine)
             with replacing(path, ".dcm") as temporary:
                 document.save_as(temporary, enforce_file_format=True)
@@ -138,8 +139,9 @@ def _sources(image: Image) -> list[Any]:
     return sources
 
 
-def _document(sources: Sequence[Any]) -> Any:
+def _document(sources: Sequence[Any], identity: str | None) -> Any:
     """The data set without structures."""
+    instances = [str(source.SOPInstanceUID) for source in sources]
     first, now = sources[0], datetime.now()
     pydicom = require("pydicom", extra="dicom")
     uid = require("pydicom.uid", extra="dicom")
@@ -147,11 +149,13 @@ def _document(sources: Sequence[Any]) -> Any:
     document.file_meta = pydicom.dataset.FileMetaDataset()
     document.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     document.file_meta.MediaStorageSOPClassUID = document.SOPClassUID = RTSTRUCT_CLASS
-    document.file_meta.MediaStorageSOPInstanceUID = document.SOPInstanceUID = uid.generate_uid()
+    document.SOPInstanceUID = result_uid("rtstruct instance", instances, identity)
+    document.file_meta.MediaStorageSOPInstanceUID = document.SOPInstanceUID
     document.SpecificCharacterSet = "ISO_IR 192"
     for name in TYPE_2:
         setattr(document, name, first.get(name, ""))
-    document.StudyInstanceUID, document.SeriesInstanceUID = first.StudyInstanceUID, uid.generate_uid()
+    document.StudyInstanceUID = first.StudyInstanceUID
+    document.SeriesInstanceUID = result_uid("rtstruct series", instances, identity)
     document.Modality, document.SeriesNumber, document.InstanceNumber = "RTSTRUCT", SERIES_NUMBER, 1
     document.OperatorsName, document.SeriesDescription = "", "medsam3 structures"
     document.FrameOfReferenceUID, document.PositionReferenceIndicator = first.FrameOfReferenceUID, ""

@@ -1,0 +1,142 @@
+"""The report of a run for pipelines: what was read and written by hash, with what, how, and how long it took."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import medsam3
+from medsam3.cli.job import ModelChoice
+from medsam3.errors import InputError
+from medsam3.store import sha256_of, without_nan, write_json
+
+if TYPE_CHECKING:
+    from medsam3.cli.job import Job
+    from medsam3.cli.segment import Outcome
+
+_PACKAGES = ("torch", "numpy", "pydicom", "highdicom", "nibabel", "SimpleITK", "scipy", "transformers")
+
+
+class Stopwatch:
+    """Seconds by name: each lap is the time since the one before, laps of one name together."""
+
+    def __init__(self) -> None:
+        self.begun = datetime.now(UTC)
+        self.laps: dict[str, float] = {}
+        self._at = self._start = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Give the time since the last lap to a name."""
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._at
+        self._at = now
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._start
+
+
+@dataclass(frozen=True)
+class InputFacts:
+    """One input of a run.
+
+    Attributes:
+        name: The input as it was named.
+        files: How many files it consists of; 0 if none was read, as of a series whose results an archive had.
+        sha256: Of the file; of several, of their lines "SHA-256  name", as sha256sum writes them; None of none.
+        seconds: Seconds by part of the work.
+    """
+
+    name: str
+    files: int
+    sha256: str | None
+    seconds: dict[str, float]
+
+
+def facts_of(name: str, files: Sequence[Path], folder: Path, seconds: dict[str, float]) -> InputFacts:
+    """Hash the files of an input, which lie in a folder or below it."""
+    try:
+        if len(files) == 1:
+            digest: str | None = sha256_of(files[0])
+        else:
+            lines = [f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in sorted(files)]
+            digest = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest() if lines else None
+    except OSError:  # gone, or not to be read: the run says so itself
+        digest = None
+    return InputFacts(name, len(files), digest, seconds)
+
+
+def write_report(path: Path, job: Job, run: Outcome, out: Path, stopwatch: Stopwatch) -> None:
+    """Write the report of a run.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    content = {
+        "report": "medsam3 segment",
+        "version": 1,
+        "started": stopwatch.begun.isoformat(timespec="seconds"),
+        "seconds": stopwatch.seconds,
+        "versions": {"medsam3": medsam3.__version__, "python": platform.python_version(), **_versions()},
+        "platform": platform.platform(),
+        "model": {"name": job.model.model, "weights_sha256": job.model.sha256},
+        "options": _options(job),
+        "inputs": [asdict(one) for one in run.inputs],
+        "results": [row.to_json() for row in run.rows],
+        "outputs": [_output(out / name) for name in dict.fromkeys(name for row in run.rows for name in row.outputs)],
+        "skipped": run.skipped,
+        "in_archive_before": run.held,
+        "failures": [asdict(one) for one in run.failures],
+    }
+    write_json(path, without_nan(content))
+
+
+def check_report(path: Path) -> None:
+    """Refuse a place for a report before the time for the run is spent.
+
+    Raises:
+        InputError: It is a folder, or there is no folder to put it into.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"--report is {path}, allowed is a JSON file in a folder that is there: make the folder")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _options(job: Job) -> dict[str, Any]:
+    return {
+        "prompts": [json.loads(prompt.to_json()) for prompt in job.prompts],
+        "formats": job.formats,
+        "threshold": job.threshold,
+        "frames": [asdict(one) for one in job.frames],
+        "model": json.loads(json.dumps(asdict(job.model), default=str))
+        if isinstance(job.model, ModelChoice)
+        else "served",
+        "stacks": asdict(job.stacks),
+    }
+
+
+def _output(path: Path) -> dict[str, Any]:
+    is_there = path.is_file()
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size if is_there else None,
+        "sha256": sha256_of(path) if is_there else None,
+    }

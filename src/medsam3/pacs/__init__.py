@@ -1,0 +1,1 @@
+"""Images from hospital archives, and results back to them: DICOMweb and DIMSE."""
