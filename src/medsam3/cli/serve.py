@@ -23,6 +23,7 @@ class Serve:
     EXAMPLES: ClassVar[str] = """examples:
   medsam3 serve --open
   medsam3 serve --data scans --workers 2
+  medsam3 serve --data scans --enable monailabel
   medsam3 serve --host 0.0.0.0 --allow-host images.example.org --token-file tokens.txt
 
 The page is at the address that is printed; the API is below /v1, described by /openapi.json. Nothing leaves this
@@ -30,6 +31,7 @@ machine.
 Without a token only this machine can reach the server. The token file has one token a line, at least 16 characters, and
 may be read by its owner alone; whoever asks sends one as "Authorization: Bearer TOKEN". Connections are not encrypted:
 put a proxy with TLS before a server that other machines reach.
+--enable takes monailabel (3D Slicer, OHIF); docs/clients has a page on each.
 What is uploaded lies in a private temporary folder, and goes an hour after its last use and when the server ends."""
 
     _: KW_ONLY
@@ -40,6 +42,8 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
     data: Annotated[Path | None, Help("folder whose files may be opened without an upload")] = None
     token_file: Annotated[Path | None, Help("file with the tokens of those who may ask")] = None
     allow_host: Annotated[tuple[str, ...], Help("a name by which browsers reach the server; may be repeated")] = ()
+    allow_origin: Annotated[tuple[str, ...], Help("a site whose pages may ask, such as an OHIF viewer's")] = ()
+    enable: Annotated[tuple[str, ...], Help("tools that may ask in their own dialect: NAME,NAME, see below")] = ()
     max_upload: Annotated[str, Help("largest upload, default: 2GiB")] = "2GiB"
     open: Annotated[bool, Help("open the page in the browser")] = False
 
@@ -52,6 +56,7 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
         for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
             require(module, extra="server")
         from medsam3.models.registry import LOADERS, names  # noqa: PLC0415  numpy
+        from medsam3.server.clients import dialects_named  # noqa: PLC0415
         from medsam3.server.settings import Limits, Settings, bytes_from, read_tokens  # noqa: PLC0415
 
         if self.model not in LOADERS and not Path(self.model).exists():
@@ -64,6 +69,8 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
             data=self.data,
             tokens=() if self.token_file is None else read_tokens(self.token_file),
             hosts=tuple(name.lower() for name in self.allow_host),
+            origins=tuple(one.rstrip("/") for one in self.allow_origin),
+            clients=dialects_named(self.enable),
             limits=Limits(upload_bytes=bytes_from(self.max_upload)),
         )
 

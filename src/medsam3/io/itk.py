@@ -29,6 +29,7 @@ from medsam3.io.labels import Legend, combined_labels, label_place
 from medsam3.store import replacing
 
 LEGEND_KEY = "medsam3"
+_WRITTEN = (".mha", ".nii.gz", ".nii")
 _HEADER_LIMIT = 1 << 20
 _BLOCK_BYTES = 1 << 20
 _COLOURS = frozenset({"RGB-color", "RGBA-color", "HSV-color", "XYZ-color", "3-color", "4-color"})
@@ -161,17 +162,29 @@ def write_itk(masks: Sequence[Masks], image: Image, path: Path) -> None:
         InputError: The file cannot be written.
     """
     labels, legend = combined_labels(masks, image.shape)
+    write_numbers(labels, image, path, legend=legend)
+
+
+def write_numbers(
+    labels: NDArray[Any], image: Image, path: Path, *, legend: Legend | None = None, is_packed: bool = True
+) -> None:
+    """Write a label map (N, H, W) in the image's own place, as NRRD, MetaImage or NIfTI by the ending of `path`.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     affine = label_place(image).affine
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     made = sitk.GetImageFromArray(labels)
     made.SetOrigin(affine[:3, 3].tolist())
     made.SetSpacing(sizes[::-1].tolist())
     made.SetDirection((affine[:3, :3] / sizes)[:, ::-1].reshape(-1).tolist())
-    made.SetMetaData(LEGEND_KEY, json.dumps(legend))
-    suffix = ".mha" if path.suffix.lower() == ".mha" else ".nrrd"
+    if legend is not None:
+        made.SetMetaData(LEGEND_KEY, json.dumps(legend))
+    suffix = next((one for one in _WRITTEN if path.name.lower().endswith(one)), ".nrrd")
     with replacing(path, suffix) as temporary, utf8_path(temporary) as name:
         try:
-            sitk.WriteImage(made, name, useCompression=True)
+            sitk.WriteImage(made, name, useCompression=is_packed)
         except RuntimeError as error:
             raise OSError(0, "no space, or no right to write") from error
 

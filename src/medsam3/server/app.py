@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import generate_latest
@@ -40,11 +41,18 @@ def make_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="medsam3", version=__version__, lifespan=life, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
     )
+    app.state.metrics = metrics
     answer_errors(app)
     app.include_router(router)
+    for dialect in settings.clients:
+        app.include_router(dialect.router(), prefix=dialect.prefix, tags=[dialect.name])
     _add_health(app, metrics)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     app.add_middleware(Guard, settings=settings, metrics=metrics)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"], max_age=600
+        )
     return app
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,18 +92,22 @@ class Service:
     async def upload(self, request: Request, owner: str) -> HeldImage:
         """Take in the files of a form, and open them as one image."""
         limits = self.settings.limits
+        async with request.form(max_files=limits.upload_files, max_fields=10) as form:
+            files = [one for one in form.getlist("files") if isinstance(one, UploadFile)]
+            if not files:
+                raise InputError("the form holds no file: send one or more as 'files' (multipart/form-data)")
+            return await self.hold(files, owner)
+
+    async def hold(self, files: Sequence[UploadFile], owner: str) -> HeldImage:
+        """Hold files that have come in as one image."""
         folder = self.holdings.new_folder()
         try:
-            async with request.form(max_files=limits.upload_files, max_fields=10) as form:
-                files = [one for one in form.getlist("files") if isinstance(one, UploadFile)]
-                if not files:
-                    raise InputError("the form holds no file: send one or more as 'files' (multipart/form-data)")
-                files.sort(key=lambda one: reader.natural_key(one.filename or ""))
-                for number, one in enumerate(files):
-                    target = folder / "files" / reader.stored_name(number, one.filename or "")
-                    await run_in_threadpool(_save, one, target)
-                name = _shown_name([one.filename or "image" for one in files])
-            place, about = await self.read(reader.open_upload, folder / "files", name, limits)
+            ordered = sorted(files, key=lambda one: reader.natural_key(one.filename or ""))
+            for number, one in enumerate(ordered):
+                target = folder / "files" / reader.stored_name(number, one.filename or "")
+                await run_in_threadpool(_save, one, target)
+            name = _shown_name([one.filename or "image" for one in ordered])
+            place, about = await self.read(reader.open_upload, folder / "files", name, self.settings.limits)
         except BaseException:
             reader.remove(folder)
             raise
@@ -118,6 +122,19 @@ class Service:
             reader.remove(folder)
             raise
         return self.holdings.add(owner, folder, place, about)
+
+    async def hold_filled(
+        self, fill: Callable[..., Any], arguments: tuple[Any, ...], name: str, owner: str
+    ) -> HeldImage:
+        """Hold one image whose files the reading process puts into a folder: `fill(*arguments, folder)`."""
+        folder = self.holdings.new_folder()
+        try:
+            await self.read(fill, *arguments, folder / "files")
+            about = await self.read(reader.describe, folder / "files", name, self.settings.limits)
+        except BaseException:
+            reader.remove(folder)
+            raise
+        return self.holdings.add(owner, folder, folder / "files", about)
 
     def new_session(self, image: HeldImage, window: str | None) -> HeldSession:
         """Begin a session on the worker that has the fewest."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medsam3.errors import InputError
+from medsam3.server.clients import Dialect
 
 LEAST_TOKEN_CHARACTERS = 16
 LOCAL_OWNER = "local"
@@ -76,6 +77,8 @@ class Settings:
         data: Folder whose files may be opened without an upload; None for none.
         tokens: Who may ask; empty lets everyone on this machine ask.
         hosts: Names by which browsers may reach the server, beside its own.
+        origins: Pages of other sites that may ask, such as https://viewer.example.org.
+        clients: Dialects of other tools that are answered.
         limits: What it takes on.
         load: Loads the model in a worker.
 
@@ -90,6 +93,8 @@ class Settings:
     data: Path | None = None
     tokens: tuple[str, ...] = field(default=(), repr=False)
     hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    clients: tuple[Dialect, ...] = ()
     limits: Limits = field(default_factory=Limits)
     load: Load = load_model
 
@@ -105,12 +110,26 @@ class Settings:
             raise InputError(f"workers are {self.workers}, allowed is 1 to 64")
         if self.data is not None and not self.data.is_dir():
             raise InputError(f"data folder {self.data} is no folder: correct the path")
+        for origin in self.origins:
+            if not re.fullmatch(r"https?://[^/*\s]+", origin):
+                raise InputError(f"origin is {origin!r}, allowed is scheme and host such as https://viewer.example.org")
 
     @property
     def allowed_hosts(self) -> frozenset[str]:
         """Names that may stand in a request's Host, without a port."""
         here = {"localhost", "127.0.0.1", "[::1]"} if is_loopback(self.host) else {_in_brackets(self.host)}
         return frozenset(here | set(self.hosts))
+
+    def dialect_at(self, path: str) -> Dialect | None:
+        """Find the dialect that answers at a path."""
+        return next((one for one in self.clients if path.startswith(f"{one.prefix}/")), None)
+
+    def is_open(self, path: str) -> bool:
+        """Tell whether a path answers without a token."""
+        dialect = self.dialect_at(path)
+        if dialect is not None:
+            return path in dialect.open_paths
+        return path in ("/healthz", "/readyz") or not path.startswith(("/v1/", "/metrics"))
 
     def owner_of(self, token: str | None) -> str | None:
         """Name the owner of what is made with a token, without telling the token; None if it is not allowed."""
