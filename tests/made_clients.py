@@ -21,7 +21,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import uvicorn
+from starlette.testclient import TestClient
 
+from made_server import started
 from medsam3.server.app import make_app
 from medsam3.server.clients import dialects_named
 from medsam3.server.settings import Settings
@@ -82,3 +84,13 @@ def scan() -> tuple[bytes, np.ndarray[Any, Any]]:
     affine[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.diag([-0.8, -1.3, 3.0])
     affine[:3, 3] = [12, 7, -31]
     return gzip.compress(nib.Nifti1Image(voxels, affine).to_bytes()), voxels
+
+
+@contextmanager
+def dialect_client(*names: str, **changes: Any) -> Iterator[TestClient]:
+    """A server inside this process that speaks the named dialects, once its model is loaded."""
+    with started(**{"load": load_taught, "clients": dialects_named(names), **changes}) as client:
+        deadline = time.monotonic() + 60
+        while client.get("/readyz").status_code != 200 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        yield client

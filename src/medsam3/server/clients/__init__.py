@@ -37,7 +37,11 @@ class Dialect:
 
 
 DIALECTS = {
-    one.name: one for one in (Dialect("monailabel", "/monailabel", ("/monailabel/auth/", "/monailabel/auth/token")),)
+    one.name: one
+    for one in (
+        Dialect("monailabel", "/monailabel", ("/monailabel/auth/", "/monailabel/auth/token")),
+        Dialect("labelstudio", "/labelstudio"),
+    )
 }
 
 
