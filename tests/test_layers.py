@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "eval": BASE | {"measure", "data", "agent"},  # agent: it is measured beside the plain phrase
     "train": BASE | {"measure", "data", "eval"},
     "server": BASE,
+    "clients": BASE,
     "cli": BASE | {"measure", "data", "eval", "train", "agent", "server"},
     "__main__": {"cli"},
 }

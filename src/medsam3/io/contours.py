@@ -6,6 +6,7 @@ Points are (x, y) in float pixels with pixel centres at integers, so that outlin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -20,12 +21,17 @@ def outlines(mask: BoolArray) -> list[FloatArray]:
 
     A hole is joined to the outline around it by a cut of no width (a keyhole), as RT structure sets want it.
     """
+    return [reduce(_joined, holes, outer) for outer, *holes in rings(mask)]
+
+
+def rings(mask: BoolArray) -> list[list[FloatArray]]:
+    """Closed polygons (P, 2) around the 4-connected parts of (H, W): for each part its outline, then its holes."""
     loops = [_straightened(loop) for loop in _loops(_edges(mask))]
     outer = [loop for loop in loops if _signed_area(loop) > 0]
+    parts = [[loop - 0.5] for loop in outer]
     for hole in (loop for loop in loops if _signed_area(loop) < 0):
-        k = _enclosing(hole, outer)
-        outer[k] = _joined(outer[k], hole)
-    return [loop - 0.5 for loop in outer]
+        parts[_enclosing(hole, outer)].append(hole - 0.5)
+    return parts
 
 
 def filled(polygons: Sequence[FloatArray], height: int, width: int) -> BoolArray:

@@ -189,6 +189,13 @@ def write_numbers(
             raise OSError(0, "no space, or no right to write") from error
 
 
+def write_volume(values: NDArray[Any], spacing_mm: Sequence[float], path: Path) -> None:
+    """Write voxels (N, H, W) as MetaImage with its spacing (n, row, col), to be read slice by slice."""
+    made = sitk.GetImageFromArray(values)
+    made.SetSpacing([float(size) for size in spacing_mm][::-1])
+    sitk.WriteImage(made, str(path), useCompression=False)
+
+
 def itk_legend(path: Path, kind: str) -> Legend:
     """What the numbers of a label map mean, by the legend of `write_itk` or by 3D Slicer's; empty without one."""
     reader = _opened(path, kind)

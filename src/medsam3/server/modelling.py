@@ -133,7 +133,8 @@ def segment_image(image: Path, asked: JobAsked, path: Path) -> Found:
     opened_image, model = opened(image), _model()
     boxes = tuple(Box(*box) for box in asked.boxes)
     points = tuple(Point(x, y, is_positive) for x, y, is_positive in asked.points)
-    prompts = [Prompt(phrase, boxes, points) for phrase in asked.phrases or (None,)]
+    exemplars = tuple(Box(x0, y0, x1, y1, is_positive) for x0, y0, x1, y1, is_positive in asked.exemplars)
+    prompts = [Prompt(phrase, boxes, points, exemplars) for phrase in asked.phrases or (None,)]
     options = Options(
         is_followed=asked.propagate,
         at=asked.at,

@@ -186,8 +186,8 @@ async def keep_session(image: str, session: str, owner: Owner, service: Served) 
 @router.post("/jobs", status_code=202)
 async def begin_job(asked: JobAsked, owner: Owner, service: Served) -> JobAnswer:
     """Segment a whole image, as `medsam3 segment` does."""
-    if not (asked.phrases or asked.boxes or asked.points):
-        raise InputError("nothing is asked for: give phrases, boxes or points")
+    if not (asked.phrases or asked.boxes or asked.points or asked.exemplars):
+        raise InputError("nothing is asked for: give phrases, boxes, points or exemplars")
     if asked.window is not None:
         reader.check_window(asked.window)
     image = service.holdings.image(owner, asked.image)

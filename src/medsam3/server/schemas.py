@@ -83,12 +83,16 @@ class SessionAsked(Asked):
 
 
 class JobAsked(Asked):
-    """Segment a whole image by phrases, or by boxes and points on frame `at`."""
+    """Segment a whole image by phrases, or by boxes and points on frame `at`.
+
+    An exemplar (x0, y0, x1, y1, positive) shows what is meant, and what is not; all that is like it is found.
+    """
 
     image: str
     phrases: Annotated[list[Phrase], Field(max_length=50)] = []
     boxes: Annotated[list[Corners], Field(max_length=100)] = []
     points: Annotated[list[tuple[Number, Number, bool]], Field(max_length=100)] = []
+    exemplars: Annotated[list[tuple[Number, Number, Number, Number, bool]], Field(max_length=100)] = []
     at: FrameNumber | None = None
     frames: Annotated[list[FrameNumber], Field(max_length=20_000)] | None = None
     window: Annotated[str, Field(max_length=60)] | None = None

@@ -130,11 +130,11 @@ class Service:
         folder = self.holdings.new_folder()
         try:
             await self.read(fill, *arguments, folder / "files")
-            about = await self.read(reader.describe, folder / "files", name, self.settings.limits)
+            place, about = await self.read(reader.open_upload, folder / "files", name, self.settings.limits)
         except BaseException:
             reader.remove(folder)
             raise
-        return self.holdings.add(owner, folder, folder / "files", about)
+        return self.holdings.add(owner, folder, place, about)
 
     def new_session(self, image: HeldImage, window: str | None) -> HeldSession:
         """Begin a session on the worker that has the fewest."""

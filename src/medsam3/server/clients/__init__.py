@@ -41,6 +41,8 @@ DIALECTS = {
     for one in (
         Dialect("monailabel", "/monailabel", ("/monailabel/auth/", "/monailabel/auth/token")),
         Dialect("labelstudio", "/labelstudio"),
+        Dialect("cvat", "/api"),
+        Dialect("qupath", "/sam"),
     )
 }
 

@@ -6,13 +6,16 @@ Every mask comes from the service's own sessions and jobs. It knows no dialect.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import pickle
 import tempfile
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any, cast
+from uuid import uuid4
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
@@ -28,6 +31,9 @@ from medsam3.server.service import Service
 LISTEN_S = 0.5
 LOAD_S = 60.0
 IN_MEMORY_BYTES = 2**20
+MOST_SENT = 20
+"""Pictures of one client and owner that are kept for its next prompt."""
+MOST_NOTES = 1000
 MOST_JSON_BYTES = 256 * 2**20
 
 
@@ -45,6 +51,8 @@ class Desk:
 
     images: dict[tuple[str, str, str], HeldImage] = field(default_factory=dict)
     tracks: dict[tuple[str, str], _Track] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)  # of jobs, by their ids
+    leases: dict[str, Any] = field(default_factory=dict)  # of nnInteractive's clients
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -72,6 +80,25 @@ def named_image(service: Service, owner: str, dialect: str, name: str) -> HeldIm
     except RefusedError:
         del desk_of(service).images[key]
         return None
+
+
+async def hold_once(service: Service, owner: str, dialect: str, content: bytes) -> HeldImage:
+    """Hold a picture that a client sends with every prompt; the same bytes again are the same image.
+
+    Raises:
+        InputError: It cannot be read, or it is no single picture.
+    """
+    name = hashlib.blake2b(content, digest_size=16).hexdigest()
+    held = named_image(service, owner, dialect, name)
+    if held is None:
+        held = await service.hold([as_upload(content, "image")], owner)
+        if held.about.frames > 1:
+            await service.remove(held)
+            raise InputError(f"the image has {held.about.frames} frames, allowed is one picture: send one alone")
+        for key in [key for key in desk_of(service).images if key[:2] == (owner, dialect)][: 1 - MOST_SENT]:
+            await service.remove(desk_of(service).images.pop(key))
+        name_image(service, dialect, name, held)
+    return held
 
 
 async def wait_for_model(service: Service) -> None:
@@ -188,6 +215,19 @@ async def body_file(request: Request, name: str) -> UploadFile:
         file.write(piece)
     file.seek(0)
     return UploadFile(cast(Any, file), filename=name)
+
+
+async def body_path(request: Request, folder: Path) -> Path:
+    """Take the body of a request in as a file of its own in a private folder, for the reading process."""
+    path = folder / f"body-{uuid4().hex}"
+    try:
+        with path.open("xb") as file:
+            async for piece in request.stream():
+                file.write(piece)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
 
 
 def as_upload(content: bytes, name: str) -> UploadFile:
