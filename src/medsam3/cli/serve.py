@@ -31,7 +31,8 @@ machine.
 Without a token only this machine can reach the server. The token file has one token a line, at least 16 characters, and
 may be read by its owner alone; whoever asks sends one as "Authorization: Bearer TOKEN". Connections are not encrypted:
 put a proxy with TLS before a server that other machines reach.
---enable takes monailabel (3D Slicer, OHIF), labelstudio, cvat and qupath; docs/clients has a page on each.
+--enable takes monailabel (3D Slicer, OHIF), labelstudio, cvat, qupath, nninteractive and voxtell (napari, 3D Slicer);
+docs/clients has a page on each.
 What is uploaded lies in a private temporary folder, and goes an hour after its last use and when the server ends."""
 
     _: KW_ONLY

@@ -43,6 +43,8 @@ DIALECTS = {
         Dialect("labelstudio", "/labelstudio"),
         Dialect("cvat", "/api"),
         Dialect("qupath", "/sam"),
+        Dialect("nninteractive", "/nninteractive", ("/nninteractive/healthz",)),
+        Dialect("voxtell", "/voxtell", ("/voxtell/healthz",)),
     )
 }
 
