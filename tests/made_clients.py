@@ -60,7 +60,7 @@ def client_python(name: str) -> Path:
     return python
 
 
-def asked(client: str, script: str, *arguments: object, timeout_s: float = 120) -> Any:
+def asked(client: str, script: str, *arguments: object, timeout_s: float = 600) -> Any:
     """Run a script with a real client and give the JSON that it prints last."""
     done = subprocess.run(
         [client_python(client), SCRIPTS / script, *map(str, arguments)],

@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from medsam3.cli.job import COUNT, Help
+from medsam3.cli.job import COUNT, Help, ModelChoice
 from medsam3.cli.terminal import say, tell
 from medsam3.errors import InputError, require
 
@@ -33,6 +33,8 @@ may be read by its owner alone; whoever asks sends one as "Authorization: Bearer
 put a proxy with TLS before a server that other machines reach.
 --enable takes monailabel (3D Slicer, OHIF), labelstudio, cvat, qupath, nninteractive and voxtell (napari, 3D Slicer);
 docs/clients has a page on each.
+With --llm the agent may also ask that LLM, after whoever asks has seen what would be sent; pictures go only with
+--send-images, and keys come from the environment, as for medsam3 agent.
 What is uploaded lies in a private temporary folder, and goes an hour after its last use and when the server ends."""
 
     _: KW_ONLY
@@ -46,6 +48,8 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
     allow_origin: Annotated[tuple[str, ...], Help("a site whose pages may ask, such as an OHIF viewer's")] = ()
     enable: Annotated[tuple[str, ...], Help("tools that may ask in their own dialect: NAME,NAME, see below")] = ()
     max_upload: Annotated[str, Help("largest upload, default: 2GiB")] = "2GiB"
+    llm: Annotated[str | None, Help("an LLM that the agent may ask, as --model of medsam3 agent")] = None
+    send_images: Annotated[bool, Help("pictures may go to that LLM, if who asks allows it too")] = False
     open: Annotated[bool, Help("open the page in the browser")] = False
 
     def settings(self) -> Settings:
@@ -62,6 +66,11 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
 
         if self.model not in LOADERS and not Path(self.model).exists():
             raise InputError(f"there is no model {self.model!r}, allowed are {', '.join(names())}, or SAM 3's weights")
+        if self.llm is not None:
+            from medsam3.agent.chat import parse_address  # noqa: PLC0415
+
+            parse_address(self.llm)
+            require("pydantic_ai", extra="agent")
         return Settings(
             host=self.host,
             port=self.port,
@@ -72,6 +81,9 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
             hosts=tuple(name.lower() for name in self.allow_host),
             origins=tuple(one.rstrip("/") for one in self.allow_origin),
             clients=dialects_named(self.enable),
+            llm=self.llm,
+            sends_images=self.send_images,
+            weights_sha256=ModelChoice(self.model).sha256,
             limits=Limits(upload_bytes=bytes_from(self.max_upload)),
         )
 

@@ -8,7 +8,7 @@ The images stay on the machine that runs this, and the masks go to CVAT.
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import medsam3
 from medsam3.errors import InputError, require
@@ -16,6 +16,9 @@ from medsam3.geometry import BoolArray
 from medsam3.image import ObjectMask
 from medsam3.io.contours import outlines
 from medsam3.prompts import check_phrase
+
+if TYPE_CHECKING:
+    from medsam3.segmentation.session import Session
 
 LEAST_POLYGON_NUMBERS = 6
 
@@ -92,11 +95,11 @@ class Interactor:
         self._model, self._lock = model, threading.Lock()
         self.spec = annotation.InteractionFunctionSpec(min_pos_points=0, min_neg_points=0, min_bounding_boxes=0)
 
-    def preprocess_image(self, context: Any, image: Any) -> medsam3.Session:
+    def preprocess_image(self, context: Any, image: Any) -> Session:
         """Make a session on the image, which keeps what the model sees in it."""
         return medsam3.Session(image.convert("RGB"), self._model)
 
-    def detect(self, context: Any, pp_image: medsam3.Session, prompts: Any) -> list[Any]:
+    def detect(self, context: Any, pp_image: Session, prompts: Any) -> list[Any]:
         """Outline the object that is meant.
 
         Raises:
@@ -112,7 +115,7 @@ class Interactor:
         return [annotation.InteractionResultShape(type="mask", points=encode(found))] if found.any() else []
 
 
-def _outlined(session: medsam3.Session, prompts: Any) -> BoolArray:
+def _outlined(session: Session, prompts: Any) -> BoolArray:
     if prompts.bounding_box is not None:
         (x0, y0), (x1, y1) = prompts.bounding_box
         session.box(x0 - 0.5, y0 - 0.5, x1 - 0.5, y1 - 0.5)

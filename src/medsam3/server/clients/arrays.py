@@ -20,6 +20,7 @@ from scipy import ndimage
 from medsam3.errors import InputError, require
 from medsam3.image import Masks, ObjectMask
 from medsam3.server.reader import opened
+from medsam3.server.schemas import Source
 from medsam3.server.settings import Limits
 
 Frame = Literal["NNIA", "VXA2"]
@@ -191,11 +192,11 @@ def _walk(
     return last, came_from
 
 
-def canonical_image(place: Path, is_wanted: bool) -> tuple[list[int], list[float], bytes]:
+def canonical_image(source: Source, is_wanted: bool) -> tuple[list[int], list[float], bytes]:
     """Give shape and spacing (Z, Y, X) of an image as VoxTell turns it, and its voxels if they are wanted."""
     from medsam3.io.nifti import canonical_axes, to_canonical  # noqa: PLC0415  nibabel
 
-    image = opened(place)
+    image = opened(source)
     if image.kind != "volume" or image.channels != 1:
         raise InputError(f"the image is a {image.kind}, allowed is a grey volume: send a .nii.gz of one")
     sizes = image.spacing_mm or (1.0, 1.0, 1.0)
@@ -204,11 +205,11 @@ def canonical_image(place: Path, is_wanted: bool) -> tuple[list[int], list[float
     return [image.shape[axis] for axis in axes], [sizes[axis] for axis in axes], body
 
 
-def canonical_masks(place: Path, masks: Path, prompts: Sequence[str], is_largest: bool) -> bytes:
+def canonical_masks(source: Source, masks: Path, prompts: Sequence[str], is_largest: bool) -> bytes:
     """Give a mask (Z, Y, X) for each prompt, as VoxTell turns them, packed as (P, Z, Y, X) uint8."""
     from medsam3.io.nifti import to_canonical  # noqa: PLC0415  nibabel
 
-    image = opened(place)
+    image = opened(source)
     kept: list[Masks] = pickle.loads(masks.read_bytes())
     found = []
     for number, prompt in enumerate(prompts):
@@ -220,7 +221,7 @@ def canonical_masks(place: Path, masks: Path, prompts: Sequence[str], is_largest
     return packed(np.stack(found).astype(np.uint8), "VXA2")
 
 
-def export_labels(place: Path, path: Path, most_bytes: int) -> bytes:
+def export_labels(source: Source, path: Path, most_bytes: int) -> bytes:
     """Give a label map (Z, Y, X) of VoxTell as NIfTI in the image's own order and place.
 
     Raises:
@@ -229,7 +230,7 @@ def export_labels(place: Path, path: Path, most_bytes: int) -> bytes:
     from medsam3.io.itk import write_numbers  # noqa: PLC0415  SimpleITK
     from medsam3.io.nifti import canonical_axes, from_canonical  # noqa: PLC0415  nibabel
 
-    image = opened(place)
+    image = opened(source)
     labels = unpacked(path.read_bytes(), "VXA2", most_bytes)
     wanted = tuple(image.shape[axis] for axis in canonical_axes(image.affine))
     if labels.shape != wanted or labels.dtype.kind not in _KINDS:

@@ -25,7 +25,7 @@ from medsam3.errors import InputError
 from medsam3.image import Masks
 from medsam3.server.holdings import HeldImage, HeldJob, HeldResult, HeldSession
 from medsam3.server.problems import RefusedError
-from medsam3.server.schemas import JobAsked, OnObject, Step
+from medsam3.server.schemas import JobAsked, OnObject, SessionAsked, Step
 from medsam3.server.service import Service
 
 LISTEN_S = 0.5
@@ -160,7 +160,7 @@ async def click(
         if track is None or track.session.id not in image.sessions or not _contains(steps, track.done):
             if track is not None:
                 image.sessions.pop(track.session.id, None)
-            track = desk.tracks[name] = _Track(service.new_session(image, None))
+            track = desk.tracks[name] = _Track(service.new_session(image, SessionAsked()))
     left = list(steps)
     for step in track.done:
         left.remove(step)

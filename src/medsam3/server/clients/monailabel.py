@@ -24,7 +24,7 @@ from medsam3.server.clients.store import Store
 from medsam3.server.holdings import HeldImage, HeldResult
 from medsam3.server.problems import RefusedError, not_here
 from medsam3.server.routes import Owner, Served
-from medsam3.server.schemas import Click, JobAsked, Step
+from medsam3.server.schemas import Click, JobAsked, Source, Step
 from medsam3.server.service import Service
 
 NAME = "monailabel"
@@ -112,7 +112,7 @@ async def remove_image(owner: Owner, service: Served, id: str) -> dict[str, str]
 async def give_image(owner: Owner, service: Served, image: str) -> FileResponse:
     """Give an image as a file; a DICOM series that lies in a folder is not packed for it."""
     held = desk.named_image(service, owner, NAME, image)
-    path = held.place if held is not None else Store.of(service.settings).image(image)
+    path = held.source.path if held is not None else Store.of(service.settings).image(image)
     if path is None or not path.is_file():
         raise not_here("image file")
     return FileResponse(path, filename=path.name)
@@ -146,7 +146,7 @@ async def save_label(
     try:
         path = folder / reader.stored_name(0, label.filename or "label.nii.gz")
         path.write_bytes(await label.read())
-        await service.read(reader.keep_label, held.place, path, names, target)
+        await service.read(reader.keep_label, held.source, path, names, target)
     finally:
         reader.remove(folder)
     return {"image": image, "label": image}
@@ -338,11 +338,14 @@ async def _image(service: Service, owner: str, name: str) -> HeldImage:
     held = desk.named_image(service, owner, NAME, name)
     if held is not None:
         return held
-    place = Store.of(service.settings).image(name)
+    place, root = Store.of(service.settings).image(name), service.settings.data
     if place is not None:
-        held = await service.open_place(place, name, owner)
-    elif service.settings.data is not None and re.fullmatch(r"[0-9.]{9,64}", name):
-        held = await service.hold_filled(reader.link_series, (service.settings.data, name), name, owner)
+        held = await service.open_place(Source(place), name, owner)
+    elif root is not None and re.fullmatch(r"[0-9.]{9,64}", name):
+        try:
+            held = await service.open_place(Source(root, series=name), name, owner)
+        except InputError as error:
+            raise RefusedError(404, f"the data folder holds no series {name} that can be read: put it there") from error
     else:
         raise RefusedError(404, f"there is no image {name[:100]!r}: upload it, or put it into the folder of --data")
     desk.name_image(service, NAME, name, held)
@@ -358,7 +361,7 @@ async def _file_answer(
         raise InputError(f"result_extension is {ending[:20]!r}, allowed are {', '.join(_ENDINGS)}")
     is_packed = params.get("result_compress", True) is not False
     path: Path = await service.read(
-        reader.write_numbers, result.image.place, result.masks, names, ending, is_packed
+        reader.write_numbers, result.image.source, result.masks, names, ending, is_packed
     )  # fmt: skip
     if about is None:
         return FileResponse(path, filename=path.name)

@@ -23,7 +23,7 @@ from medsam3.server.clients import arrays, desk
 from medsam3.server.holdings import HeldImage, HeldSession, new_id
 from medsam3.server.problems import RefusedError
 from medsam3.server.routes import Owner, Served
-from medsam3.server.schemas import Click, DrawBox, OnObject, Plain, Scribble, Step
+from medsam3.server.schemas import Click, DrawBox, OnObject, Plain, Scribble, SessionAsked, Step
 from medsam3.server.service import Service
 
 MOST_LEASES = 50
@@ -306,7 +306,7 @@ def _begin_anew(lease: Lease, service: Service) -> None:
     image = _image(lease)
     if lease.session is not None:
         image.sessions.pop(lease.session.id, None)
-    lease.session, lease.shown, lease.done, lease.queued = service.new_session(image, None), None, [], []
+    lease.session, lease.shown, lease.done, lease.queued = service.new_session(image, SessionAsked()), None, [], []
 
 
 def _meta(request: Request) -> dict[str, Any]:

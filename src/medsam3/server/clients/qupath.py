@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.concurrency import run_in_threadpool
@@ -17,12 +18,12 @@ from starlette.concurrency import run_in_threadpool
 from medsam3 import __version__
 from medsam3.errors import InputError
 from medsam3.image import Masks
-from medsam3.io.contours import rings
+from medsam3.io.geojson import geometry_of
 from medsam3.server.clients import desk
 from medsam3.server.holdings import HeldImage
 from medsam3.server.problems import RefusedError
 from medsam3.server.routes import Owner, Served
-from medsam3.server.schemas import Click, Corners, DrawBox, JobAsked, Step
+from medsam3.server.schemas import Click, Corners, DrawBox, JobAsked, PromptAsked, Step
 from medsam3.server.service import Service
 
 NAME = "qupath"
@@ -58,7 +59,8 @@ async def by_phrase(request: Request, owner: Owner, service: Served) -> JSONResp
     threshold = asked.get("confidence_threshold")
     if threshold is not None and not (_is_number(threshold) and 0 <= threshold <= 1):
         raise InputError(f"confidence_threshold is {threshold!r}, allowed is 0 to 1")
-    job = JobAsked(image=image.id, phrases=[text] if text else [], exemplars=exemplars, threshold=threshold)
+    prompt = PromptAsked(text=text or None, exemplars=exemplars)
+    job = JobAsked(image=image.id, prompts=[prompt], threshold=threshold)
     found = await desk.masks_of(await desk.find(request, service, image, job))
     return JSONResponse(await run_in_threadpool(features, found, str(asked.get("type") or "sam3")))
 
@@ -100,7 +102,7 @@ def steps_of(asked: dict[str, Any], image: HeldImage) -> list[Step]:
     points, labels = asked.get("point_coords") or [], asked.get("point_labels") or []
     if len(points) != len(labels):
         raise InputError(f"{len(points)} points and {len(labels)} labels were sent: send one label for each")
-    clicks = []
+    clicks: list[Click] = []
     for point, label in zip(points, labels, strict=True):
         if not (isinstance(point, list) and len(point) == 2 and all(map(_is_number, point))):
             raise InputError(f"a point is {str(point)[:100]}, allowed is [x, y]")
@@ -114,15 +116,11 @@ def steps_of(asked: dict[str, Any], image: HeldImage) -> list[Step]:
 
 def features(found: Sequence[Masks], kind: str) -> list[dict[str, Any]]:
     """Give objects as GeoJSON: a polygon with its holes, several where an object has several parts."""
-    made = []
+    made: list[dict[str, Any]] = []
     for masks in found:
         for item in masks.objects:
-            parts = [
-                [[*(ring + 0.5).tolist(), (ring[0] + 0.5).tolist()] for ring in part]  # GeoJSON closes its rings
-                for part in rings(item.plane(0, masks.shape[1:]))
-            ]
-            is_one = len(parts) == 1
-            geometry = {"type": "Polygon" if is_one else "MultiPolygon", "coordinates": parts[0] if is_one else parts}
+            _, row, column = item.start
+            geometry = geometry_of(item.crop[0], np.array([column, row], dtype=np.float64))
             about = {
                 "object_idx": len(made),
                 "label": masks.concept or "object",

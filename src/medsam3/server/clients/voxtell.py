@@ -48,7 +48,7 @@ async def take_image(request: Request, owner: Owner, service: Served, include_im
     """Take a volume in, and give it back turned if it is asked for."""
     held = await service.hold([await desk.body_file(request, "image.nii.gz")], owner)
     try:
-        shape, spacing, body = await service.read(arrays.canonical_image, held.place, include_image)
+        shape, spacing, body = await service.read(arrays.canonical_image, held.source, include_image)
     except (InputError, RefusedError):
         await service.remove(held)
         raise
@@ -110,7 +110,7 @@ async def result(job: str, owner: Owner, service: Served) -> Response:
         raise RefusedError(409, f"the job is not done, it is {held.progress.state}: wait for its events to end")
     phrases, is_largest = desk.desk_of(service).notes[job]
     kept = held.image.results[held.result]
-    body = await service.read(arrays.canonical_masks, held.image.place, kept.masks, phrases, is_largest)
+    body = await service.read(arrays.canonical_masks, held.image.source, kept.masks, phrases, is_largest)
     return Response(body, media_type="application/octet-stream")
 
 
@@ -130,7 +130,7 @@ async def export(request: Request, image: str, owner: Owner, service: Served) ->
     most = 8 * held.about.frames * held.about.height * held.about.width
     path = await desk.body_path(request, held.folder)
     try:
-        body = await service.read(arrays.export_labels, held.place, path, most)
+        body = await service.read(arrays.export_labels, held.source, path, most)
     finally:
         path.unlink()
         path.with_suffix(".nii.gz").unlink(missing_ok=True)
