@@ -124,7 +124,8 @@ def _outlined(session: Session, prompts: Any) -> BoolArray:
     for points, is_positive in ((prompts.pos_points, True), (prompts.neg_points, False)):
         for x, y in points:
             session.click(x - 0.5, y - 0.5, positive=is_positive)  # CVAT counts from the pixel's corner
-    return session.masks.union()[0]
+    found: BoolArray = session.masks.union()[0]
+    return found
 
 
 def _shapes(label: int, item: ObjectMask, shape: tuple[int, int, int], *, is_polygon: bool) -> list[Any]:

@@ -29,7 +29,6 @@ from medsam3.server.schemas import JobAsked, OnObject, SessionAsked, Step
 from medsam3.server.service import Service
 
 LISTEN_S = 0.5
-LOAD_S = 60.0
 IN_MEMORY_BYTES = 2**20
 MOST_SENT = 20
 """Pictures of one client and owner that are kept for its next prompt."""
@@ -102,10 +101,8 @@ async def hold_once(service: Service, owner: str, dialect: str, content: bytes) 
 
 
 async def wait_for_model(service: Service) -> None:
-    """Wait until the model is loaded, so that what it was taught can be told; not for ever."""
-    for _ in range(int(LOAD_S / LISTEN_S)):
-        if service.model is not None:
-            return
+    """Wait while the model is loaded, so that what it was taught can be told; not if that failed."""
+    while service.model is None and any(worker.waiting for worker in service.modellers):
         await asyncio.sleep(LISTEN_S)
 
 

@@ -108,7 +108,8 @@ def steps_of(asked: dict[str, Any], image: HeldImage) -> list[Step]:
             raise InputError(f"a point is {str(point)[:100]}, allowed is [x, y]")
         x, y = min(max(math.floor(point[0]), 0), width - 1), min(max(math.floor(point[1]), 0), height - 1)
         clicks.append(Click(do="click", x=x, y=y, positive=bool(label)))
-    steps += sorted(clicks, key=lambda click: not click.positive)
+    clicks.sort(key=lambda click: not click.positive)
+    steps += clicks
     if not steps or (isinstance(steps[0], Click) and not steps[0].positive):
         raise InputError("there is neither a box nor a point on an object: draw one")
     return steps
