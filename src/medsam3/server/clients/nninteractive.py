@@ -189,8 +189,8 @@ async def undo(lease: Leased, service: Served) -> Response:
 
 @router.post("/predict")
 async def predict(lease: Leased, service: Served) -> Response:
-    """Answer the interactions that were added without being answered."""
-    return await _answered(lease, service, [], is_run=bool(lease.queued))
+    """Answer the interactions that were added without being answered, and follow the object through the slices."""
+    return await _answered(lease, service, [], is_run=True, is_followed=True)
 
 
 @router.post("/add_point_interaction")
@@ -263,8 +263,10 @@ async def _read_drawn(request: Request, lease: Lease, service: Service, task: Ca
         path.unlink()
 
 
-async def _answered(lease: Lease, service: Service, steps: list[Step], *, is_run: bool) -> Response:
-    """Do steps and follow the object from them; one that is refused undoes those before it."""
+async def _answered(
+    lease: Lease, service: Service, steps: list[Step], *, is_run: bool, is_followed: bool = False
+) -> Response:
+    """Do steps, and follow the object from them if that is asked for; one that is refused undoes those before it."""
     session = _session(lease)
     lease.used = time.monotonic()
     lease.queued += steps
@@ -275,7 +277,7 @@ async def _answered(lease: Lease, service: Service, steps: list[Step], *, is_run
         for step in wanted:
             await service.step(session, step)
             count += 1
-        if session.found.objects and session.image.about.frames > 1:
+        if is_followed and session.found.objects and session.image.about.frames > 1:
             await service.step(session, OnObject(do="propagate"))
             count += 1
     except (InputError, RefusedError):
