@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,3 +40,20 @@ class SlowSegmenter(ThresholdSegmenter):
 
 def load_fake(name: str) -> Any:
     return SlowSegmenter()
+
+
+class TaughtSegmenter(SlowSegmenter):
+    """One that was taught two concepts: all that is bright is the liver, and what is brightest in it the kidney."""
+
+    card = SimpleNamespace(concepts=("liver", "kidney"))
+
+    def encode(self, rgb: NDArray[np.uint8]) -> Any:
+        grey = rgb.mean(axis=-1)
+        return grey
+
+    def decode(self, features: Any, prompt: Prompt, *, threshold: float | None = None) -> Masks:
+        return super().decode(features > (200 if prompt.text == "kidney" else 90), prompt, threshold=threshold)
+
+
+def load_taught(name: str) -> Any:
+    return TaughtSegmenter()

@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "batch": BASE,
     "pacs": BASE,
     "cli": BASE | {"measure", "data", "eval", "train", "agent", "server", "batch", "client", "pacs"},
+    "clients": BASE,
     "client": BASE | {"agent"},
     "__main__": {"cli"},
 }

@@ -27,6 +27,7 @@ class Serve:
     EXAMPLES: ClassVar[str] = """examples:
   medsam3 serve --open
   medsam3 serve --data scans --workers 2
+  medsam3 serve --data scans --enable monailabel
   medsam3 serve --host 0.0.0.0 --allow-host images.example.org --token-file tokens.txt
   medsam3 serve --dicom-port 11112 --ae-title MEDSAM3 --rule rules.toml --send-to ARCHIVE@192.168.1.5:104
 
@@ -37,6 +38,8 @@ may be read by its owner alone; whoever asks sends one as "Authorization: Bearer
 put a proxy with TLS before a server that other machines reach.
 With --dicom-port, series that are sent here by C-STORE are segmented by rules, and the results go to --send-to, as
 medsam3 watch does it, whose help shows a file of rules.
+--enable takes monailabel (3D Slicer, OHIF), labelstudio, cvat, qupath, nninteractive and voxtell (napari, 3D Slicer);
+docs/clients has a page on each.
 With --llm the agent may also ask that LLM, after whoever asks has seen what would be sent; pictures go only with
 --send-images, and keys come from the environment, as for medsam3 agent.
 What is uploaded lies in a private temporary folder, and goes an hour after its last use and when the server ends."""
@@ -49,7 +52,8 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
     data: Annotated[Path | None, Help("folder whose files may be opened without an upload")] = None
     token_file: Annotated[Path | None, Help("file with the tokens of those who may ask")] = None
     allow_host: Annotated[tuple[str, ...], Help("a name by which browsers reach the server; may be repeated")] = ()
-    allow_origin: Annotated[tuple[str, ...], Help("a site whose pages may ask; may be repeated")] = ()
+    allow_origin: Annotated[tuple[str, ...], Help("a site whose pages may ask, such as an OHIF viewer's")] = ()
+    enable: Annotated[tuple[str, ...], Help("tools that may ask in their own dialect: NAME,NAME, see below")] = ()
     max_upload: Annotated[str, Help("largest upload, default: 2GiB")] = "2GiB"
     max_memory: Annotated[str, Help("most memory of each process that reads or has a model, default: 8GiB")] = "8GiB"
     llm: Annotated[str | None, Help("an LLM that the agent may ask, as --model of medsam3 agent")] = None
@@ -68,6 +72,7 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
         for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "fastapi_swagger"):
             require(module, extra="server")
         from medsam3.models.registry import LOADERS, names  # noqa: PLC0415  numpy
+        from medsam3.server.clients import dialects_named  # noqa: PLC0415
         from medsam3.server.settings import Limits, Settings, bytes_from, read_tokens  # noqa: PLC0415
 
         if self.model not in LOADERS and not Path(self.model).exists():
@@ -84,8 +89,9 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
             workers=self.workers,
             data=self.data,
             tokens=() if self.token_file is None else read_tokens(self.token_file),
-            origins=self.allow_origin,
             hosts=tuple(name.lower() for name in self.allow_host),
+            origins=tuple(one.rstrip("/") for one in self.allow_origin),
+            clients=dialects_named(self.enable),
             llm=self.llm,
             sends_images=self.send_images,
             weights_sha256=ModelChoice(self.model).sha256,

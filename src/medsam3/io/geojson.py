@@ -38,6 +38,9 @@ class _Place(NamedTuple):
     scale: float = 1.0
 
 
+_WHOLE = _Place()
+
+
 def write_geojson(masks: Sequence[Masks], image: Image, path: Path) -> None:
     """Write one feature for each object and frame; overlaps are kept.
 
@@ -117,19 +120,24 @@ def _features(item: ObjectMask, image: Image, place: _Place, about: Mapping[str,
     first, row, column = item.start
     for offset, crop in enumerate(item.crop):
         corner = np.array([column, row], dtype=np.float64)
-        polygons = [[_closed((ring + corner + 0.5) * place.scale, place) for ring in part] for part in rings(crop)]
-        if not polygons:
+        geometry = geometry_of(crop, corner, place)
+        if geometry is None:
             continue
-        is_single = len(polygons) == 1
-        geometry: dict[str, Any] = {
-            "type": "Polygon" if is_single else "MultiPolygon",
-            "coordinates": polygons[0] if is_single else polygons,
-        }
         if image.shape[0] > 1:
             n = first + offset
             geometry["plane"] = {"c": -1, "z": 0, "t": n} if image.kind == "video" else {"c": -1, "z": n, "t": 0}
         made.append({"type": "Feature", "geometry": geometry, "properties": dict(about)})
     return made
+
+
+def geometry_of(crop: BoolArray, corner: FloatArray, place: _Place = _WHOLE) -> dict[str, Any] | None:
+    """Describe a mask whose first pixel is `corner` (x, y): a polygon, several for several parts, None for none."""
+    polygons = [[_closed((ring + corner + 0.5) * place.scale, place) for ring in part] for part in rings(crop)]
+    if not polygons:
+        return None
+    is_single = len(polygons) == 1
+    kind = "Polygon" if is_single else "MultiPolygon"
+    return {"type": kind, "coordinates": polygons[0] if is_single else polygons}
 
 
 def _closed(ring: FloatArray, place: _Place) -> list[list[float]]:

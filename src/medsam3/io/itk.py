@@ -29,6 +29,7 @@ from medsam3.io.labels import Legend, combined_labels, label_place
 from medsam3.store import replacing
 
 LEGEND_KEY = "medsam3"
+_WRITTEN = (".mha", ".nii.gz", ".nii")
 _HEADER_LIMIT = 1 << 20
 _BLOCK_BYTES = 1 << 20
 _COLOURS = frozenset({"RGB-color", "RGBA-color", "HSV-color", "XYZ-color", "3-color", "4-color"})
@@ -163,13 +164,27 @@ def write_itk(masks: Sequence[Masks], image: Image, path: Path) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    sitk = require("SimpleITK", extra="all")
     made, legend = label_image(masks, image)
-    made.SetMetaData(LEGEND_KEY, json.dumps(legend))
-    suffix = ".mha" if path.suffix.lower() == ".mha" else ".nrrd"
+    _write(made, path, legend=legend)
+
+
+def write_numbers(labels: NDArray[Any], image: Image, path: Path, *, is_packed: bool = True) -> None:
+    """Write a label map (N, H, W) in the image's own place, as NRRD, MetaImage or NIfTI by the ending of `path`.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    _write(_placed(labels, image), path, is_packed=is_packed)
+
+
+def _write(made: Any, path: Path, *, legend: Legend | None = None, is_packed: bool = True) -> None:
+    sitk = require("SimpleITK", extra="all")
+    if legend is not None:
+        made.SetMetaData(LEGEND_KEY, json.dumps(legend))
+    suffix = next((one for one in _WRITTEN if path.name.lower().endswith(one)), ".nrrd")
     with replacing(path, suffix) as temporary, utf8_path(temporary) as name:
         try:
-            sitk.WriteImage(made, name, useCompression=True)
+            sitk.WriteImage(made, name, useCompression=is_packed)
         except RuntimeError as error:
             raise OSError(0, "no space, or no right to write") from error
 
@@ -177,13 +192,25 @@ def write_itk(masks: Sequence[Masks], image: Image, path: Path) -> None:
 def label_image(masks: Sequence[Masks], image: Image) -> tuple[Any, Legend]:
     """Make the label map of masks in the image's own place, as SimpleITK's image, and say what its numbers mean."""
     labels, legend = combined_labels(masks, image.shape)
+    return _placed(labels, image), legend
+
+
+def _placed(labels: NDArray[Any], image: Image) -> Any:
     affine = label_place(image).affine
     sizes = spacing_mm(affine)
     made = require("SimpleITK", extra="all").GetImageFromArray(labels)
     made.SetOrigin(affine[:3, 3].tolist())
     made.SetSpacing(sizes[::-1].tolist())
     made.SetDirection((affine[:3, :3] / sizes)[:, ::-1].reshape(-1).tolist())
-    return made, legend
+    return made
+
+
+def write_volume(values: NDArray[Any], spacing_mm: Sequence[float], path: Path) -> None:
+    """Write voxels (N, H, W) as MetaImage with its spacing (n, row, col), to be read slice by slice."""
+    sitk = require("SimpleITK", extra="all")
+    made = sitk.GetImageFromArray(values)
+    made.SetSpacing([float(size) for size in spacing_mm][::-1])
+    sitk.WriteImage(made, str(path), useCompression=False)
 
 
 def itk_legend(path: Path, kind: str) -> Legend:

@@ -66,6 +66,22 @@ def combined_labels(masks: Sequence[Masks], shape: tuple[int, int, int]) -> tupl
     return labels, legend
 
 
+def concept_numbers(masks: Sequence[Masks], names: Sequence[str], shape: tuple[int, int, int]) -> NDArray[Any]:
+    """Number each voxel by its concept's place in `names`, from 1: (N, H, W) uint8, uint16 from 256 names on.
+
+    Of two overlapping concepts the smaller one is kept.
+
+    Raises:
+        InputError: As `combined_labels`.
+    """
+    labels, legend = combined_labels(masks, shape)
+    table = np.zeros(len(legend) + 1, dtype=np.uint8 if len(names) <= np.iinfo(np.uint8).max else np.uint16)
+    for entry in legend:
+        table[entry["value"]] = names.index(entry["concept"]) + 1
+    numbers: NDArray[Any] = table[labels]
+    return numbers
+
+
 def label_stack(path: Path, image: Image) -> Image:
     """Open a label map that labels all of its image, in whatever order of axes it keeps its voxels.
 

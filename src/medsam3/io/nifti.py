@@ -354,3 +354,33 @@ def _place(image: Image) -> tuple[Affine, str, str]:
 def _is_orthogonal(affine: Affine) -> bool:
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return bool(np.allclose(axes.T @ axes, np.eye(3), atol=1e-4))
+
+
+def to_canonical(values: NDArray[Any], affine: Affine | None) -> NDArray[Any]:
+    """Turn voxels (N, H, W) so that (Z, Y, X) run superior, anterior and right, as near as whole turns come to it."""
+    if affine is None:
+        return values
+    nibabel = require("nibabel", extra="all")
+    turned: NDArray[Any] = nibabel.apply_orientation(values.T, nibabel.io_orientation(nifti_from_lps(affine))).T
+    return turned
+
+
+def canonical_axes(affine: Affine | None) -> tuple[int, int, int]:
+    """Name the axes of the file, 0 to 2 for (n, row, col), that Z, Y and X of `to_canonical` come from."""
+    if affine is None:
+        return 0, 1, 2
+    nibabel = require("nibabel", extra="all")
+    goes_to = [int(axis) for axis in nibabel.io_orientation(nifti_from_lps(affine))[:, 0]]  # of i, j, k
+    z, y, x = (2 - goes_to.index(axis) for axis in (2, 1, 0))
+    return z, y, x
+
+
+def from_canonical(values: NDArray[Any], affine: Affine | None) -> NDArray[Any]:
+    """Turn voxels (Z, Y, X) of `to_canonical` back to the file's own order (N, H, W)."""
+    if affine is None:
+        return values
+    nibabel = require("nibabel", extra="all")
+    own = nibabel.io_orientation(nifti_from_lps(affine))
+    back = nibabel.orientations.ornt_transform(nibabel.orientations.axcodes2ornt("RAS"), own)
+    turned: NDArray[Any] = nibabel.apply_orientation(values.T, back).T
+    return turned

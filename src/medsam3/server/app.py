@@ -41,8 +41,11 @@ def make_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="medsam3", version=__version__, lifespan=life, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
     )
+    app.state.metrics = metrics
     answer_errors(app)
     app.include_router(router)
+    for dialect in settings.clients:
+        app.include_router(dialect.router(), prefix=dialect.prefix, tags=[dialect.name])
     _add_health(app, metrics)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     app.mount("/docs/swagger", StaticFiles(directory=_swagger()), name="swagger")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import time
+from collections import deque
 from collections.abc import MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +19,7 @@ from medsam3.server.problems import RefusedError, problem
 from medsam3.server.settings import Settings
 
 _audit = logging.getLogger("medsam3.server.audit")
+MOST_LINES = 1000
 SMALL_BODY_BYTES = 2 * 2**20
 _CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -31,11 +34,10 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 _PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, POST, DELETE",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type",
+    "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Accept, Cache-Control, X-Requested-With",
     "Access-Control-Max-Age": "600",
 }
-_OPEN = ("/healthz", "/readyz")
 
 
 class Metrics:
@@ -60,6 +62,8 @@ class Metrics:
             "medsam3_worker_bytes", "Memory of a worker, where the system tells it", ("worker",), registry=self.registry
         )
         self.images = Gauge("medsam3_images", "Images that are held", registry=self.registry)
+        self.lines: deque[str] = deque(maxlen=MOST_LINES)
+        """The last lines of the audit log."""
 
 
 class Guard:
@@ -73,7 +77,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        is_private = scope["path"].startswith("/v1/")
+        is_private = scope["path"].startswith("/v1/") or self._settings.dialect_at(scope["path"]) is not None
         begun, answered = time.perf_counter(), _Answered(send, self._cors(scope), is_private=is_private)
         body = _Counted(receive, self._most_bytes(scope))
         try:
@@ -90,7 +94,9 @@ class Guard:
             self._metrics.requests.labels(scope["method"], route, str(answered.status)).inc()
             self._metrics.seconds.labels(route).observe(seconds)
             owner = scope.get("state", {}).get("owner", "-")
-            _audit.info("%s %s %s %.3f s by %.8s", scope["method"], route, answered.status, seconds, owner)
+            line = f"{scope['method']} {route} {answered.status} {seconds:.3f} s by {owner:.8}"
+            self._metrics.lines.append(f"{time.strftime('%H:%M:%S')} {line}")
+            _audit.info("%s", line)
 
     async def _refuse(self, error: RefusedError, scope: Scope, receive: Receive, answered: _Answered) -> None:
         if answered.status == 0:
@@ -107,11 +113,9 @@ class Guard:
         length = headers.get(b"content-length", b"0").decode("latin-1")
         if not length.isdecimal() or int(length) > body.most:
             raise body.too_large()
-        is_open = scope["path"] in _OPEN or not scope["path"].startswith(("/v1/", "/metrics"))
-        scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-        owner = self._settings.owner_of(token.strip() if scheme.lower() == "bearer" else None)
+        owner = self._settings.owner_of(token_in(headers.get(b"authorization", b"").decode("latin-1")))
         is_preflight = scope["method"] == "OPTIONS" and origin in self._settings.origins  # carries no token
-        if owner is None and not (is_open or is_preflight):
+        if owner is None and not (self._settings.is_open(scope["path"]) or is_preflight):
             raise RefusedError(401, "a token is needed: send it as Authorization: Bearer TOKEN")
         scope.setdefault("state", {})["owner"] = owner or "-"
 
@@ -124,7 +128,21 @@ class Guard:
 
     def _most_bytes(self, scope: Scope) -> int:
         is_upload = scope["method"] == "POST" and scope["path"].rstrip("/") == "/v1/images"
+        is_upload = is_upload or self._settings.dialect_at(scope["path"]) is not None
         return self._settings.limits.upload_bytes if is_upload else SMALL_BODY_BYTES
+
+
+def token_in(authorization: str) -> str | None:
+    """Take the token out of an Authorization header: Bearer, or the password of Basic, for tools that know no other."""
+    scheme, _, given = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return given.strip()
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(given.strip(), validate=True).decode("utf-8").partition(":")[2]
+    except ValueError:  # not base64, or not UTF-8
+        return None
 
 
 def owner_of(request: Request) -> str:

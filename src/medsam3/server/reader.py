@@ -9,7 +9,7 @@ import io
 import pickle
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,12 +20,13 @@ import PIL.Image
 
 from medsam3.errors import InputError, check_frame
 from medsam3.image import Image, Masks, Pixels, Window
-from medsam3.io import FORMATS, read, write_format
+from medsam3.io import FORMATS, read, write, write_format
 from medsam3.io.files import natural_key
 from medsam3.io.handed import ABOUT, FRAMES, is_handed, open_handed
-from medsam3.io.labels import orientation
+from medsam3.io.labels import concept_numbers, orientation
 from medsam3.io.nifti import write_slices
 from medsam3.io.packed_masks import dumped
+from medsam3.io.read_masks import read_masks
 from medsam3.prompts import Box, Point, Prompt
 from medsam3.server.schemas import Display, ImageAnswer, Source, WindowAsked
 from medsam3.server.settings import Limits
@@ -178,6 +179,54 @@ def write_result(source: Source, masks: Path, form: str, stem: str, window: Wind
         raise InputError(_without_folder(str(error), masks.parent, stem)) from error
 
 
+def write_numbers(source: Source, masks: Path, names: Sequence[str], ending: str, is_packed: bool) -> Path:
+    """Write kept masks as one number a voxel, the place of its concept in `names` from 1, and name the file.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    from medsam3.io.itk import write_numbers as write  # noqa: PLC0415  SimpleITK
+
+    image = opened(source)
+    kept: list[Masks] = pickle.loads(masks.read_bytes())
+    path = masks.parent / f"labels{ending}"
+    write(concept_numbers(kept, names, image.shape), image, path, is_packed=is_packed)
+    return path
+
+
+def keep_label(source: Source, label: Path, names: Mapping[int, str], target: Path) -> None:
+    """Check a label map that a client sends back, and keep it as NIfTI over its image, with the names of the numbers.
+
+    Args:
+        source: The image.
+        label: A file of masks; one that ends in .bin holds a byte a voxel of the image and nothing else.
+        names: What the numbers mean, as far as the file does not tell.
+        target: Where it is kept; it is replaced in one step.
+
+    Raises:
+        InputError: Not masks, or over another image.
+    """
+    image = opened(source)
+    try:
+        found = _raw_masks(label, image) if label.suffix == ".bin" else read_masks(label, image)[0]
+    except InputError as error:
+        raise InputError(_without_folder(str(error), label.parent, "the label")) from error
+    known = {f"label {number}": name for number, name in names.items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write([replace(one, concept=known.get(one.concept, one.concept)) for one in found], target, image)
+
+
+def _raw_masks(label: Path, image: Image) -> list[Masks]:
+    """Masks of a file that holds one byte a voxel, in the order of the image's own voxels."""
+    held = np.fromfile(label, dtype=np.uint8)
+    if held.size != np.prod(image.shape):
+        raise InputError(f"the label has {held.size} voxels, the image has {np.prod(image.shape)}: send one for each")
+    labels = held.reshape(image.shape)
+    values = [int(value) for value in np.unique(labels) if value]
+    found = [Masks.from_dense((labels == value)[None], [1.0], concept=f"label {value}") for value in values]
+    return found or [Masks(image.shape)]
+
+
 def formats() -> list[str]:
     """Name the formats that results can be had in."""
     return [*FORMATS, LOSSLESS]
@@ -267,6 +316,11 @@ def stored_name(number: int, name: str) -> str:
         return base
     ending = ".nii.gz" if lower.endswith(".nii.gz") else Path(lower).suffix
     return f"{number:06d}{ending if is_plain(ending) else ''}"
+
+
+def stem_of(name: str) -> str:
+    """Give the name of a file without its ending, which may be double as in .nii.gz."""
+    return Path(name[:-3] if name.lower().endswith(".gz") else name).stem
 
 
 def is_plain(name: str) -> bool:

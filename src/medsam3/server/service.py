@@ -7,7 +7,7 @@ import hmac
 import logging
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,17 +128,24 @@ class Service:
     ) -> HeldImage:
         """Take in the files of a form, and open them as one image."""
         limits = self.settings.limits
+        async with request.form(max_files=limits.upload_files, max_fields=10) as form:
+            files = [one for one in form.getlist("files") if isinstance(one, UploadFile)]
+            if not files:
+                raise InputError("the form holds no file: send one or more as 'files' (multipart/form-data)")
+            return await self.hold(files, owner, frame, series)
+
+    async def hold(
+        self, files: Sequence[UploadFile], owner: str, frame: int | None = None, series: str | None = None
+    ) -> HeldImage:
+        """Hold files that have come in as one image."""
         folder = self.holdings.new_folder()
         try:
-            async with request.form(max_files=limits.upload_files, max_fields=10) as form:
-                files = [one for one in form.getlist("files") if isinstance(one, UploadFile)]
-                if not files:
-                    raise InputError("the form holds no file: send one or more as 'files' (multipart/form-data)")
-                files.sort(key=lambda one: natural_key(one.filename or ""))
-                for number, one in enumerate(files):
-                    target = folder / "files" / reader.stored_name(number, one.filename or "")
-                    await run_in_threadpool(_save, one, target)
-                name = _shown_name([one.filename or "image" for one in files])
+            ordered = sorted(files, key=lambda one: natural_key(one.filename or ""))
+            for number, one in enumerate(ordered):
+                target = folder / "files" / reader.stored_name(number, one.filename or "")
+                await run_in_threadpool(_save, one, target)
+            name = _shown_name([one.filename or "image" for one in ordered])
+            limits = self.settings.limits
             source, about = await self.read(reader.open_upload, folder / "files", name, limits, frame, series)
         except BaseException:
             reader.remove(folder)
@@ -150,6 +157,19 @@ class Service:
         folder = self.holdings.new_folder()
         try:
             about = await self.read(reader.describe, source, name, self.settings.limits)
+        except BaseException:
+            reader.remove(folder)
+            raise
+        return self.holdings.add(owner, folder, source, about)
+
+    async def hold_filled(
+        self, fill: Callable[..., Any], arguments: tuple[Any, ...], name: str, owner: str
+    ) -> HeldImage:
+        """Hold one image whose files the reading process puts into a folder: `fill(*arguments, folder)`."""
+        folder = self.holdings.new_folder()
+        try:
+            await self.read(fill, *arguments, folder / "files")
+            source, about = await self.read(reader.open_upload, folder / "files", name, self.settings.limits)
         except BaseException:
             reader.remove(folder)
             raise

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from medsam3.errors import InputError
+from medsam3.server.clients import Dialect
 
 LEAST_TOKEN_CHARACTERS = 16
 LOCAL_OWNER = "local"
@@ -80,8 +81,9 @@ class Settings:
         workers: Processes with a model.
         data: Folder whose files may be opened without an upload; None for none.
         tokens: Who may ask; empty lets everyone on this machine ask.
-        origins: Pages of other sites that may ask, such as https://images.example.org.
         hosts: Names by which browsers may reach the server, beside its own.
+        origins: Pages of other sites that may ask, such as https://viewer.example.org.
+        clients: Dialects of other tools that are answered.
         limits: What it takes on.
         llm: Address of the LLM that the agent may ask, as `--model` of `medsam3 agent`; None for none.
         sends_images: Pictures may go to it.
@@ -98,8 +100,9 @@ class Settings:
     workers: int = 1
     data: Path | None = None
     tokens: tuple[str, ...] = field(default=(), repr=False)
-    origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    clients: tuple[Dialect, ...] = ()
     limits: Limits = field(default_factory=Limits)
     llm: str | None = None
     sends_images: bool = False
@@ -116,19 +119,30 @@ class Settings:
             raise InputError(f"port is {self.port}, allowed is 0 to 65535")
         if not 1 <= self.workers <= 64:
             raise InputError(f"workers are {self.workers}, allowed is 1 to 64")
-        wrong = [one for one in self.origins if urlsplit(one).scheme not in ("http", "https") or urlsplit(one).path]
-        if wrong:
-            raise InputError(f"origin is {wrong[0]!r}, allowed is one such as https://images.example.org")
         if self.sends_images and self.llm is None:
             raise InputError("pictures may go to an LLM, but none is named: give one with --llm, or leave it out")
         if self.data is not None and not self.data.is_dir():
             raise InputError(f"data folder {self.data} is no folder: correct the path")
+        for origin in self.origins:
+            if not re.fullmatch(r"https?://[^/*\s]+", origin):
+                raise InputError(f"origin is {origin!r}, allowed is one such as https://images.example.org")
 
     @property
     def allowed_hosts(self) -> frozenset[str]:
         """Names that may stand in a request's Host, without a port."""
         here = {"localhost", "127.0.0.1", "[::1]"} if is_loopback(self.host) else {_in_brackets(self.host)}
         return frozenset(here | set(self.hosts))
+
+    def dialect_at(self, path: str) -> Dialect | None:
+        """Find the dialect that answers at a path."""
+        return next((one for one in self.clients if path.startswith(f"{one.prefix}/")), None)
+
+    def is_open(self, path: str) -> bool:
+        """Tell whether a path answers without a token."""
+        dialect = self.dialect_at(path)
+        if dialect is not None:
+            return path in dialect.open_paths
+        return path in ("/healthz", "/readyz") or not path.startswith(("/v1/", "/metrics"))
 
     def owner_of(self, token: str | None) -> str | None:
         """Name the owner of what is made with a token, without telling the token; None if it is not allowed."""
