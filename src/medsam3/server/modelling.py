@@ -13,8 +13,9 @@ from cachetools import LRUCache
 from medsam3.errors import InputError
 from medsam3.geometry import BoolArray
 from medsam3.image import Image, Masks, ObjectMask
-from medsam3.models.segmenter import Segmenter
-from medsam3.prompts import Box, Point, Prompt
+from medsam3.io.nifti import write_slices
+from medsam3.models.segmenter import Segmenter, reader_of
+from medsam3.prompts import Box, Point, Prompt, check_phrase
 from medsam3.segmentation.composing import readings_of
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.run import segment
@@ -32,10 +33,13 @@ from medsam3.server.schemas import (
     ModelAnswer,
     ObjectFound,
     OnObject,
+    Paint,
+    PhraseAnswer,
     Plain,
     Scribble,
     Segment,
     SessionPlace,
+    ShowExample,
     Step,
 )
 from medsam3.server.settings import Load
@@ -119,6 +123,27 @@ def keep_session(place: SessionPlace, path: Path) -> Found:
     return _found_by(session)
 
 
+def session_labels(place: SessionPlace, path: Path) -> None:
+    """Write all objects of a session as one label map on the file's grid: object k as k + 1, later ones on top."""
+    session = _session(place)
+    count = max((one.number for one in session.objects), default=0) + 1
+    labels = np.zeros(session.image.shape, dtype=np.uint8 if count <= np.iinfo(np.uint8).max else np.uint16)
+    for one in session.objects:
+        for item in session.object_masks(one.number).objects:
+            labels[item.block][item.crop] = one.number + 1
+    write_slices(session.image, lambda n: labels[n], path)
+
+
+def read_phrase(phrase: str) -> list[PhraseAnswer]:
+    """Tell how a phrase is read, each concept that it joins by itself.
+
+    Raises:
+        InputError: It is not understood.
+    """
+    readings = reader_of(_model()).readings(check_phrase(phrase))
+    return [PhraseAnswer(phrase=one.phrase, read_as=one.told, is_taught=one.is_taught) for one in readings]
+
+
 def drop_session(name: str) -> None:
     """Let go of a session."""
     _held().sessions.pop(name, None)
@@ -165,6 +190,10 @@ def _apply(session: Session, step: Step) -> None:
             session.scribble(step.points, positive=step.positive, frame=step.frame, object=step.object)
         case DrawBox():
             session.box(*step.box, frame=step.frame, object=step.object)
+        case ShowExample():
+            session.exemplar(*step.box, positive=step.positive, phrase=step.phrase, frame=step.frame)
+        case Paint():
+            session.paint(step.points, radius=step.radius, adding=step.adding, frame=step.frame, object=step.object)
         case OnObject(do="propagate"):
             session.propagate(step.object, progress=report)
         case OnObject():

@@ -19,9 +19,10 @@ import numpy as np
 import PIL.Image
 
 from medsam3.errors import InputError
-from medsam3.image import Image, Masks
+from medsam3.image import Image, Masks, Pixels
 from medsam3.io import FORMATS, read, write_format
 from medsam3.io.labels import orientation
+from medsam3.io.nifti import write_slices
 from medsam3.prompts import Box, Point, Prompt
 from medsam3.server.schemas import Display, ImageAnswer
 from medsam3.server.settings import Limits
@@ -109,6 +110,29 @@ def png_of(place: Path, frame: int, window: str | None, longest: int | None = No
     stream = io.BytesIO()
     picture.save(stream, "PNG", compress_level=1)
     return stream.getvalue()
+
+
+def write_volume(place: Path, path: Path, limits: Limits) -> Path:
+    """Write an image as NIfTI for a viewer, in the values and on the grid of its file; one that is there is kept.
+
+    Raises:
+        InputError: Larger than is allowed, a slice that cannot be decoded.
+    """
+    image = opened(place)
+    pixels = image.pixels(0)
+    size = pixels.nbytes * image.shape[0]
+    if size > limits.volume_bytes:
+        raise InputError(
+            f"the volume has {size} bytes of voxels, allowed at once are {limits.volume_bytes}: ask for its frames"
+        )
+    if not path.exists():
+        write_slices(image, lambda n: _plain(image.pixels(n)), path)
+    return path
+
+
+def _plain(pixels: Pixels) -> Pixels:
+    """Pixels (H, W) of grey ones, (H, W, 3) of colours."""
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 
 
 def save_masks(masks: Sequence[Masks], path: Path) -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Query, Request
+from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.background import BackgroundTask
 
 from medsam3 import concepts
 from medsam3.errors import InputError
 from medsam3.server import reader
 from medsam3.server.guard import owner_of
-from medsam3.server.holdings import HeldImage, HeldJob, HeldSession
+from medsam3.server.holdings import HeldImage, HeldJob, HeldSession, new_id
 from medsam3.server.problems import RefusedError, not_here
 from medsam3.server.schemas import (
     ConceptAnswer,
@@ -25,6 +27,7 @@ from medsam3.server.schemas import (
     JobAnswer,
     JobAsked,
     ModelAnswer,
+    PhraseAnswer,
     Problem,
     ResultAnswer,
     SampleAnswer,
@@ -101,6 +104,17 @@ async def frame_png(image: str, frame: int, owner: Owner, service: Served, windo
     return await _png(service, service.holdings.image(owner, image), frame, window)
 
 
+@router.get("/images/{image}/volume.{ending}", response_class=FileResponse)
+async def volume(
+    image: str, ending: Annotated[str, PathParameter(pattern=r"^nii(\.gz)?$")], owner: Owner, service: Served
+) -> FileResponse:
+    """Give the whole image as NIfTI, its values and grid those of the file; unpacked is faster on one machine."""
+    held = service.holdings.image(owner, image)
+    limits = service.settings.limits
+    path = await service.read(reader.write_volume, held.place, held.folder / f"volume.{ending}", limits)
+    return FileResponse(path, media_type="application/octet-stream")
+
+
 async def _png(
     service: Service, held: HeldImage, frame: int, window: str | None, longest: int | None = None
 ) -> Response:
@@ -174,6 +188,16 @@ async def masks_of_frame(
     async with held.lock:
         found: FrameMasks = await service.ask(held.worker, "frame_masks", held.place(), frame, grid)
     return found
+
+
+@router.get("/images/{image}/sessions/{session}/masks.nii.gz", response_class=FileResponse)
+async def masks_as_nifti(image: str, session: str, owner: Owner, service: Served) -> FileResponse:
+    """Give all objects as one label map over the file's grid: object k as k + 1, later ones on top."""
+    held = service.holdings.session(owner, image, session)
+    path = held.image.folder / f"labels-{new_id()}.nii.gz"
+    async with held.lock:
+        await service.ask(held.worker, "session_labels", held.place(), path)
+    return FileResponse(path, media_type="application/octet-stream", background=BackgroundTask(path.unlink, True))
 
 
 @router.post("/images/{image}/sessions/{session}/results", status_code=201)
@@ -252,6 +276,12 @@ async def list_concepts(service: Served, q: Annotated[str, Query(max_length=300)
         for one in concepts.search(q)
     ]
     return sorted(found, key=lambda one: one.is_taught is False)[:MOST_CONCEPTS]
+
+
+@router.get("/phrases")
+async def read_phrase(service: Served, q: Annotated[str, Query(min_length=1, max_length=300)]) -> list[PhraseAnswer]:
+    """Tell how the model reads a phrase, one answer for each concept that it joins, before anything is segmented."""
+    return await service.read_phrase(q)
 
 
 @router.get("/models")

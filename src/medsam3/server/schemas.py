@@ -60,6 +60,27 @@ class DrawBox(Asked):
     object: int | None = None
 
 
+class ShowExample(Asked):
+    """Show by a box an example of what is meant, or a look-alike that is not; the frame is searched anew."""
+
+    do: Literal["exemplar"]
+    box: Corners
+    positive: bool = True
+    phrase: Phrase | None = None
+    frame: FrameNumber | None = None
+
+
+class Paint(Asked):
+    """Brush pixels onto an object, or off it, exactly: those under the line and within `radius` of it."""
+
+    do: Literal["paint"]
+    points: Annotated[list[Position], Field(min_length=1, max_length=MOST_STROKE_POINTS)]
+    radius: Annotated[float, Field(gt=0, le=500)] = 3.0
+    adding: bool = True
+    frame: FrameNumber | None = None
+    object: int | None = None
+
+
 class OnObject(Asked):
     """Choose, remove, accept or follow an object, the current one if none is named."""
 
@@ -73,7 +94,9 @@ class Plain(Asked):
     do: Literal["undo", "redo", "reset"]
 
 
-Step = Annotated[Segment | Click | Scribble | DrawBox | OnObject | Plain, Field(discriminator="do")]
+Step = Annotated[
+    Segment | Click | Scribble | DrawBox | ShowExample | Paint | OnObject | Plain, Field(discriminator="do")
+]
 
 
 class SessionAsked(Asked):
@@ -221,6 +244,14 @@ class ConceptAnswer(BaseModel):
     name: str
     synonyms: list[str]
     is_taught: bool | None
+
+
+class PhraseAnswer(BaseModel):
+    """How one part of a phrase is read: taught as it stands, taught and read as something else, or not taught."""
+
+    phrase: str
+    read_as: str | None = None
+    is_taught: bool | None = None
 
 
 class ModelAnswer(BaseModel):

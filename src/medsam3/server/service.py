@@ -19,7 +19,7 @@ from medsam3.server import reader
 from medsam3.server.holdings import HeldImage, HeldJob, HeldResult, HeldSession, Holdings, new_id
 from medsam3.server.pool import StoppedError, Worker
 from medsam3.server.problems import RefusedError
-from medsam3.server.schemas import JobAsked, ModelAnswer, SessionAnswer, SessionPlace, Step
+from medsam3.server.schemas import JobAsked, ModelAnswer, PhraseAnswer, SessionAnswer, SessionPlace, Step
 from medsam3.server.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ SWEEP_S = 30.0
 MOST_RESULTS = 50
 MOST_SESSIONS = 50
 MOST_JOBS = 50
+MOST_PHRASES = 2000
 MODELLING = "medsam3.server.modelling"
 """Module of the model processes' tasks, which the HTTP layer must not import: it brings the models in."""
 
@@ -48,6 +49,7 @@ class Service:
             for n in range(settings.workers)
         ]
         self.model: ModelAnswer | None = None
+        self._read: dict[str, list[PhraseAnswer]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
@@ -88,6 +90,15 @@ class Service:
             limit_s=limits.job_s if is_long else limits.step_s,
             progress=None if job is None else job.progress,
         )
+
+    async def read_phrase(self, phrase: str) -> list[PhraseAnswer]:
+        """Tell how a phrase is read; what was asked before waits for no worker."""
+        if phrase not in self._read:
+            worker = min(self.modellers, key=lambda one: one.waiting)
+            self._read[phrase] = await self.ask(worker, "read_phrase", phrase)
+            while len(self._read) > MOST_PHRASES:
+                del self._read[next(iter(self._read))]
+        return self._read[phrase]
 
     async def upload(self, request: Request, owner: str) -> HeldImage:
         """Take in the files of a form, and open them as one image."""

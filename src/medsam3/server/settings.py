@@ -37,6 +37,7 @@ class Limits:
         upload_files: Most files of one upload, and of a zip in it.
         frames: Most slices or frames of an image.
         frame_pixels: Most pixels of one frame.
+        volume_bytes: Most bytes of voxels that a viewer is given at once.
         waiting: Most tasks that wait for one worker; one more is answered by 503.
         steps: Most steps of one session.
         images: Most images that are kept at once.
@@ -50,6 +51,7 @@ class Limits:
     upload_files: int = 5000
     frames: int = 20_000
     frame_pixels: int = 100_000_000
+    volume_bytes: int = 2**30
     waiting: int = 16
     steps: int = 1000
     images: int = 200
