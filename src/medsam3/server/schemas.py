@@ -123,7 +123,8 @@ class Display(BaseModel):
     """How a frame is shown: turned as a radiologist sees it, with square pixels.
 
     `to_file` holds the rows (a, b, c) and (d, e, f): x = a u + b v + c and y = d u + e v + f give the file's pixel of
-    the shown pixel (u, v). `letters` say where the left, right, top and bottom edge of the picture point.
+    the shown pixel (u, v). `letters` say where the left, right, top and bottom edge of the picture point. `window` is
+    the automatic grey window, from black to white in the values of the file; None if they are shown as they are.
     """
 
     width: int
@@ -131,10 +132,11 @@ class Display(BaseModel):
     to_file: tuple[tuple[float, float, float], tuple[float, float, float]]
     letters: tuple[str, str, str, str] | None = None
     pixel_mm: float | None = None
+    window: tuple[float, float] | None = None
 
 
 class ImageAnswer(BaseModel):
-    """An image that was opened; `windows` names the presets that suit it, which are those of CT."""
+    """An image that was opened; `windows` are the presets that suit it, those of CT, each from black to white."""
 
     id: str
     name: str
@@ -146,7 +148,7 @@ class ImageAnswer(BaseModel):
     spacing_mm: tuple[float, float, float] | None = None
     modality: str | None = None
     fps: float | None = None
-    windows: list[str] = []
+    windows: dict[str, tuple[float, float]] = {}
     display: Display
 
 

@@ -1,5 +1,6 @@
 // The page: puts studies, stage, phrases and findings together, does one step at a time, and listens to the keys.
 
+import { Agent } from "./agent.js";
 import { Api, LostError } from "./api.js";
 import { byId, element, partOf } from "./dom.js";
 import { showFound } from "./found.js";
@@ -32,6 +33,7 @@ const state = { studies: [], study: null, isBusy: false, isLost: false, job: nul
 const api = new Api(askToken, lost);
 const stage = new Stage({ draw, say });
 const sources = new Sources(api, { open, choose: (study) => during("opening", () => choose(study)), remove: removeStudy });
+const agent = new Agent(api, { study: () => state.study, during, job: jobTold, save, done: async () => { showSession(); await stage.show(null); } });
 new PhraseField(api, find);
 
 function say(error) {
@@ -190,6 +192,7 @@ function showSession() {
   showFound(state.study, {
     act,
     goTo: (frame) => stage.goTo(frame),
+    save: takeAway,
     toggle: (concept) => {
       const { hidden } = state.study;
       if (!hidden.delete(concept)) hidden.add(concept);
@@ -206,7 +209,7 @@ function showButtons() {
   byId("redo").disabled = isBusy || !study?.canRedo;
   byId("reset").disabled = isBusy || !study?.found.concepts.length;
   byId("propagate").disabled = isBusy || !study?.found.objects.length;
-  byId("find").disabled = byId("window-model").disabled = isBusy || !study;
+  byId("find").disabled = byId("agent-begin").disabled = byId("window-model").disabled = isBusy || !study;
   for (const name of ["take", "copy-shell", "copy-python"]) byId(name).disabled = isBusy || !study?.done.length;
 }
 
@@ -264,9 +267,9 @@ async function copy(text, more = "") {
   }
 }
 
-function takeAway() {
+function takeAway(result = null) {
   return during("writing", async () => {
-    const { name, blob } = await state.study.takeAway(byId("format").value);
+    const { name, blob } = await state.study.takeAway(byId("format").value, result);
     save(name, blob);
   });
 }
@@ -316,7 +319,7 @@ const onKey = {
 };
 
 function keyed(event) {
-  const isTyped = event.target.closest("input:not([type=range]):not([type=checkbox]), select, textarea, dialog");
+  const isTyped = event.target.closest("input:not([type=range]):not([type=checkbox]):not([type=radio]), select, textarea, dialog");
   if (event.key.toLowerCase() === "z" && (event.ctrlKey || event.metaKey) && !isTyped) {
     event.preventDefault();
     byId(event.shiftKey ? "redo" : "undo").click();
@@ -339,7 +342,7 @@ function listen() {
     showSession();
     await stage.show(null);
   });
-  byId("take").onclick = takeAway;
+  byId("take").onclick = () => takeAway();
   byId("copy-shell").onclick = () => copy(commandLine(state.study, state.model, byId("format").value), isWhole(state.study) ? "" : "What was corrected by hand is not in it; the Python has it.");
   byId("copy-python").onclick = () => copy(python(state.study, state.model));
   byId("theme").onclick = () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
@@ -372,6 +375,7 @@ async function begin() {
   showSession();
   showModel();
   sources.showData();
+  agent.show();
   const samples = await sources.showSamples();
   if (samples.length && !state.studies.length) await open({ sample: samples[0].name }, samples[0].phrase);
 }

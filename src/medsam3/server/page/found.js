@@ -9,7 +9,8 @@ export function showFound(study, told) {
   const concepts = study?.found.concepts ?? [];
   const scrolled = [...document.querySelectorAll(".objects")].map((list) => list.scrollTop);
   const empty = element("li", { className: "empty", textContent: study ? "Nothing yet. Name what you look for, or draw a box around it." : "Open an image to begin." });
-  byId("found").replaceChildren(...(concepts.length ? concepts.map((one) => conceptLine(study, one, told)) : [empty]));
+  const lines = [...concepts.map((one) => conceptLine(study, one, told)), ...(study?.layers ?? []).map((layer) => layerLine(study, layer, told))];
+  byId("found").replaceChildren(...(lines.length ? lines : [empty]));
   document.querySelectorAll(".objects").forEach((list, k) => { list.scrollTop = scrolled[k] ?? 0; });
 }
 
@@ -24,12 +25,7 @@ export function sentence(one) {
 
 function conceptLine(study, one, told) {
   const name = one.phrase || "Drawn by hand";
-  const isHidden = study.hidden.has(one.phrase);
-  const swatch = element("button", {
-    type: "button", className: isHidden ? "swatch off" : "swatch", title: isHidden ? "Show its outline" : "Hide its outline",
-    aria: { label: `${isHidden ? "Show" : "Hide"} ${name}`, pressed: String(!isHidden) }, onclick: () => told.toggle(one.phrase),
-  });
-  swatch.style.setProperty("--colour", COLOURS[study.colour(one.phrase)]);
+  const swatch = swatchOf(study, one.phrase, name, told);
   const line = element("li", {}, element("h3", {}, swatch, name), element("p", { className: "said", textContent: sentence(one) }));
   if (one.presence !== null) line.append(presenceBar(one));
   const notes = [];
@@ -40,6 +36,23 @@ function conceptLine(study, one, told) {
   const objects = study.found.objects.filter((object) => object.concept === one.phrase);
   line.append(element("ul", { className: "objects" }, ...objects.map((object, k) => objectLine(study, object, k, told))));
   return line;
+}
+
+function swatchOf(study, key, name, told) {
+  const isHidden = study.hidden.has(key);
+  const swatch = element("button", {
+    type: "button", className: isHidden ? "swatch off" : "swatch", title: isHidden ? "Show its outline" : "Hide its outline",
+    aria: { label: `${isHidden ? "Show" : "Hide"} ${name}`, pressed: String(!isHidden) }, onclick: () => told.toggle(key),
+  });
+  swatch.style.setProperty("--colour", COLOURS[study.colour(key)]);
+  return swatch;
+}
+
+// What the assistant answered, beside the session.
+function layerLine(study, { name, result, found }, told) {
+  const sizes = found.objects.map((object) => [sizeOf(object), acrossOf(object)].filter(Boolean).join(" · ")).join("; ");
+  const save = element("button", { type: "button", textContent: "Save", title: "Save the assistant's masks in the format chosen below", onclick: () => told.save(result) });
+  return element("li", {}, element("h3", {}, swatchOf(study, name, name, told), name), element("p", { className: "note", textContent: `The assistant's answer. ${sizes || "Nothing is outlined."}` }), save);
 }
 
 function presenceBar(one) {

@@ -23,7 +23,8 @@ export class Picture {
     this.back = ([x, y]) => [(e * (x - c) - b * (y - f)) / size, (a * (y - f) - d * (x - c)) / size];
   }
 
-  // masks: [{ width, height, runs, colour: "#rrggbb", isCurrent }], over the pixels of the bitmap.
+  // masks: [{ inside, width, height, colour: "#rrggbb", isCurrent, isOfFile }]; inside row by row over the pixels of the
+  // bitmap, or of the file.
   setMasks(masks) {
     this.masks = masks.map((mask) => ({ ...mask, ...painted(mask) }));
   }
@@ -53,8 +54,10 @@ export class Picture {
     pen.drawImage(this.bitmap, 0, 0);
     pen.imageSmoothingEnabled = false;
     for (const mask of this.isShown ? this.masks : []) {
+      pen.setTransform(scale, 0, 0, scale, left, top);
+      if (mask.isOfFile) pen.transform(...this.ofFile());
       pen.globalAlpha = this.opacity;
-      pen.drawImage(mask.fill, 0, 0, this.bitmap.width, this.bitmap.height);
+      pen.drawImage(mask.fill, 0, 0);
       pen.globalAlpha = 1;
       for (const [colour, thick] of [["#000", mask.isCurrent ? 4 : 2.5], [mask.colour, mask.isCurrent ? 2.5 : 1.25]]) {
         pen.strokeStyle = colour;
@@ -63,6 +66,12 @@ export class Picture {
       }
     }
     pen.setTransform(1, 0, 0, 1, 0, 0);
+  }
+
+  // From edges of the file's pixels to edges of the bitmap's.
+  ofFile() {
+    const [[u0, v0], [u1, v1], [u2, v2]] = [[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5]].map(this.back);
+    return [u1 - u0, v1 - v0, u2 - u0, v2 - v0, u0 + 0.5, v0 + 0.5];
   }
 
   toCanvas(place) {
@@ -121,9 +130,7 @@ export function decoded({ width, height, runs }) {
 }
 
 // The mask in its colour, to be laid over the picture, and its outline as a path along the edges of its pixels.
-function painted(mask) {
-  const { width, height, colour } = mask;
-  const inside = decoded(mask);
+function painted({ inside, width, height, colour }) {
   const fill = new OffscreenCanvas(width, height);
   const pen = fill.getContext("2d");
   const pixels = pen.createImageData(width, height);

@@ -51,7 +51,7 @@ export class Stage {
     const part = partOf(about);
     byId("slices").querySelector("label").textContent = part[0].toUpperCase() + part.slice(1);
     byId("slice").max = about.frames - 1;
-    byId("window").replaceChildren(element("option", { value: "", textContent: "automatic" }), ...Object.keys(about.levels ?? {}).map((name) => element("option", { value: name, textContent: name })));
+    byId("window").replaceChildren(element("option", { value: "", textContent: "automatic" }), ...Object.keys(about.windows).map((name) => element("option", { value: name, textContent: name })));
     this.picture.fitAll();
     if (!(await this.openPlanes())) this.viewer.setSurface(this.picture);
     this.setOpacity(this.opacity, this.isShown);
@@ -148,9 +148,15 @@ export class Stage {
     const answer = await study.masks(frame);
     if (this.study !== study || study.frame !== frame) return;
     const shown = (answer?.masks ?? []).filter((mask) => !study.hidden.has(mask.concept));
-    this.picture.setMasks(shown.map((mask) => ({
-      ...mask, width: answer.width, height: answer.height, colour: COLOURS[study.colour(mask.concept)], isCurrent: mask.number === study.found.current,
-    })));
+    this.picture.setMasks([
+      ...shown.map((mask) => ({ inside: decoded({ ...mask, ...answer }), width: answer.width, height: answer.height, colour: COLOURS[study.colour(mask.concept)], isCurrent: mask.number === study.found.current })),
+      ...this.layers(frame).map((layer) => ({ inside: study.layerSlice(layer, frame), width: study.about.width, height: study.about.height, colour: COLOURS[study.colour(layer.name)], isOfFile: true })),
+    ]);
+  }
+
+  layers(frame) {
+    const { study } = this;
+    return study.layers.filter((layer) => !study.hidden.has(layer.name) && study.layerSlice(layer, frame).some(Boolean));
   }
 
   // In planes, the masks of all slices are there at once.
@@ -158,10 +164,15 @@ export class Stage {
     const { study } = this;
     if (study.isAtWork) return;
     const all = touched?.length || study.hidden.size ? null : await study.labels();
-    const slices = all ? ofLabels(study, all) : await this.ofFrames(study, touched);
+    const slices = new Map(all ? ofLabels(study, all) : await this.ofFrames(study, touched));
     if (this.study !== study) return;
     if (!touched?.length) this.planes.clearLabels();
-    for (const [n, colours] of slices) this.planes.setSlice(n, colours);
+    for (let n = 0; n < study.about.frames; n++) {
+      const colours = slices.get(n) ?? (touched?.length ? null : new Uint8Array(study.about.width * study.about.height));
+      if (!colours) continue;
+      for (const layer of this.layers(n)) study.layerSlice(layer, n).forEach((label, k) => { if (label) colours[k] = study.colour(layer.name) + 1; });
+      this.planes.setSlice(n, colours);
+    }
     this.planes.refresh();
   }
 
@@ -178,7 +189,7 @@ export class Stage {
         const masks = (answer?.masks ?? []).filter((mask) => !study.hidden.has(mask.concept));
         masks.sort((one, other) => voxels.get(other.number) - voxels.get(one.number));
         for (const mask of masks) {
-          const inside = decoded({ ...mask, width: answer.width, height: answer.height });
+          const inside = decoded({ ...mask, ...answer });
           for (let k = 0; k < inside.length; k++) if (inside[k]) colours[k] = study.colour(mask.concept) + 1;
         }
         slices.push([n, colours]);

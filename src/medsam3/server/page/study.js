@@ -17,6 +17,7 @@ export class Study {
     this.frame = Math.floor(about.frames / 2);
     this.colours = new Map();
     this.hidden = new Set();
+    this.layers = [];
     this.done = [];
     this.undone = [];
     this.waiting = [];
@@ -39,12 +40,13 @@ export class Study {
 
   // The grey window in which the image is looked at: { name, low, high }; null if its values are shown as they are.
   get automatic() {
-    const { window } = this.about.display;
+    const { kind, channels, display } = this.about;
+    const window = display.window ?? (kind === "volume" && channels === 1 ? [0, 255] : null);
     return window ? { name: "", low: window[0], high: window[1] } : null;
   }
 
   preset(name) {
-    const [low, high] = this.about.levels[name];
+    const [low, high] = this.about.windows[name];
     return { name, low, high };
   }
 
@@ -141,8 +143,7 @@ export class Study {
   async labels() {
     if (!this.session || !this.found.objects.length) return new Uint8Array(0);
     const bytes = await unpacked(await this.api.request("GET", `${this.session}/masks.nii.gz`));
-    const header = new DataView(bytes);
-    const labels = new (header.getInt16(70, true) === 2 ? Uint8Array : Uint16Array)(bytes, header.getFloat32(108, true)); // NIfTI-1: datatype, vox_offset
+    const labels = labelsOf(bytes);
     const counts = new Map();
     for (const label of labels) if (label) counts.set(label, (counts.get(label) ?? 0) + 1);
     return this.found.objects.every((one) => (counts.get(one.number + 1) ?? 0) === one.pixels) ? labels : null;
@@ -153,12 +154,28 @@ export class Study {
     return this.api.json("GET", `${this.session}/masks?frame=${frame}&grid=${grid}`);
   }
 
-  async takeAway(format) {
-    if (!this.session) await this.begin();
-    const kept = await this.api.json("POST", `${this.session}/results`);
-    const answer = await this.api.request("GET", `/v1/results/${kept.id}?format=${encodeURIComponent(format)}`);
+  // The session's masks as a file, or those of a result.
+  async takeAway(format, result = null) {
+    if (!this.session && !result) await this.begin();
+    const kept = result ?? (await this.api.json("POST", `${this.session}/results`)).id;
+    const answer = await this.api.request("GET", `/v1/results/${kept}?format=${encodeURIComponent(format)}`);
     const name = /filename="?([^";]+)"?/.exec(answer.headers.get("Content-Disposition") ?? "")?.[1] ?? `masks.${format}`;
     return { name, blob: await answer.blob() };
+  }
+
+  // Masks of another origin than the session, such as the assistant's, beside those of the session.
+  async addLayer(name, result) {
+    const [about, file] = await Promise.all([
+      this.api.json("GET", `/v1/results/${result}`),
+      this.api.request("GET", `/v1/results/${result}?format=nifti`),
+    ]);
+    const labels = labelsOf(await unpacked(file));
+    this.layers = [...this.layers.filter((one) => one.name !== name), { name, result, labels, found: about.found }];
+  }
+
+  layerSlice(layer, frame) {
+    const size = this.about.width * this.about.height;
+    return layer.labels.subarray(frame * size, (frame + 1) * size);
   }
 
   // What was drawn on a frame, in pixels of the file; what waits for the server is marked so.
@@ -177,6 +194,13 @@ async function opened(api, source, onProgress) {
   if (source.form) return api.upload(source.form, onProgress);
   if (source.sample) return api.json("POST", `/v1/samples/${encodeURIComponent(source.sample)}`);
   return api.json("POST", "/v1/data", { path: source.data });
+}
+
+// The voxels of a label map in NIfTI-1, whose header tells the data type and where they begin.
+function labelsOf(bytes) {
+  const header = new DataView(bytes);
+  const type = { 2: Uint8Array, 4: Int16Array, 8: Int32Array, 512: Uint16Array }[header.getInt16(70, true)];
+  return new type(bytes.slice(header.getFloat32(108, true)));
 }
 
 function unpacked(answer) {
