@@ -36,8 +36,9 @@ MAY_IMPORT = {
     "agent": BASE | {"measure"},  # models: the protocol; io: whole files
     "eval": BASE | {"measure", "data", "agent"},  # agent: it is measured beside the plain phrase
     "train": BASE | {"measure", "data", "eval"},
-    "server": BASE,
-    "cli": BASE | {"measure", "data", "eval", "train", "agent", "server"},
+    "server": BASE | {"agent"},
+    "client": BASE | {"agent"},
+    "cli": BASE | {"measure", "data", "eval", "train", "agent", "server", "client"},
     "__main__": {"cli"},
 }
 """By layer, the first name below `medsam3`; a layer may always import itself."""
@@ -69,6 +70,7 @@ OWNERS = {
     "rich": ("cli", "train", "eval", "segmentation.run"),
     "jinja2": ("page",),
     "pydantic_ai": ("agent.providers",),
+    "httpx": ("client.connection",),
     "httpx2": ("agent.providers",),
     "genai_prices": ("agent.chat", "agent.providers"),
     "monai": (),

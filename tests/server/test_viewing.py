@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import PIL.Image
 import pytest
+from numpy.typing import NDArray
 from starlette.testclient import TestClient
 from test_results import oblique
 
@@ -63,7 +65,7 @@ def test_a_volume_that_is_too_large_for_a_viewer_is_refused_before_it_is_decoded
 def test_slices_that_need_a_wider_type_than_the_first_are_all_written_in_it(tmp_path: Path) -> None:
     import medsam3  # noqa: PLC0415
 
-    planes = [np.array([[1, 2]], dtype=np.uint8), np.array([[-300, 4]], dtype=np.int16)]
+    planes: list[NDArray[Any]] = [np.array([[1, 2]], dtype=np.uint8), np.array([[-300, 4]], dtype=np.int16)]
     image = medsam3.as_image(np.zeros((2, 1, 2), dtype=np.uint8))
     write_slices(image, lambda n: planes[n], tmp_path / "made.nii.gz")
     got = nib.load(tmp_path / "made.nii.gz")
@@ -86,6 +88,17 @@ def test_the_masks_of_a_session_are_a_label_map_by_number(client: TestClient) ->
     np.testing.assert_allclose(labels.affine, loaded(oblique()).affine, atol=1e-5)
     folder = client.app.state.service.holdings.image("local", image["id"]).folder  # type: ignore[attr-defined]
     assert not list(folder.glob("labels-*"))
+
+
+def test_objects_have_their_longest_diameter_and_images_their_windows(client: TestClient) -> None:
+    image = opened(client)
+    found = step(client, begun(client, image["id"]), do="segment", phrase="block")["found"]
+    assert found["objects"][0]["diameter_px"] == pytest.approx((10**2 + 15**2) ** 0.5)  # of a block of 10 x 15 pixels
+    assert image["display"]["window"] is None and image["windows"] == {}
+    image = opened(client, ("scan.nii.gz", oblique()))
+    found = step(client, begun(client, image["id"]), do="segment", phrase="block")["found"]
+    wanted = ((4 * 0.8) ** 2 + (5 * 1.3) ** 2) ** 0.5  # the larger block has 4 x 5 voxels of .8 x 1.3 mm in a slice
+    assert max(one["diameter_mm"] for one in found["objects"]) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_brushes_and_examples_are_steps_that_can_be_taken_back(client: TestClient) -> None:

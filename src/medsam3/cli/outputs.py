@@ -24,7 +24,7 @@ from medsam3.prompts import Mode, Prompt
 from medsam3.store import Journal, Record
 
 if TYPE_CHECKING:
-    from medsam3.models.phrase_reader import Reading
+    from medsam3.cli.remote import HowRead
 
 HEADINGS = ("file", "concept", "present", "objects", "area px", "area mm2", "score")
 LIST_NAME = "results.jsonl"
@@ -99,7 +99,7 @@ class ResultRow:
         masks: Masks,
         image: Image,
         outputs: tuple[str, ...],
-        reading: Reading | None = None,
+        reading: HowRead | None = None,
     ) -> Self:
         """Measure what was found."""
         size = image.pixel_size_mm

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +15,9 @@ from cachetools import LRUCache
 from medsam3.errors import InputError
 from medsam3.geometry import BoolArray
 from medsam3.image import Image, Masks, ObjectMask
+from medsam3.io.measures import longest_diameter
 from medsam3.io.nifti import write_slices
+from medsam3.io.packed_masks import about, packed
 from medsam3.models.segmenter import Segmenter, reader_of
 from medsam3.prompts import Box, Point, Prompt, check_phrase
 from medsam3.segmentation.composing import readings_of
@@ -21,7 +25,7 @@ from medsam3.segmentation.options import Options
 from medsam3.segmentation.run import segment
 from medsam3.segmentation.session import Session
 from medsam3.server.pool import report
-from medsam3.server.reader import opened, save_masks, shown
+from medsam3.server.reader import opened, save_masks, shown, window_of
 from medsam3.server.schemas import (
     Click,
     ConceptFound,
@@ -33,6 +37,7 @@ from medsam3.server.schemas import (
     ModelAnswer,
     ObjectFound,
     OnObject,
+    OptionsAsked,
     Paint,
     PhraseAnswer,
     Plain,
@@ -40,11 +45,11 @@ from medsam3.server.schemas import (
     Segment,
     SessionPlace,
     ShowExample,
+    Source,
     Step,
 )
 from medsam3.server.settings import Load
 from medsam3.view.draw import fullest_frame
-from medsam3.view.grey import window_named
 
 
 @dataclass
@@ -68,9 +73,9 @@ def prepare(load: Load, name: str, most_sessions: int) -> None:
 
 def about_model() -> ModelAnswer:
     """Load the model if it is not there yet, and tell what it is and what it was taught."""
-    model = _model()
-    card = getattr(model, "card", None)
-    return ModelAnswer(name=model.name, concepts=sorted(getattr(card, "concepts", ())))
+    loaded = model()
+    card = getattr(loaded, "card", None)
+    return ModelAnswer(name=loaded.name, concepts=sorted(getattr(card, "concepts", ())))
 
 
 def do_step(place: SessionPlace, step: Step) -> Found:
@@ -101,7 +106,7 @@ def frame_masks(place: SessionPlace, frame: int, grid: Literal["display", "file"
     image = session.image
     if not 0 <= frame < image.shape[0]:
         raise InputError(f"frame {frame} was asked for, allowed is 0 to {image.shape[0] - 1}")
-    view = shown(image, place.window)
+    view = shown(image, place.asked.window)
     height, width = view.size if grid == "display" else image.shape[1:]
     masks = []
     for one in session.objects:
@@ -123,6 +128,25 @@ def keep_session(place: SessionPlace, path: Path) -> Found:
     return _found_by(session)
 
 
+def session_objects(place: SessionPlace, path: Path) -> None:
+    """Write all that a session has found, each object by itself, for `medsam3.Client`."""
+    session = _session(place)
+    objects = [
+        {
+            "number": one.number,
+            "concept": one.concept,
+            "score": one.score,
+            "is_accepted": one.is_accepted,
+            "masks": [packed(item) for item in session.object_masks(one.number).objects],
+        }
+        for one in session.objects
+    ]
+    joint = about(session.masks)
+    concepts = [about(masks) for masks in session.masks_by_concept]
+    document = {"joint": joint, "concepts": concepts, "objects": objects}
+    path.write_text(json.dumps(document), encoding="ascii")
+
+
 def session_labels(place: SessionPlace, path: Path) -> None:
     """Write all objects of a session as one label map on the file's grid: object k as k + 1, later ones on top."""
     session = _session(place)
@@ -140,7 +164,7 @@ def read_phrase(phrase: str) -> list[PhraseAnswer]:
     Raises:
         InputError: It is not understood.
     """
-    readings = reader_of(_model()).readings(check_phrase(phrase))
+    readings = reader_of(model()).readings(check_phrase(phrase))
     return [PhraseAnswer(phrase=one.phrase, read_as=one.told, is_taught=one.is_taught) for one in readings]
 
 
@@ -149,27 +173,54 @@ def drop_session(name: str) -> None:
     _held().sessions.pop(name, None)
 
 
-def segment_image(image: Path, asked: JobAsked, path: Path) -> Found:
+def segment_image(source: Source, asked: JobAsked, path: Path) -> Found:
     """Segment a whole image, and keep the masks.
 
     Raises:
         InputError: As `medsam3.segment`.
     """
-    opened_image, model = opened(image), _model()
-    boxes = tuple(Box(*box) for box in asked.boxes)
-    points = tuple(Point(x, y, is_positive) for x, y, is_positive in asked.points)
-    prompts = [Prompt(phrase, boxes, points) for phrase in asked.phrases or (None,)]
-    options = Options(
+    image = opened(source)
+    prompts = [
+        Prompt(
+            one.text,
+            tuple(Box(*edges) for edges in one.boxes),
+            tuple(Point(x, y, is_positive) for x, y, is_positive in one.points),
+            tuple(Box(*edges) for edges in one.exemplars),
+        )
+        for one in asked.asked
+    ]
+    found = segment(image, prompts, model(), options_of(asked), progress=report)
+    save_masks(found, path)
+    return found_in(found, image)
+
+
+def options_of(asked: OptionsAsked) -> Options:
+    """Read the settings of a request.
+
+    Raises:
+        InputError: A value that is not allowed.
+    """
+    return Options(
         is_followed=asked.propagate,
+        key_every=asked.key_every,
         at=asked.at,
         frames=None if asked.frames is None else tuple(asked.frames),
-        window=None if asked.window is None else window_named(asked.window),
+        plane=asked.plane,
+        window=window_of(asked.window),
+        has_neighbours=asked.neighbours,
         threshold=asked.threshold,
+        weak_score=asked.weak_score,
+        weak_share=asked.weak_share,
+        is_recognised=asked.is_recognised,
+        tracking=asked.tracking,
+        fusion=asked.fusion,
     )
-    found = segment(opened_image, prompts, model, options, progress=report)
-    save_masks(found, path)
-    objects = [_object(number, masks.concept, item, opened_image) for number, (masks, item) in enumerate(_each(found))]
-    return Found(concepts=[_concept(masks, opened_image, model) for masks in found], objects=objects)
+
+
+def found_in(found: Sequence[Masks], image: Image) -> Found:
+    """Tell what was found, all objects numbered through."""
+    objects = [_object(number, masks.concept, item, image) for number, (masks, item) in enumerate(_each(found))]
+    return Found(concepts=[_concept(masks, image, model()) for masks in found], objects=objects)
 
 
 def runs_of(mask: BoolArray) -> list[int]:
@@ -209,8 +260,7 @@ def _session(place: SessionPlace) -> Session:
     held = _held().sessions.get(place.id)
     if held is not None and held[1] == len(place.steps):
         return held[0]
-    options = Options(window=None if place.window is None else window_named(place.window))
-    session = Session(opened(place.image), _model(), options=options)
+    session = Session(opened(place.image), model(), frame=place.asked.frame, options=options_of(place.asked))
     for step in place.steps:
         _apply(session, step)
     _held().sessions[place.id] = (session, len(place.steps))
@@ -222,7 +272,8 @@ def _held() -> _State:
     return _state
 
 
-def _model() -> Segmenter:
+def model() -> Segmenter:
+    """Give the model of this process, loaded when it is first needed."""
     held = _held()
     if held.model is None:
         held.model = held.load(held.name)
@@ -276,8 +327,23 @@ def _object(
         first_frame=None if item is None else item.start[0],
         last_frame=None if item is None else item.start[0] + len(item.crop) - 1,
         is_accepted=accepted,
+        **({} if item is None else _diameter(item, image)),
         **_sizes(pixels, image),
     )
+
+
+def _diameter(item: ObjectMask, image: Image) -> dict[str, float]:
+    """Longest diameter within one frame, as the CSV has it: in mm, or in pixels where no spacing is known."""
+    size = image.pixel_size_mm if image.kind != "video" else None
+    longest = max(_longest(np.packbits(plane).tobytes(), plane.shape, size or (1.0, 1.0)) for plane in item.crop)
+    return {"diameter_px" if size is None else "diameter_mm": longest}
+
+
+@lru_cache(1024)
+def _longest(packed: bytes, shape: tuple[int, int], size: tuple[float, float]) -> float:
+    """Measure a plane, or take it from those that were measured last: a step changes few of them."""
+    plane = np.unpackbits(np.frombuffer(packed, np.uint8), count=shape[0] * shape[1]).astype(np.bool_)
+    return longest_diameter(plane.reshape(shape), *size)
 
 
 def _sizes(pixels: int, image: Image) -> dict[str, Any]:

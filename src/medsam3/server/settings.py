@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,9 @@ class Settings:
         tokens: Who may ask; empty lets everyone on this machine ask.
         hosts: Names by which browsers may reach the server, beside its own.
         limits: What it takes on.
+        llm: Address of the LLM that the agent may ask, as `--model` of `medsam3 agent`; None for none.
+        sends_images: Pictures may go to it.
+        weights_sha256: Of each file of the model's weights, by name, for clients that keep results by them.
         load: Loads the model in a worker.
 
     Raises:
@@ -93,6 +96,9 @@ class Settings:
     tokens: tuple[str, ...] = field(default=(), repr=False)
     hosts: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    llm: str | None = None
+    sends_images: bool = False
+    weights_sha256: Mapping[str, str] = field(default_factory=dict)
     load: Load = load_model
 
     def __post_init__(self) -> None:
@@ -105,6 +111,8 @@ class Settings:
             raise InputError(f"port is {self.port}, allowed is 0 to 65535")
         if not 1 <= self.workers <= 64:
             raise InputError(f"workers are {self.workers}, allowed is 1 to 64")
+        if self.sends_images and self.llm is None:
+            raise InputError("pictures may go to an LLM, but none is named: give one with --llm, or leave it out")
         if self.data is not None and not self.data.is_dir():
             raise InputError(f"data folder {self.data} is no folder: correct the path")
 

@@ -353,7 +353,7 @@ function listen() {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (!step) return;
     event.preventDefault();
-    const buttons = [...document.querySelectorAll("[data-tool]")];
+    const buttons = [...document.querySelectorAll("[data-tool]:not([hidden])")];
     const next = buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length];
     setTool(next.dataset.tool);
     next.focus();

@@ -43,7 +43,7 @@ export class Stage {
     this.viewer.setSurface(null);
     this.showPlace(null);
     byId("slices").hidden = !study?.isStack;
-    byId("window-part").hidden = !study?.seen;
+    byId("window-part").hidden = byId("tool-window").hidden = !study?.seen;
     byId("gl").hidden = byId("layout").hidden = true;
     if (!study) { this.corner(""); return; }
     const { about } = study;
