@@ -27,7 +27,8 @@ WITHOUT_GL = ("--no-sandbox", "--disable-gpu", "--disable-3d-apis")
 WAIT_MS = 60_000
 HERO = 0.64
 """Share of the viewer that the slices take beside the two other planes."""
-FAKE = (sys.executable, str(Path(__file__).with_name("serve_fake.py")))
+FAKE = (sys.executable, str(Path(__file__).with_name("serve_fake.py")), "{port}")
+MINI = (sys.executable, "-m", "medsam3", "serve", "--port", "{port}")
 
 
 class Process:
@@ -40,9 +41,9 @@ class Process:
         self.command = command
         self.start()
 
-    def start(self, *tokens: str) -> None:
-        given = (str(self.port), *tokens) if self.command is FAKE else ("--port", str(self.port))
-        self.process = subprocess.Popen([*self.command, *given], stdout=subprocess.PIPE, text=True)
+    def start(self, *more: str) -> None:
+        words = [word.format(port=self.port) for word in (*self.command, *more)]
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.address = f"http://127.0.0.1:{self.port}/"
         assert self.address in self.process.stdout.readline()

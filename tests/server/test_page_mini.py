@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from made_dicom import write_oblique_series
 from medsam3.cli.main import main
 from page_browser import (
+    MINI,
     NEEDS_CHROMIUM,
     Process,
     ask,
@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.weights, NEEDS_CHROMIUM]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Process]:
-    with serving((sys.executable, "-m", "medsam3", "serve")) as made:
+    with serving(MINI) as made:
         yield made
 
 

@@ -97,7 +97,7 @@ def test_objects_have_their_longest_diameter_and_images_their_windows(client: Te
     assert image["display"]["window"] is None and image["windows"] == {}
     image = opened(client, ("scan.nii.gz", oblique()))
     found = step(client, begun(client, image["id"]), do="segment", phrase="block")["found"]
-    wanted = ((4 * 0.8) ** 2 + (5 * 1.3) ** 2) ** 0.5  # the larger block has 4 x 5 voxels of .8 x 1.3 mm in a slice
+    wanted = ((10 * 0.8) ** 2 + (7 * 1.3) ** 2) ** 0.5  # both blocks together: 10 x 7 voxels of .8 x 1.3 mm in a slice
     assert max(one["diameter_mm"] for one in found["objects"]) == pytest.approx(wanted, rel=1e-5)
 
 

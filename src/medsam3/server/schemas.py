@@ -226,7 +226,7 @@ class ConceptFound(BaseModel):
 
 
 class ObjectFound(BaseModel):
-    """One object; its box is (x0, y0, x1, y1), its diameter the longest within one frame, in pixels without a spacing."""
+    """One object; its box is (x0, y0, x1, y1), its diameter the longest in a frame, in pixels if mm are not known."""
 
     number: int
     concept: str
