@@ -5,7 +5,7 @@ import { Api, LostError } from "./api.js";
 import { byId, element, partOf } from "./dom.js";
 import { showFound } from "./found.js";
 import { PhraseField } from "./phrase.js";
-import { commandLine, isWhole, python } from "./recipe.js";
+import { commandLine, python } from "./recipe.js";
 import { Sources } from "./sources.js";
 import { Stage } from "./stage.js";
 import { round, Study } from "./study.js";
@@ -143,7 +143,7 @@ async function act(text, ...steps) {
 async function showStep(study, step) {
   const fullest = study.found.concepts.findLast((one) => Number.isInteger(one.fullest_frame))?.fullest_frame;
   if (step.do === "segment" && study.isStack && step.frame === undefined && Number.isInteger(fullest)) study.frame = fullest;
-  const isOnOne = ["click", "scribble", "box", "paint"].includes(step.do);
+  const isOnOne = ["click", "scribble", "box", "paint", "exemplar"].includes(step.do);
   showSession();
   await stage.show(isOnOne ? study.found.touched : null);
 }
@@ -343,7 +343,10 @@ function listen() {
     await stage.show(null);
   });
   byId("take").onclick = () => takeAway();
-  byId("copy-shell").onclick = () => copy(commandLine(state.study, state.model, byId("format").value), isWhole(state.study) ? "" : "What was corrected by hand is not in it; the Python has it.");
+  byId("copy-shell").onclick = () => {
+    const { line, isWhole } = commandLine(state.study, state.model, byId("format").value);
+    copy(line, isWhole ? "" : "Not all that was drawn can be said so; the Python has it.");
+  };
   byId("copy-python").onclick = () => copy(python(state.study, state.model));
   byId("theme").onclick = () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
   byId("help").onclick = () => byId("keys").showModal();

@@ -1,25 +1,23 @@
 // What was done on the page as a line for the shell and as Python, from the steps that stand.
 
-const CORRECTIONS = ["click", "scribble", "paint", "remove", "propagate"];
-
-// What the line leaves out is said beside it.
+// The line, and whether it is all that was done: on the command line a box or an example holds for every phrase, so what
+// does not fit is left out.
 export function commandLine(study, model, format) {
-  const steps = study.standing();
+  const steps = study.standing().filter((step) => step.do !== "select");
+  const [phrases, examples, boxes, follows] = ["segment", "exemplar", "box", "propagate"].map((name) => steps.filter((step) => step.do === name));
+  const fitting = phrases.length <= 1 && !boxes.length ? examples : [];
+  const drawn = phrases.length || examples.length ? [] : boxes;
+  const followed = drawn.length ? follows : [];
   const words = ["medsam3", "segment", quoted(study.about.name)];
-  for (const step of steps.filter((step) => step.do === "segment")) words.push("--text", quoted(step.phrase));
-  for (const step of steps.filter((step) => step.do === "exemplar")) words.push("--exemplar", [...step.box, Number(step.positive !== false)].join(","));
-  const boxes = steps.filter((step) => step.do === "box");
-  for (const step of boxes) words.push("--box", step.box.join(","));
-  const frames = [...new Set(steps.map((step) => step.frame).filter(Number.isInteger))];
-  if (study.isStack && frames.length === 1) words.push(boxes.length ? "--at" : "--frame", frames[0]);
+  for (const step of phrases) words.push("--text", quoted(step.phrase));
+  for (const step of fitting) words.push("--exemplar", [...step.box, Number(step.positive !== false)].join(","));
+  for (const step of drawn) words.push("--box", step.box.join(","));
+  const frames = [...new Set([...phrases, ...fitting, ...drawn].map((step) => step.frame ?? null))];
+  if (study.isStack && frames.length === 1 && frames[0] !== null) words.push(followed.length ? "--at" : "--frame", frames[0]);
   if (study.window) words.push("--window", quoted(study.window));
   if (model !== "mini") words.push("--model", quoted(model));
   if (format) words.push("--format", format);
-  return words.join(" ");
-}
-
-export function isWhole(study) {
-  return !study.standing().some((step) => CORRECTIONS.includes(step.do));
+  return { line: words.join(" "), isWhole: phrases.length + fitting.length + drawn.length + followed.length === steps.length && frames.length <= 1 };
 }
 
 export function python(study, model) {

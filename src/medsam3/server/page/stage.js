@@ -5,6 +5,7 @@ import { decoded, Picture } from "./picture.js";
 import { Viewer } from "./viewer.js";
 
 const MOST_VOLUME_BYTES = 1.2e9;
+const MOST_VALUE_BYTES = 2e8;
 const KEPT_PICTURES = 64;
 const AT_ONCE = 6;
 
@@ -53,7 +54,11 @@ export class Stage {
     byId("slice").max = about.frames - 1;
     byId("window").replaceChildren(element("option", { value: "", textContent: "automatic" }), ...Object.keys(about.windows).map((name) => element("option", { value: name, textContent: name })));
     this.picture.fitAll();
-    if (!(await this.openPlanes())) this.viewer.setSurface(this.picture);
+    if (!(await this.openPlanes())) {
+      this.viewer.setSurface(this.picture);
+      const bytes = about.frames * about.height * about.width * 4;
+      if (study.seen && about.channels === 1 && bytes < MOST_VALUE_BYTES) study.loadValues().catch(() => {}); // told once they are there
+    }
     this.setOpacity(this.opacity, this.isShown);
     this.placeCorners();
     await this.show(null, true);
@@ -68,7 +73,8 @@ export class Stage {
     try {
       const { Planes } = await import("./planes.js");
       if (!Planes.isAble()) throw new Error("this browser has no WebGL 2");
-      const bytes = (study.bytes ??= await study.volume());
+      const bytes = study.bytes ?? (await study.volume());
+      if (bytes.byteLength < MOST_VALUE_BYTES) study.bytes = bytes;
       byId("gl").hidden = byId("layout").hidden = false;
       this.planes ??= new Planes(byId("gl"));
       await this.planes.show(bytes, study.seen, COLOURS);
@@ -271,9 +277,9 @@ export class Stage {
 
   corner(window) {
     const { about } = this.study ?? {};
-    const spacing = about?.spacing_mm;
-    const size = about ? `${about.width} × ${about.height}${about.frames > 1 ? ` × ${about.frames}` : ""}` : "";
-    byId("facts").textContent = [[about?.modality, size].filter(Boolean).join("  "), spacing && `${[spacing[2], spacing[1], spacing[0]].map((one) => one.toFixed(2)).join(" × ")} mm`].filter(Boolean).join("\n");
+    const size = about ? [about.width, about.height, ...(about.frames > 1 ? [about.frames] : [])].join(" × ") : "";
+    const spacing = about ? spacingOf(about).map((one) => one.toFixed(2)).join(" × ") : "";
+    byId("facts").textContent = [[about?.modality, size].filter(Boolean).join("  "), spacing && `${spacing} mm`].filter(Boolean).join("\n");
     byId("level").textContent = window;
   }
 
@@ -298,8 +304,10 @@ export class Stage {
 
   value(voxel) {
     const { about } = this.study;
-    if (this.inPlanes) return `${Number(this.planes.value(voxel).toPrecision(6))}${about.modality === "CT" ? " HU" : ""}`;
-    if (this.study.seen) return null;
+    if (this.study.seen) {
+      const value = this.inPlanes ? this.planes.value(voxel) : this.study.value([voxel[0], voxel[1], this.study.frame]);
+      return value === null ? null : `${Number(value.toPrecision(6))}${about.modality === "CT" ? " HU" : ""}`;
+    }
     const [red, green, blue] = this.picture.colour(voxel);
     return about.channels === 1 ? String(red) : `R ${red} G ${green} B ${blue}`;
   }
@@ -313,6 +321,12 @@ export class Stage {
     byId("scale").querySelector("i").style.width = `${length * onPage}px`;
     byId("scale").querySelector("b").textContent = length >= 10 ? `${length / 10} cm` : `${length} mm`;
   }
+}
+
+// Millimetres from pixel to pixel across and down, and in a stack from slice to slice, as far as they are known.
+function spacingOf({ spacing_mm: known, frames, display }) {
+  if (known) return frames > 1 ? [known[2], known[1], known[0]] : [known[2], known[1]];
+  return display.pixel_mm ? [display.pixel_mm, display.pixel_mm] : [];
 }
 
 // Slices [n, colours] of the labels of a whole volume.

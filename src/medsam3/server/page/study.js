@@ -139,11 +139,22 @@ export class Study {
     return unpacked(await this.api.request("GET", `${this.path}/volume.nii.gz`));
   }
 
+  // Fetches the values of the file, of which `value` tells one; null until then.
+  async loadValues() {
+    this.values ??= niftiOf(await this.volume());
+  }
+
+  value([x, y, n = 0]) {
+    if (!this.values) return null;
+    const { voxels, slope, intercept } = this.values;
+    return voxels[Math.round(x) + this.about.width * (Math.round(y) + this.about.height * Math.round(n))] * slope + intercept;
+  }
+
   // The labels of all voxels, slice by slice and row by row: object k is k + 1. Null if an object is partly covered by another.
   async labels() {
     if (!this.session || !this.found.objects.length) return new Uint8Array(0);
     const bytes = await unpacked(await this.api.request("GET", `${this.session}/masks.nii.gz`));
-    const labels = labelsOf(bytes);
+    const { voxels: labels } = niftiOf(bytes);
     const counts = new Map();
     for (const label of labels) if (label) counts.set(label, (counts.get(label) ?? 0) + 1);
     return this.found.objects.every((one) => (counts.get(one.number + 1) ?? 0) === one.pixels) ? labels : null;
@@ -169,7 +180,7 @@ export class Study {
       this.api.json("GET", `/v1/results/${result}`),
       this.api.request("GET", `/v1/results/${result}?format=nifti`),
     ]);
-    const labels = labelsOf(await unpacked(file));
+    const { voxels: labels } = niftiOf(await unpacked(file));
     this.layers = [...this.layers.filter((one) => one.name !== name), { name, result, labels, found: about.found }];
   }
 
@@ -196,11 +207,12 @@ async function opened(api, source, onProgress) {
   return api.json("POST", "/v1/data", { path: source.data });
 }
 
-// The voxels of a label map in NIfTI-1, whose header tells the data type and where they begin.
-function labelsOf(bytes) {
+// The voxels of a NIfTI-1 file and how they are scaled, from the fields of its header.
+function niftiOf(bytes) {
   const header = new DataView(bytes);
-  const type = { 2: Uint8Array, 4: Int16Array, 8: Int32Array, 512: Uint16Array }[header.getInt16(70, true)];
-  return new type(bytes.slice(header.getFloat32(108, true)));
+  const types = { 2: Uint8Array, 4: Int16Array, 8: Int32Array, 16: Float32Array, 64: Float64Array, 256: Int8Array, 512: Uint16Array, 768: Uint32Array };
+  const voxels = new types[header.getInt16(70, true)](bytes.slice(header.getFloat32(108, true)));
+  return { voxels, slope: header.getFloat32(112, true) || 1, intercept: header.getFloat32(116, true) || 0 };
 }
 
 function unpacked(answer) {
