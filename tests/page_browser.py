@@ -24,7 +24,7 @@ NEEDS_CHROMIUM = pytest.mark.skipif(
 WITH_GL = ("--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 PLAIN = ("--no-sandbox", "--disable-gpu")
 WITHOUT_GL = ("--no-sandbox", "--disable-gpu", "--disable-3d-apis")
-WAIT_MS = 60_000
+WAIT_MS = 300_000
 HERO = 0.64
 """Share of the viewer that the slices take beside the two other planes."""
 FAKE = (sys.executable, str(Path(__file__).with_name("serve_fake.py")), "{port}")
@@ -54,7 +54,7 @@ class Process:
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(30)
+        return self.process.wait(120)
 
 
 @contextmanager
@@ -91,6 +91,7 @@ def shown(browser: Any, address: str, width: int = 1280, height: int = 800) -> I
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda told: errors.append(told.text) if "Content Security" in told.text else None)
+    page.set_default_navigation_timeout(WAIT_MS)
     page.goto(address)
     page.wait_for_selector("#found h3")
     idle(page)

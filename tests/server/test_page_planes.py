@@ -15,6 +15,7 @@ import pytest
 
 import medsam3
 from page_browser import (
+    CHROMIUM,
     HERO,
     NEEDS_CHROMIUM,
     WITH_GL,
@@ -267,10 +268,11 @@ def test_a_box_is_followed_through_the_slices_as_the_library_does(page: Any, tmp
     np.testing.assert_array_equal(got, phantom.voxels() == 255)
 
 
-def test_without_webgl_one_plane_is_shown_and_answers_alike(server: Process, tmp_path: Path) -> None:
+def test_without_webgl_one_plane_is_shown_and_answers_alike(browser: Any, server: Process, tmp_path: Path) -> None:
     phantom = PHANTOMS[4]
     path = phantom.write(tmp_path)
-    with browsing(*WITHOUT_GL) as plain, shown(plain, server.address) as page:
+    plain = browser.browser_type.launch(executable_path=CHROMIUM, args=list(WITHOUT_GL))
+    with shown(plain, server.address) as page:
         dropped(page, path)
         assert "WebGL" in page.locator("#one-plane").inner_text()
         assert page.locator("#gl").is_hidden()
@@ -281,3 +283,4 @@ def test_without_webgl_one_plane_is_shown_and_answers_alike(server: Process, tmp
         click(page, place_of(page, 12, 10, EXTENT[:2]))
         got = np.asarray(nib.load(taken(page, "nifti", tmp_path)).dataobj) > 0
         np.testing.assert_array_equal(got.transpose(2, 1, 0), by_library(path, "block", x, y, frame))
+    plain.close()

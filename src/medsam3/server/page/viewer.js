@@ -147,7 +147,7 @@ export class Viewer {
     if (event.button === 2 || this.tool === "window") this.drag = { ...drag, kind: "window" };
     else if (event.button === 1 || this.tool === "hand") this.drag = { ...drag, kind: "pan" };
     else if (!at.isSlice) { this.drag = { ...drag, kind: "cross" }; this.crossTo(at); }
-    else if (at.isInside) this.begin(at);
+    else if (at.isInside || BOXES[this.tool]) this.begin({ ...at, voxel: [...this.clamped(at.voxel), ...at.voxel.slice(2)] });
     this.draw();
   }
 
