@@ -86,8 +86,8 @@ A bad file is reported and the others go on. Exit codes: 0 all done; 2 bad input
     format: Annotated[
         str | None,
         Help(
-            "png, overlay, coco, nifti, nrrd, mha, seg, rtstruct, mp4, montage, planes, csv, json, joined by commas; "
-            "default: png,overlay for pictures, nifti for volumes, coco for videos"
+            "png, overlay, coco, nifti, nrrd, mha, seg, rtstruct, geojson, mp4, montage, planes, csv, json, joined by "
+            "commas; default: png,overlay for pictures, nifti for volumes, coco for videos"
         ),
     ] = None
     json: Annotated[bool, Help("print the results as JSON to stdout, in place of the table")] = False

@@ -227,6 +227,7 @@ def _one_line() -> Iterator[None]:
         OverflowError,
         nibabel.spatialimages.HeaderDataError,
         nibabel.filebasedimages.ImageFileError,
+        nibabel.wrapstruct.WrapStructError,
     )
     try:
         yield

@@ -22,7 +22,7 @@ from medsam3.models.segmenter import Segmenter, reader_of
 from medsam3.prompts import Box, Point, Prompt, check_phrase
 from medsam3.segmentation.composing import readings_of
 from medsam3.segmentation.options import Options
-from medsam3.segmentation.run import segment
+from medsam3.segmentation.run import Report, segment
 from medsam3.segmentation.session import Session
 from medsam3.server.pool import report
 from medsam3.server.reader import opened, save_masks, shown, window_of
@@ -83,17 +83,17 @@ def do_step(place: SessionPlace, step: Step) -> Found:
     session = _session(place)
     del _held().sessions[place.id]  # a step that is broken off may leave it half done
     try:
-        _apply(session, step)
+        apply_step(session, step)
     except InputError:
         _held().sessions[place.id] = (session, len(place.steps))
         raise
     _held().sessions[place.id] = (session, len(place.steps) + 1)
-    return _found_by(session)
+    return found_by(session)
 
 
 def look(place: SessionPlace) -> Found:
     """Tell what a session has found so far."""
-    return _found_by(_session(place))
+    return found_by(_session(place))
 
 
 def frame_masks(place: SessionPlace, frame: int, grid: Literal["display", "file"]) -> FrameMasks:
@@ -125,7 +125,7 @@ def keep_session(place: SessionPlace, path: Path) -> Found:
     """Keep the masks of a session as they stand now."""
     session = _session(place)
     save_masks(session.masks_by_concept or [Masks(session.image.shape)], path)
-    return _found_by(session)
+    return found_by(session)
 
 
 def session_objects(place: SessionPlace, path: Path) -> None:
@@ -231,10 +231,15 @@ def runs_of(mask: BoolArray) -> list[int]:
     return [0, *lengths] if flat.size and flat[0] else [int(length) for length in lengths]
 
 
-def _apply(session: Session, step: Step) -> None:
+def apply_step(session: Session, step: Step, progress: Report = report) -> None:
+    """Do one step of a session.
+
+    Raises:
+        InputError: As the session says.
+    """
     match step:
         case Segment():
-            session.segment(step.phrase, frame=step.frame, progress=report)
+            session.segment(step.phrase, frame=step.frame, progress=progress)
         case Click():
             session.click(step.x, step.y, positive=step.positive, frame=step.frame, object=step.object)
         case Scribble():
@@ -246,7 +251,7 @@ def _apply(session: Session, step: Step) -> None:
         case Paint():
             session.paint(step.points, radius=step.radius, adding=step.adding, frame=step.frame, object=step.object)
         case OnObject(do="propagate"):
-            session.propagate(step.object, progress=report)
+            session.propagate(step.object, progress=progress)
         case OnObject():
             chosen: Callable[[int | None], Masks] = getattr(session, step.do)
             chosen(step.object)
@@ -262,7 +267,7 @@ def _session(place: SessionPlace) -> Session:
         return held[0]
     session = Session(opened(place.image), model(), frame=place.asked.frame, options=options_of(place.asked))
     for step in place.steps:
-        _apply(session, step)
+        apply_step(session, step)
     _held().sessions[place.id] = (session, len(place.steps))
     return session
 
@@ -284,7 +289,8 @@ def _each(found: Sequence[Masks]) -> list[tuple[Masks, ObjectMask]]:
     return [(masks, item) for masks in found for item in masks.objects]
 
 
-def _found_by(session: Session) -> Found:
+def found_by(session: Session) -> Found:
+    """Tell what a session has found so far."""
     objects = []
     for one in session.objects:
         items = session.object_masks(one.number).objects
@@ -305,6 +311,7 @@ def _concept(masks: Masks, image: Image, model: Segmenter) -> ConceptFound:
         phrase=masks.concept,
         presence=masks.presence,
         is_present=masks.is_present,
+        verdict=masks.verdict,
         read_as=None if reading is None else reading.told,
         is_taught=None if reading is None else reading.is_taught,
         objects=len(masks),

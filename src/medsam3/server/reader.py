@@ -21,6 +21,7 @@ import PIL.Image
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks, Pixels, Window
 from medsam3.io import FORMATS, read, write_format
+from medsam3.io.files import natural_key
 from medsam3.io.handed import ABOUT, FRAMES, is_handed, open_handed
 from medsam3.io.labels import orientation
 from medsam3.io.nifti import write_slices
@@ -279,18 +280,6 @@ def is_plain(name: str) -> bool:
         and all(one.isalnum() or one in "._-" for one in name)
         and (name.isascii())
     )
-
-
-def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """Sort key by which slice 10 comes after slice 9."""
-    parts: list[tuple[int, int | str]] = []
-    text = ""
-    for one in [*name, ""]:
-        if text and (not one or text[-1].isdecimal() != one.isdecimal()):
-            parts.append((0, int(text)) if text.isdecimal() else (1, text.lower()))
-            text = ""
-        text += one
-    return parts
 
 
 def _without_folder(message: str, folder: Path, name: str) -> str:

@@ -216,6 +216,7 @@ class ConceptFound(BaseModel):
     phrase: str
     presence: float | None = None
     is_present: bool | None = None
+    verdict: Literal["yes", "not sure", "no"] | None = None
     read_as: str | None = None
     is_taught: bool | None = None
     objects: int = 0

@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from medsam3.errors import InputError
+from medsam3.io.files import natural_key
 from medsam3.server import reader
 from medsam3.server.holdings import HeldImage, HeldJob, HeldResult, HeldSession, Holdings, new_id
 from medsam3.server.pool import StoppedError, Worker
@@ -132,7 +133,7 @@ class Service:
                 files = [one for one in form.getlist("files") if isinstance(one, UploadFile)]
                 if not files:
                     raise InputError("the form holds no file: send one or more as 'files' (multipart/form-data)")
-                files.sort(key=lambda one: reader.natural_key(one.filename or ""))
+                files.sort(key=lambda one: natural_key(one.filename or ""))
                 for number, one in enumerate(files):
                     target = folder / "files" / reader.stored_name(number, one.filename or "")
                     await run_in_threadpool(_save, one, target)

@@ -12,7 +12,7 @@ import { round, Study } from "./study.js";
 
 const FORMATS = {
   png: "PNG, label map", overlay: "PNG, overlay", nifti: "NIfTI", nrrd: "NRRD", mha: "MetaImage", seg: "DICOM SEG",
-  rtstruct: "DICOM RTSTRUCT", coco: "COCO JSON", csv: "CSV, measures", json: "JSON, measures", mp4: "MP4, overlay",
+  rtstruct: "DICOM RTSTRUCT", coco: "COCO JSON", geojson: "GeoJSON", csv: "CSV, measures", json: "JSON, measures", mp4: "MP4, overlay",
   montage: "PNG, montage", planes: "PNG, three planes",
 };
 const OF_STACKS = ["mp4", "montage", "planes"];

@@ -2,8 +2,6 @@
 
 import { byId, COLOURS, counted, element, partOf, short } from "./dom.js";
 
-const UNSURE = [0.35, 0.65]; // a presence between is told as "not sure", whichever side the model's limit takes
-
 // told: { act(text, step), goTo(frame), toggle(concept) }
 export function showFound(study, told) {
   const concepts = study?.found.concepts ?? [];
@@ -15,12 +13,12 @@ export function showFound(study, told) {
 }
 
 export function sentence(one) {
-  if (!one.phrase) return `${counted(one.objects, "object")}.`;
-  const isBetween = one.presence !== null && one.presence > UNSURE[0] && one.presence < UNSURE[1];
-  if (one.objects && one.is_present === false) return `Not sure. The model says it is not there, but ${counted(one.objects, "object")} found.`;
+  const objects = counted(one.objects, "object");
+  if (!one.phrase) return `${objects}.`;
+  if (one.objects && one.is_present === false) return `Not sure. The model says it is not there, but ${objects} found.`;
   if (!one.objects && one.is_present) return "Not sure. It seems to be there, but no outline was found.";
-  if (isBetween) return one.objects ? `Not sure, it may be there: ${counted(one.objects, "object")}.` : "Not sure, but probably not there.";
-  return one.objects ? `The image shows it: ${counted(one.objects, "object")}.` : "The image does not show it.";
+  if (!one.objects) return "The image does not show it.";
+  return one.verdict === "not sure" ? `Not sure, it may be there: ${objects}.` : `The image shows it: ${objects}.`;
 }
 
 function conceptLine(study, one, told) {
@@ -57,10 +55,11 @@ function layerLine(study, { name, result, found }, told) {
 
 function presenceBar(one) {
   const percent = Math.round(one.presence * 100);
+  const isUnsure = sentence(one).startsWith("Not sure");
   const dot = element("i");
   dot.style.left = `${percent}%`;
-  const bar = element("div", { className: "presence", aria: { role: "meter", valuenow: String(percent), valuemin: "0", valuemax: "100", label: `Presence, ${percent} percent` } }, dot);
-  const words = element("p", { className: "scale-words", aria: { hidden: "true" } }, element("span", { textContent: "no" }), element("span", { textContent: "not sure" }), element("span", { textContent: "yes" }));
+  const bar = element("div", { className: isUnsure ? "presence unsure" : "presence", aria: { role: "meter", valuenow: String(percent), valuemin: "0", valuemax: "100", label: `Presence, ${percent} percent` } }, dot);
+  const words = element("p", { className: "scale-words", aria: { hidden: "true" } }, ...["no", isUnsure ? "not sure" : `${percent}\u00a0%`, "yes"].map((word) => element("span", { textContent: word })));
   return element("div", { title: `Presence ${percent} %` }, bar, words);
 }
 
