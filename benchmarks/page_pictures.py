@@ -50,7 +50,7 @@ def photograph(page: Any) -> None:
 
 
 def volume(page: Any) -> None:
-    """A box around the brain in one slice, followed through the others."""
+    """A box around the brain in one slice of a volume."""
     with tempfile.TemporaryDirectory() as folder:
         page.set_input_files("#files", str(head(Path(folder))))
         page.wait_for_selector('#images [aria-current="true"][title="head.nii.gz"]')
@@ -59,12 +59,10 @@ def volume(page: Any) -> None:
     width, height = box["width"] * 0.64, box["height"]
     page.locator("#canvas").focus()
     page.keyboard.press("b")
-    page.mouse.move(box["x"] + width * 0.22, box["y"] + height * 0.24)
+    page.mouse.move(box["x"] + width * 0.22, box["y"] + height * 0.27)
     page.mouse.down()
-    page.mouse.move(box["x"] + width * 0.78, box["y"] + height * 0.79, steps=5)
+    page.mouse.move(box["x"] + width * 0.78, box["y"] + height * 0.76, steps=5)
     page.mouse.up()
-    idle(page)
-    page.click("#propagate")
     idle(page)
 
 

@@ -153,7 +153,7 @@ export class Viewer {
 
   begin(at) {
     const place = at.voxel.slice(0, 2);
-    this.crossTo(at);
+    if (!BOXES[this.tool]) this.crossTo(at);
     this.draft = { kind: this.tool, points: BOXES[this.tool] ? [place, place] : [place] };
     if (this.tool === "brush" || this.tool === "eraser") this.draft.radius = this.radius;
   }
@@ -195,7 +195,10 @@ export class Viewer {
   up() {
     const { draft } = this;
     this.draft = this.drag = null;
-    if (draft && (!BOXES[draft.kind] || this.isLarge(draft))) this.told.draw(draft);
+    if (draft && (!BOXES[draft.kind] || this.isLarge(draft))) {
+      if (BOXES[draft.kind]) this.crossTo({ voxel: [...middle(draft.points), ...(this.surface.cross?.().slice(2) ?? [])] });
+      this.told.draw(draft);
+    }
     this.draw();
   }
 
@@ -261,6 +264,10 @@ export class Viewer {
     else if (isDrawn) this.begin(this.cross);
     else if (this.tool === "plus" || this.tool === "minus") this.told.draw({ kind: this.tool, points: [this.cross.voxel.slice(0, 2)] });
   }
+}
+
+function middle([[x0, y0], [x1, y1]]) {
+  return [(x0 + x1) / 2, (y0 + y1) / 2];
 }
 
 function stroke(pen, ratio, path) {
