@@ -1,208 +1,268 @@
-"""The page in a real browser, against a server in a process of its own; skipped where no Chromium is installed."""
+"""The page in a real browser with the fake model: one short test of all of it, and slow ones of each part."""
 
 from __future__ import annotations
 
-import gzip
+import io
 import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import PIL.Image
 import pytest
 
 import medsam3
 from made_server import png
+from page_browser import (
+    NEEDS_CHROMIUM,
+    WAIT_MS,
+    Process,
+    ask,
+    browsing,
+    click,
+    drag,
+    dropped,
+    idle,
+    place_of,
+    serving,
+    shown,
+    taken,
+)
 from slow_segmenter import SlowSegmenter
 
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
-SERVE = Path(__file__).parents[1] / "serve_fake.py"
-WAIT_MS = 30_000
+pytest.importorskip("playwright.sync_api")
+pytestmark = NEEDS_CHROMIUM
+SIZE = (60, 40)
 
 
-class Process:
-    """A server that can be killed and started again at the same address."""
-
-    def __init__(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.start()
-
-    def start(self, *tokens: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, SERVE, str(self.port), *tokens], stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().strip()
-        assert self.address == f"http://127.0.0.1:{self.port}/"
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
-
-    def end(self) -> int:
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(20)
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with browsing() as made:
+        yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server() -> Iterator[Process]:
-    process = Process()
-    yield process
-    if process.process.poll() is None:
-        process.end()
+    with serving() as made:
+        yield made
 
 
 @pytest.fixture
-def page(server: Process) -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        shown = browser.new_page(viewport={"width": 1280, "height": 800})
-        shown.set_default_timeout(WAIT_MS)
-        errors: list[str] = []
-        shown.on("pageerror", lambda error: errors.append(str(error)))
-        shown.on("console", lambda told: errors.append(told.text) if "Content Security" in told.text else None)
-        shown.goto(server.address)
-        shown.wait_for_selector("#found h3")  # the sample, segmented
-        yield shown
-        browser.close()
-        assert errors == []
+def own_server() -> Iterator[Process]:
+    """One that may be killed."""
+    with serving() as made:
+        yield made
 
 
-def opened(page: Any, path: Path) -> None:
-    page.set_input_files("#files", str(path))
-    page.wait_for_selector(f'#images [aria-current="true"][title="{path.name}"]')
-    page.wait_for_selector("#found .empty")
+@pytest.fixture
+def page(browser: Any, server: Process) -> Iterator[Any]:
+    with shown(browser, server.address) as made:
+        yield made
 
 
-def click_at(page: Any, x: float, y: float, width: int, height: int) -> None:
-    """Click the picture's pixel (x, y); the picture of width x height is fitted into the canvas."""
-    box = page.locator("#canvas").bounding_box()
-    scale = min(box["width"] / width, box["height"] / height)
-    left, top = box["x"] + (box["width"] - width * scale) / 2, box["y"] + (box["height"] - height * scale) / 2
-    page.mouse.click(left + (x + 0.5) * scale, top + (y + 0.5) * scale)
-
-
-def clicked(path: Path, x: float, y: float, *, positive: bool) -> medsam3.Masks:
-    """The block after a click, by the library."""
-    session = medsam3.Session(path, SlowSegmenter())
-    session.segment("block")
-    return session.click(x, y, positive=positive)
-
-
-def taken(page: Any, form: str, folder: Path) -> Path:
-    page.select_option("#format", form)
-    with page.expect_download() as download:
-        page.click("#take")
-    path = folder / str(download.value.suggested_filename)
-    download.value.save_as(path)
+@pytest.fixture
+def block(tmp_path: Path) -> Path:
+    path = tmp_path / "block.png"
+    path.write_bytes(png())
     return path
 
 
-def test_a_picture_is_asked_clicked_undone_and_taken_away(page: Any, tmp_path: Path) -> None:
-    path = tmp_path / "block.png"
-    path.write_bytes(png())
-    opened(page, path)
-    page.fill("#phrase", "block")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("text=The image shows it (presence 90\u00a0%): 1 object.")
-    assert page.locator(".objects button.pick").inner_text() == "1: 150 px, score 0.75"
-    click_at(page, 40, 15, 60, 40)
-    wanted = clicked(path, 40, 15, positive=True).union()[0]
-    page.wait_for_selector(f"text=1: {wanted.sum()} px")
-    pixels = np.asarray(PIL.Image.open(taken(page, "png", tmp_path)))
-    np.testing.assert_array_equal(pixels > 0, wanted)
+def by_library(path: Path, *steps: Any) -> medsam3.Masks:
+    """The block after steps of a session, by the library."""
+    session = medsam3.Session(path, SlowSegmenter())
+    session.segment("block")
+    for name, *arguments in steps:
+        more = arguments.pop() if arguments and isinstance(arguments[-1], dict) else {}
+        getattr(session, name)(*arguments, **more)
+    return session.masks
+
+
+def test_a_picture_is_dropped_asked_corrected_undone_and_taken_away(page: Any, block: Path, tmp_path: Path) -> None:
+    dropped(page, block)
+    ask(page, "block")
+    assert page.locator(".said").inner_text() == "The image shows it: 1 object."
+    assert page.locator(".presence").get_attribute("aria-valuenow") == "90"
+    assert page.locator(".objects .pick span").inner_text().startswith("150 px")
+    click(page, place_of(page, 40, 15, SIZE))
+    wanted = by_library(block, ("click", 40, 15)).union()[0]
+    page.wait_for_selector(f"text={wanted.sum()} px")
+    got = np.asarray(PIL.Image.open(taken(page, "png", tmp_path)))
+    np.testing.assert_array_equal(got > 0, wanted)
     page.keyboard.press("Control+z")
-    page.wait_for_selector("text=1: 150 px")
+    page.wait_for_selector("text=150 px")
     assert page.locator("text=Not a medical device.").is_visible()
-    page.click("#copy-shell")
-    page.wait_for_selector("#copied:not(:empty)")
 
 
-def test_the_keyboard_alone_is_enough(page: Any, tmp_path: Path) -> None:
-    path = tmp_path / "block.png"
-    path.write_bytes(png())
-    opened(page, path)
-    page.keyboard.press("/")
+@pytest.mark.slow
+def test_brush_eraser_scribble_and_example_are_the_librarys(page: Any, block: Path, tmp_path: Path) -> None:
+    dropped(page, block)
+    ask(page, "block")
+    done: list[Any] = []
+    page.locator("#canvas").focus()
+    strokes = (  # no pixel lies just at the radius, where rounding would decide
+        ("e", ("paint", [(40.25, 12.5), (44.25, 12.5)], {"radius": 3})),
+        ("r", ("paint", [(22.5, 14.25), (22.5, 17.25)], {"radius": 3, "adding": False})),
+    )
+    for key, step in strokes:
+        page.keyboard.press(key)
+        page.fill("#radius", "3")
+        page.locator("#canvas").focus()
+        drag(page, *(place_of(page, x, y, SIZE) for x, y in step[1]))
+        done.append(step)
+        page.wait_for_selector(f"text={by_library(block, *done).union().sum()} px")
+    page.keyboard.press("s")
+    drag(page, place_of(page, 36, 18, SIZE), place_of(page, 39, 18, SIZE))
+    done.append(("scribble", [(36, 18), (39, 18)]))
+    wanted = by_library(block, *done).union()[0]
+    got = np.asarray(PIL.Image.open(taken(page, "png", tmp_path)))
+    np.testing.assert_array_equal(got > 0, wanted)
+    page.keyboard.press("l")
+    drag(page, place_of(page, 19, 9, SIZE), place_of(page, 36, 21, SIZE))
+    assert not page.locator("#error").is_visible()
+    page.keyboard.press("Control+z")
+    idle(page)
+    page.keyboard.press("Control+Shift+z")
+    idle(page)
+    assert page.locator("#redo").is_disabled()
+
+
+@pytest.mark.slow
+def test_the_keyboard_alone_is_enough(page: Any, block: Path, tmp_path: Path) -> None:
+    page.set_input_files("#files", str(block))
+    page.wait_for_selector('#images [aria-current="true"][title="block.png"]')
+    idle(page)
+    page.keyboard.press("Tab")
+    for _ in range(40):  # from the beginning of the page to the phrase, by the skip link or on foot
+        if page.evaluate("document.activeElement.id") == "phrase":
+            break
+        page.keyboard.press("Tab")
+    page.keyboard.press("Control+a")
     page.keyboard.type("block")
+    page.wait_for_selector("#concepts:not([hidden])")
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
     page.keyboard.press("Enter")
-    page.wait_for_selector("text=1: 150 px")
+    page.wait_for_selector("text=150 px")
+    idle(page)
     page.locator("#canvas").focus()
     page.keyboard.press("n")
     page.keyboard.press("ArrowUp")  # the cross begins in the middle, at (30, 20), and goes to the block at (30, 19)
     page.keyboard.press("Enter")
-    page.wait_for_selector(f"text=1: {clicked(path, 30, 19, positive=False).union().sum()} px")
+    page.wait_for_selector(f"text={by_library(block, ('click', 30, 19, {'positive': False})).union().sum()} px")
+    idle(page)
+    page.keyboard.press("e")
+    page.keyboard.press("Enter")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    idle(page)
+    page.keyboard.press("Control+z")
+    idle(page)
     page.keyboard.press("?")
     page.wait_for_selector("dialog[open]")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog[open]", state="detached")
+    page.locator("#take").focus()
+    with page.expect_download() as download:
+        page.keyboard.press("Enter")
+    assert download.value.suggested_filename.endswith(".png")
 
 
-def test_a_volume_is_asked_scrolled_and_taken_away(page: Any, tmp_path: Path) -> None:
-    voxels = np.zeros((12, 9, 5), dtype=np.uint8)
-    voxels[2:6, 3:8, 1:4] = 200
-    path = tmp_path / "scan.nii.gz"
-    path.write_bytes(gzip.compress(nib.Nifti1Image(voxels, np.diag([-2.0, -3.0, 4.0, 1.0])).to_bytes()))
-    opened(page, path)
-    assert page.locator("#slice-number").inner_text() == "3 of 5"
-    assert page.locator("#edge-left").inner_text() == "R"
-    page.fill("#phrase", "block")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("text=1: 1.44 mL, score 0.75, slices 2 to 4")
-    page.locator("#canvas").focus()
-    page.keyboard.press("PageDown")
-    page.wait_for_selector("#slice-number:text-is('3 of 5')")
-    image = nib.load(taken(page, "nifti", tmp_path))
-    np.testing.assert_array_equal(np.asarray(image.dataobj) > 0, voxels > 0)
+@pytest.mark.slow
+def test_several_phrases_have_a_colour_each_and_can_be_hidden(page: Any, block: Path) -> None:
+    dropped(page, block)
+    ask(page, "block, absent")
+    assert page.locator("#found h3").all_inner_texts() == ["block", "absent"]
+    assert page.locator(".said").nth(1).inner_text() == "The image does not show it."
+    colours = page.eval_on_selector_all(".swatch", "all => all.map(one => one.style.getPropertyValue('--colour'))")
+    assert len(set(colours)) == 2
+    inside = place_of(page, 27, 14, SIZE)
+
+    def seen() -> list[int]:
+        shot = page.screenshot(clip={"x": inside[0], "y": inside[1], "width": 1, "height": 1})
+        return list(np.asarray(PIL.Image.open(io.BytesIO(shot)).convert("RGB"))[0, 0])
+
+    page.mouse.move(5, 5)
+    coloured = seen()
+    assert coloured != [255, 255, 255]
+    page.locator(".swatch").first.click()
+    page.mouse.move(5, 5)
+    page.wait_for_timeout(500)
+    assert seen() == [255, 255, 255]
 
 
-def test_a_server_that_was_killed_is_noticed_and_the_work_goes_on(page: Any, server: Process, tmp_path: Path) -> None:
-    path = tmp_path / "block.png"
-    path.write_bytes(png())
-    opened(page, path)
-    page.fill("#phrase", "block")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("text=1: 150 px")
-    click_at(page, 40, 15, 60, 40)
-    page.wait_for_selector(f"text=1: {clicked(path, 40, 15, positive=True).union().sum()} px")
+@pytest.mark.slow
+def test_known_concepts_are_offered_and_others_marked(page: Any) -> None:
+    page.fill("#phrase", "optic dis")
+    page.locator("#phrase").press("End")
+    page.wait_for_selector("#concepts li:has-text('optic disc')")
+    assert page.locator("#concepts li").last.inner_text().split("\n")[-1] == "not in the list, a guess"
+    page.keyboard.press("ArrowDown")
+    assert page.input_value("#phrase") == page.locator("#concepts [aria-selected=true] span").inner_text()
+    page.fill("#phrase", "colonic polyp")
+    page.wait_for_selector("#concepts small:has-text('read as polyp')")
+
+
+@pytest.mark.slow
+def test_what_is_drawn_while_the_server_is_gone_is_done_when_it_is_back(
+    browser: Any, own_server: Process, block: Path
+) -> None:
+    with shown(browser, own_server.address) as page:
+        _lose_and_find(page, own_server, block)
+
+
+def _lose_and_find(page: Any, server: Process, block: Path) -> None:
+    dropped(page, block)
+    ask(page, "block")
+    click(page, place_of(page, 40, 15, SIZE))
+    page.wait_for_selector(f"text={by_library(block, ('click', 40, 15)).union().sum()} px")
     left = set(Path(tempfile.gettempdir()).glob("medsam3-serve-*"))
     server.kill()
     page.wait_for_selector("#lost:not([hidden])")
+    click(page, place_of(page, 44, 18, SIZE))
+    assert page.locator("#error").inner_text() == "The server does not answer. What you drew is kept."
     server.start()
     page.wait_for_selector("#lost", state="hidden")
-    page.wait_for_selector("#undo:not([disabled])")
+    wanted = by_library(block, ("click", 40, 15), ("click", 44, 18)).union().sum()
+    page.wait_for_selector(f"text={wanted} px")
+    idle(page)
     page.keyboard.press("Control+z")
-    page.wait_for_selector("text=1: 150 px")
+    page.wait_for_selector(f"text={by_library(block, ('click', 40, 15)).union().sum()} px")
     now = set(Path(tempfile.gettempdir()).glob("medsam3-serve-*"))
     assert len(now) <= len(left), "the killed server's folder was removed by the next one"
 
 
-def test_the_page_asks_once_for_the_token(server: Process) -> None:
-    server.end()
-    server.start("0123456789abcdef")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.set_default_timeout(WAIT_MS)
-        page.goto(server.address)
-        page.fill("#token", "0123456789abcdef")
-        page.keyboard.press("Enter")
-        page.wait_for_selector("#found h3")
-        assert not page.locator("#token-dialog").is_visible()
-        browser.close()
+@pytest.mark.slow
+def test_the_page_asks_once_for_the_token(browser: Any, own_server: Process) -> None:
+    own_server.end()
+    own_server.start("0123456789abcdef")
+    page = browser.new_page()
+    page.set_default_timeout(WAIT_MS)
+    page.goto(own_server.address)
+    page.fill("#token", "0123456789abcdef")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#found h3")
+    assert not page.locator("#token-dialog").is_visible()
+    page.close()
 
 
-def test_no_process_and_no_file_is_left_when_the_server_ends(server: Process) -> None:
+@pytest.mark.slow
+def test_two_browsers_do_not_see_each_others_images(browser: Any, server: Process, block: Path) -> None:
+    with shown(browser, server.address) as mine, shown(browser, server.address) as theirs:
+        dropped(mine, block)
+        assert theirs.locator("#images .open").count() == 1  # the sample, its own
+        theirs.reload()
+        theirs.wait_for_selector("#found h3")
+        assert "block.png" not in theirs.inner_text("body")
+        assert mine.locator("#images .open").count() == 2
+
+
+@pytest.mark.slow
+def test_no_process_and_no_file_is_left_when_the_server_ends(own_server: Process) -> None:
+    server = own_server
     children = _children(server.process.pid)
     deadline = time.monotonic() + 20
     while not children and time.monotonic() < deadline:

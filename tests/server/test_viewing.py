@@ -90,6 +90,17 @@ def test_the_masks_of_a_session_are_a_label_map_by_number(client: TestClient) ->
     assert not list(folder.glob("labels-*"))
 
 
+def test_objects_have_their_longest_diameter_and_images_their_windows(client: TestClient) -> None:
+    image = opened(client)
+    found = step(client, begun(client, image["id"]), do="segment", phrase="block")["found"]
+    assert found["objects"][0]["diameter_px"] == pytest.approx((10**2 + 15**2) ** 0.5)  # of a block of 10 x 15 pixels
+    assert image["display"]["window"] is None and image["windows"] == {}
+    image = opened(client, ("scan.nii.gz", oblique()))
+    found = step(client, begun(client, image["id"]), do="segment", phrase="block")["found"]
+    wanted = ((10 * 0.8) ** 2 + (7 * 1.3) ** 2) ** 0.5  # both blocks together: 10 x 7 voxels of .8 x 1.3 mm in a slice
+    assert max(one["diameter_mm"] for one in found["objects"]) == pytest.approx(wanted, rel=1e-5)
+
+
 def test_brushes_and_examples_are_steps_that_can_be_taken_back(client: TestClient) -> None:
     session = begun(client, opened(client)["id"])
     step(client, session, do="segment", phrase="block")

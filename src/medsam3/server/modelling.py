@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from cachetools import LRUCache
 from medsam3.errors import InputError, check_frame
 from medsam3.geometry import BoolArray
 from medsam3.image import Image, Masks, ObjectMask
+from medsam3.io.measures import longest_diameter
 from medsam3.io.nifti import write_slices
 from medsam3.io.packed_masks import about, packed
 from medsam3.models.segmenter import Segmenter, reader_of
@@ -331,8 +333,23 @@ def _object(
         first_frame=None if item is None else item.start[0],
         last_frame=None if item is None else item.start[0] + len(item.crop) - 1,
         is_accepted=accepted,
+        **({} if item is None else _diameter(item, image)),
         **_sizes(pixels, image),
     )
+
+
+def _diameter(item: ObjectMask, image: Image) -> dict[str, float]:
+    """Longest diameter within one frame, as the CSV has it: in mm, or in pixels where no spacing is known."""
+    size = image.pixel_size_mm if image.kind != "video" else None
+    longest = max(_longest(np.packbits(plane).tobytes(), plane.shape, size or (1.0, 1.0)) for plane in item.crop)
+    return {"diameter_px" if size is None else "diameter_mm": longest}
+
+
+@lru_cache(1024)
+def _longest(packed: bytes, shape: tuple[int, int], size: tuple[float, float]) -> float:
+    """Measure a plane, or take it from those that were measured last: a step changes few of them."""
+    plane = np.unpackbits(np.frombuffer(packed, np.uint8), count=shape[0] * shape[1]).astype(np.bool_)
+    return longest_diameter(plane.reshape(shape), *size)
 
 
 def _sizes(pixels: int, image: Image) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def describe(source: Source, name: str, limits: Limits) -> ImageAnswer:
             f"{limits.frame_pixels} pixels: cut it into parts"
         )
     view = _view(source, None)
+    is_ct = image.metadata.get("modality") == "CT" or view.window == SOFT_TISSUE_HU
     return ImageAnswer(
         id="",
         name=name,
@@ -82,7 +83,7 @@ def describe(source: Source, name: str, limits: Limits) -> ImageAnswer:
         spacing_mm=image.spacing_mm,
         modality=image.metadata.get("modality"),
         fps=image.fps,
-        windows=list(WINDOWS) if image.metadata.get("modality") == "CT" or view.window == SOFT_TISSUE_HU else [],
+        windows={name: (one.low, one.high) for name, one in WINDOWS.items()} if is_ct else {},
         display=_display(view),
     )
 
@@ -354,6 +355,7 @@ def _display(view: View) -> Display:
         to_file=_to_file(view),
         letters=_letters(view),
         pixel_mm=None if spacing is None else spacing[2],
+        window=None if view.window is None else (view.window.low, view.window.high),
     )
 
 

@@ -181,7 +181,8 @@ class Display(BaseModel):
     """How a frame is shown: turned as a radiologist sees it, with square pixels.
 
     `to_file` holds the rows (a, b, c) and (d, e, f): x = a u + b v + c and y = d u + e v + f give the file's pixel of
-    the shown pixel (u, v). `letters` say where the left, right, top and bottom edge of the picture point.
+    the shown pixel (u, v). `letters` say where the left, right, top and bottom edge of the picture point. `window` is
+    the automatic grey window, from black to white in the values of the file; None if they are shown as they are.
     """
 
     width: int
@@ -189,10 +190,11 @@ class Display(BaseModel):
     to_file: tuple[tuple[float, float, float], tuple[float, float, float]]
     letters: tuple[str, str, str, str] | None = None
     pixel_mm: float | None = None
+    window: tuple[float, float] | None = None
 
 
 class ImageAnswer(BaseModel):
-    """An image that was opened; `windows` names the presets that suit it, which are those of CT."""
+    """An image that was opened; `windows` are the presets that suit it, those of CT, each from black to white."""
 
     id: str
     name: str
@@ -204,7 +206,7 @@ class ImageAnswer(BaseModel):
     spacing_mm: tuple[float, float, float] | None = None
     modality: str | None = None
     fps: float | None = None
-    windows: list[str] = []
+    windows: dict[str, tuple[float, float]] = {}
     display: Display
 
 
@@ -225,7 +227,7 @@ class ConceptFound(BaseModel):
 
 
 class ObjectFound(BaseModel):
-    """One object; its box is (x0, y0, x1, y1)."""
+    """One object; its box is (x0, y0, x1, y1), its diameter the longest in a frame, in pixels if mm are not known."""
 
     number: int
     concept: str
@@ -233,6 +235,8 @@ class ObjectFound(BaseModel):
     pixels: int
     area_mm2: float | None = None
     volume_ml: float | None = None
+    diameter_mm: float | None = None
+    diameter_px: float | None = None
     box: Corners | None = None
     first_frame: int | None = None
     last_frame: int | None = None

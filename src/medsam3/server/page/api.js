@@ -85,8 +85,8 @@ export class Api {
     });
   }
 
-  // Follows a job by its events until it ends.
-  async follow(job, onProgress) {
+  // Follows a job by its events until it ends. Those with a name go to the listener of that name.
+  async follow(job, onProgress, listeners = {}) {
     const answer = await this.request("GET", `/v1/jobs/${job}/events`);
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
@@ -98,11 +98,13 @@ export class Api {
       const events = text.split("\n\n");
       text = events.pop();
       for (const event of events) {
-        last = JSON.parse(event.replace(/^data: /, ""));
-        onProgress(last);
+        const [, name] = /^event: (.*)$/m.exec(event) ?? [];
+        const told = JSON.parse(/^data: (.*)$/m.exec(event)[1]);
+        if (name && name !== "message") listeners[name]?.(told);
+        else onProgress((last = told));
       }
     }
-    if (last === null) throw new LostError("the server does not answer");
+    if (last === null || ["waiting", "running"].includes(last.state)) throw new LostError("the server does not answer");
     if (last.state === "failed") throw new ProblemError(400, last.error);
     return last;
   }
