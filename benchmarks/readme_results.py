@@ -65,7 +65,8 @@ def table(results: dict[str, Any]) -> str:
         "",
         f"Is the concept there at all? Over all {everything['positives']} present and {everything['negatives']} absent "
         f"pairs of image and concept: AUROC {auroc['value']:.3f} ({auroc['low']:.3f}-{auroc['high']:.3f}), sensitivity "
-        f"{everything['sensitivity']:.3f}, specificity {everything['specificity']:.3f}.",
+        f"{everything['sensitivity']:.3f}, specificity {everything['specificity']:.3f}, where "
+        f'"not sure" counts as a yes ({everything["unsure"]:.0%} of the answers).',
         "",
         f"Measured {about['date'][:10]} at commit {' and '.join(commit[:10] for commit in commits)}, weights "
         f"`{about['weights_sha256'][:12]}`, intervals by "

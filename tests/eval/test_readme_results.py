@@ -31,7 +31,7 @@ def write_run(place: Path, *, date: str = "2026-11-26 10:00 UTC", **config: Any)
     dice = {"value": 0.5, "low": 0.25, "high": 0.75, "cases": 3}
     scope = {"dataset": "kvasir_seg", "concept": "polyp"}
     everything = {"scope": {"dataset": "all", "concept": "all"}, "positives": 3, "negatives": 2}
-    everything |= {"auroc": {**dice, "value": 0.9}, "sensitivity": 1.0, "specificity": 0.5}
+    everything |= {"auroc": {**dice, "value": 0.9}, "sensitivity": 1.0, "specificity": 0.5, "unsure": 0.1}
     entry = {
         "about": {"model": "mini", "weights_sha256": WEIGHTS, "date": date, "commit": "c" * 40},
         "config": {"split": "test", "limit": None, "fold": None, "datasets": [], **config},

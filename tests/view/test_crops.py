@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from medsam3.agent.frames import objects_of
 from medsam3.agent.frames import pasted
 from medsam3.view.crops import Crop, closer_window, quarters
 
@@ -31,3 +32,12 @@ def test_what_windows_saw_is_mixed_in_at_its_share() -> None:
     mixed = pasted(base, [Crop(0, 2, 0, 2)], [np.ones((2, 2), dtype=np.float32)], 0.5)
     assert np.allclose(mixed[:2, :2], 0.6) and np.allclose(mixed[2:], 0.2)  # (0.2 + 1) / 2
     assert np.allclose(base, 0.2)
+
+
+def test_parts_above_the_level_are_objects_best_first() -> None:
+    soft = np.zeros((20, 20), dtype=np.float32)
+    soft[2:6, 2:6], soft[10:14, 10:14], soft[18, 18] = 0.6, 0.8, 0.9  # the last is a speck of one pixel
+    found = objects_of(soft, 0.5, 0.5, "polyp", 3)
+    assert [(part.start, part.voxels) for part in found] == [((3, 10, 10), 16), ((3, 2, 2), 16)]
+    assert np.allclose([part.score for part in found], [0.4, 0.3])  # 0.5 x 0.8, 0.5 x 0.6
+    assert objects_of(soft * 0, 0.5, 1.0, "polyp") == ()
