@@ -342,21 +342,22 @@ class MiniSegmenter:
                 )
             found = self.refine(features, Hints(box=next(iter(prompt.boxes), None), clicks=prompt.points))
             return replace(found, objects=tuple(one for one in found.objects if one.score >= (threshold or 0.0)))
-        probability = np.stack([self._in_box(features, box) for box in prompt.boxes])  # (K, H, W)
+        probability = self._in_boxes(features, prompt.boxes)
         masks = probability > 0.5
         scores = [float(p[m].mean()) if m.any() else 0.0 for p, m in zip(probability, masks, strict=True)]
         kept = [k for k, score in enumerate(scores) if score >= (threshold or 0.0)]
         return Masks.from_dense(masks[kept][:, None], [scores[k] for k in kept])
 
-    def _in_box(self, features: MiniFeatures, box: Box) -> NDArray[np.float32]:
-        """Probability (H, W) of the object in a box: the detector's, or LiteMedSAM's if that does not fill it."""
+    def _in_boxes(self, features: MiniFeatures, boxes: tuple[Box, ...]) -> NDArray[np.float32]:
+        """Probability (K, H, W) of the object in each box: the detector's, or LiteMedSAM's if that does not fill it."""
         shape = (features.place.height, features.place.width)
-        own, fit = boxed(partial(self._like, features, None), box, shape)
-        if fit >= LEAST_FIT:
-            return own
-        logits = features.place.logits_to_frame(self._geometry_logits(features, Prompt(boxes=(box,))))
-        other: NDArray[np.float32] = logits.sigmoid().numpy()[0]
-        return other
+        own = [boxed(partial(self._like, features, None), box, shape) for box in boxes]
+        probability = np.stack([found for found, _ in own])
+        others = [k for k, (_, fit) in enumerate(own) if fit < LEAST_FIT]
+        if others:
+            logits = self._geometry_logits(features, Prompt(boxes=tuple(boxes[k] for k in others)))
+            probability[others] = features.place.logits_to_frame(logits).sigmoid().numpy()
+        return probability
 
     def _geometry_logits(self, features: MiniFeatures, prompt: Prompt) -> Tensor:
         """One logit map (K, 256, 256) for each box."""
