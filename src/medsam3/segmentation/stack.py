@@ -311,8 +311,8 @@ def _hash_of(work: Work, prompts: Sequence[Prompt]) -> str:
 def spread(work: Work, trail: Trail, sources: Sequence[int], pinned: set[int]) -> set[int]:
     """Follow a corrected object from each of some views on, and change its trail; the views that changed.
 
-    The way ends where it comes to what was there before, at a pinned view, or where the object is lost. No other frame
-    is encoded.
+    The way ends where it comes to what was there before, halfway to the next pinned view, at it, or where the object is
+    lost. No other frame is encoded.
     """
     changed, ways = set(sources), [(at, step) for at in sources for step in (1, -1)]
     tracker = tracker_of(work.segmenter)
@@ -321,7 +321,8 @@ def spread(work: Work, trail: Trail, sources: Sequence[int], pinned: set[int]) -
         work.report(0, len(ways))
         for done, (at, step) in enumerate(ways, start=1):
             n, past = at + step, [Past(at, trail.masks[at].dense())]
-            while n in work.run and n not in pinned:
+            others = [other for other in pinned if other != at]
+            while n in work.run and n not in pinned and all(abs(n - at) <= abs(n - other) for other in others):
                 mask = PackedMask.of(tracker.follow(n, past, cache.get))
                 if not _is_news(work, mask, PackedMask.of(past[0].mask), trail.masks.get(n)):
                     break
