@@ -22,7 +22,7 @@ from cachetools import LRUCache
 
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks, ObjectMask
-from medsam3.models.tracker import Past, Tracker, tracker_of
+from medsam3.models.tracker import Past, Tracker, slice_tracker_of, tracker_of
 from medsam3.prompts import Prompt
 from medsam3.segmentation.asking import Answer, ask, asked_elsewhere, has_geometry
 from medsam3.segmentation.fusion import Trail, fuse
@@ -315,7 +315,8 @@ def spread(work: Work, trail: Trail, sources: Sequence[int], pinned: set[int]) -
     lost. No other frame is encoded.
     """
     changed, ways = set(sources), [(at, step) for at in sources for step in (1, -1)]
-    tracker = tracker_of(work.segmenter)
+    is_volume = work.view.image.kind == "volume"
+    tracker = (slice_tracker_of if is_volume else tracker_of)(work.segmenter)
     cache = frame_cache(work, tracker)
     try:
         work.report(0, len(ways))

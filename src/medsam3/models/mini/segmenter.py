@@ -152,6 +152,12 @@ class MiniSegmenter:
 
         return MiniTracker(self)
 
+    def slice_tracker(self) -> Tracker | None:
+        """Follow through slices by the detector, to which the object on the slice before is an example."""
+        from medsam3.models.mini.tracker import SliceTracker  # noqa: PLC0415  it stands on this module
+
+        return None if self.options.flips else SliceTracker(self)
+
     def encode(self, rgb: RGB) -> MiniFeatures:
         """Features of one frame (H, W, 3) uint8."""
         square, place = letterbox(rgb)
@@ -214,17 +220,17 @@ class MiniSegmenter:
             if mask is None and hints.box is not None:
                 mask = self.decode(features, Prompt(text=hints.text, boxes=(hints.box,))).union()[0]
             shape = (features.place.height, features.place.width)
-            found = corrected(partial(self._like, features, hints.text), mask, hints.clicks, shape)
+            found = corrected(partial(self.like, features, hints.text), mask, hints.clicks, shape)
         item = ObjectMask.from_dense(found[None], 1.0)  # a person says so
         return Masks((1, *shape), () if item is None else (item,), concept=hints.text or "")
 
-    def _like(self, features: MiniFeatures, text: str | None, window: Crop | None, box: Box) -> NDArray[np.float32]:
+    def like(self, features: MiniFeatures, text: str | None, window: Crop | None, box: Box) -> NDArray[np.float32]:
         """Probability (H, W) of what is like the one in a box, asked of the frame or of a window; 0 outside that."""
         if window is None or features.closer is None:
             found = self.concept_map(features, text, (box,))
             whole: NDArray[np.float32] = features.place.logits_to_frame(found.logits[None])[0].sigmoid().numpy()
             return whole
-        near = self._like(features.closer(window), text, None, _moved(box, window))
+        near = self.like(features.closer(window), text, None, _moved(box, window))
         probability = np.zeros((features.place.height, features.place.width), dtype=np.float32)
         window.cut(probability)[:] = near
         return probability
@@ -351,7 +357,7 @@ class MiniSegmenter:
     def _in_boxes(self, features: MiniFeatures, boxes: tuple[Box, ...]) -> NDArray[np.float32]:
         """Probability (K, H, W) of the object in each box: the detector's, or LiteMedSAM's if that does not fill it."""
         shape = (features.place.height, features.place.width)
-        own = [boxed(partial(self._like, features, None), box, shape) for box in boxes]
+        own = [boxed(partial(self.like, features, None), box, shape) for box in boxes]
         probability = np.stack([found for found, _ in own])
         others = [k for k, (_, fit) in enumerate(own) if fit < LEAST_FIT]
         if others:
