@@ -50,8 +50,8 @@ class WholeOnSecondClick(ColourSegmenter):
 
 
 def session(model: ColourSegmenter, n: int = 1) -> Session:
-    kind = "volume" if n > 1 else "picture"
-    return Session(Image(np.zeros((n, 20, 30, 3), dtype=np.uint8), kind=kind), model)
+    pixels = np.zeros((n, 20, 30, 3), dtype=np.uint8)
+    return Session(Image(pixels, kind="volume") if n > 1 else Image(pixels), model)
 
 
 def test_one_of_many_objects_is_meant_and_all_of_a_few() -> None:

@@ -64,17 +64,16 @@ def clicked(session: Session, question: EvalQuestion, truth: Truth) -> Clicked:
     session.reset()
     started, goal = time.perf_counter(), meant(truth)
     if truth.mask.ndim == 3:
-        followed, dices = _through_slices(session, goal.mask), ()
-    else:
-        is_one = goal is not truth
-        if question.mode == "TC":
-            session.segment(question.phrase)
-            _choose(session, goal.mask, is_one=is_one)
-        dices, followed = _through_clicks(session, goal.mask, is_one=is_one), ()
-        if is_one and session.current is not None:
-            masks = session.object_masks(session.current)
-            return Clicked(goal, masks, dices, followed, time.perf_counter() - started)
-    return Clicked(goal, session.masks, dices, followed, time.perf_counter() - started)
+        followed = _through_slices(session, goal.mask)
+        return Clicked(goal, session.masks, (), followed, time.perf_counter() - started)
+    is_one = goal is not truth
+    if question.mode == "TC":
+        session.segment(question.phrase)
+        _choose(session, goal.mask, is_one=is_one)
+    dices = _through_clicks(session, goal.mask, is_one=is_one)
+    is_told = is_one and session.current is not None
+    masks = session.object_masks(session.current or 0) if is_told else session.masks
+    return Clicked(goal, masks, dices, (), time.perf_counter() - started)
 
 
 def _choose(session: Session, goal: BoolArray, *, is_one: bool) -> None:
@@ -88,11 +87,11 @@ def _choose(session: Session, goal: BoolArray, *, is_one: bool) -> None:
 
 def _shown(session: Session, n: int, *, is_one: bool) -> BoolArray:
     """What stands on a frame: the current object where one is meant, else all."""
-    if not is_one:
-        return session.masks.union()[n]
-    if session.current is None:
+    if is_one and session.current is None:
         return np.zeros(session.image.shape[1:3], dtype=np.bool_)
-    return session.object_masks(session.current).union()[n]
+    shown = session.object_masks(session.current or 0) if is_one else session.masks
+    mask: BoolArray = shown.union()[n]
+    return mask
 
 
 def _through_clicks(session: Session, goal: BoolArray, *, is_one: bool) -> tuple[float, ...]:

@@ -68,6 +68,15 @@ def test_a_click_near_the_outline_changes_the_mask_near_it_alone() -> None:
     assert len(detector.asked) <= 10  # boxes of six sizes around the click, the mask's own, and looks at what fits
 
 
+def test_a_negative_click_in_the_middle_of_a_part_takes_it_away_and_a_positive_one_begins_anew() -> None:
+    off = Point(190, 90, is_positive=False)  # the middle of the wrong disc
+    left = corrected(Detector(), BESIDE, (off,), SHAPE)
+    assert not left.any()
+    assert (corrected(Detector(), None, (off, Point(80, 90)), SHAPE) == DISC).all()
+    kept = corrected(Detector(), CUP | BESIDE, (off,), SHAPE)
+    assert kept[CUP].all() and not kept[BESIDE].any()
+
+
 def test_a_mask_that_holds_with_all_clicks_stays_and_nothing_is_asked() -> None:
     detector = Detector()
     assert corrected(detector, DISC, (Point(80, 90), Point(5, 5, is_positive=False)), SHAPE) is DISC

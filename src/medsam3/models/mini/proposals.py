@@ -32,6 +32,8 @@ LIKENESS = 0.5
 """Weight of the overlap with the mask so far beside the fit to the box."""
 GROSS = 0.3
 """A click this deep in an error, as a share of the object's radius, says that the mask is of something else."""
+MIDDLE = 0.8
+"""A negative click at this share of the greatest depth of a part takes the part away, if nothing better is found."""
 BOX_MARGIN = 0.05
 """An object may reach beyond its box by this share of the box's sides."""
 LOOKED_AT_IOU = 0.4
@@ -88,8 +90,21 @@ def corrected(ask: Ask, mask: BoolArray | None, clicks: Sequence[Point], shape: 
         likely = [one for one in proposals(ask, clicks, shape, mask) if is_likely(mask, one.mask, wrong)]
         if likely:
             return looked_at(ask, likely[0].mask, clicks)
+        if not wrong.is_positive and is_middle(mask, wrong):
+            return _held(mask & ~_part_at(mask, wrong), clicks, ())
     offered = [one.mask for one in proposals(ask, clicks, shape, mask, is_first=True)]
     return _held(mask, clicks, offered + _local(ask, mask, wrong))
+
+
+def is_middle(mask: BoolArray, click: Point) -> bool:
+    """Tell whether a click is nearly as deep in its part of a mask (H, W) as one can be: all of that part is meant."""
+    part = _part_at(mask, click)
+    depth = ndimage.distance_transform_edt(np.pad(part, 1))[1:-1, 1:-1]
+    return bool(depth[pixel_of(click, mask.shape)] >= MIDDLE * depth.max())
+
+
+def _part_at(mask: BoolArray, click: Point) -> BoolArray:
+    return part_under(mask, (replace(click, is_positive=True),))
 
 
 def is_likely(mask: BoolArray, other: BoolArray, click: Point) -> bool:

@@ -211,7 +211,8 @@ class SliceTracker:
         before = past[0].mask
         edges = box_of_mask(before)
         assert edges is not None, "a past mask is not empty"
-        box = Box(*(float(edge) for edge in edges))
+        x0, y0, x1, y1 = edges
+        box = Box(float(x0), float(y0), float(x1), float(y1))
         with torch.inference_mode():
             probability = self.segmenter.like(kept.features(), None, None, box)
         parts, _ = ndimage.label(probability > HALF)
