@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 NEEDS_PYTHON := Python 3.11 or newer with its venv module is needed: install python3.11 and python3.11-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app test lint types unit clean
+.PHONY: help demo app test lint types unit fuzz clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
@@ -29,6 +29,9 @@ types: $(VENV)/.installed-dev ## mypy
 
 unit: $(VENV)/.installed-dev $(VENV)/.weights-dev ## pytest, with the tests that need the encoders' weights
 	$(BIN)/pytest -m "not slow and not gpu"
+
+fuzz: $(VENV)/.installed-dev ## read damaged files for SECONDS (600), and keep those that are not answered in one line
+	$(BIN)/python benchmarks/fuzz.py --seconds $(or $(SECONDS),600)
 
 clean: ## remove what this file has made
 	rm -rf $(VENV) demo_out dist .pytest_cache .mypy_cache .ruff_cache

@@ -12,6 +12,9 @@ from types import ModuleType
 class InputError(ValueError):
     """Bad input: the message says in one line what was got, what is allowed, and what to do."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # what a file says may hold line breaks
+
 
 def printable(text: str) -> str:
     """Show what cannot be printed, such as a terminal's control codes or a change of direction, as Python's escapes."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from fuzz_seeds import seeds
 
 from made_dicom import dataset, ramp, save, series
 from medsam3.errors import InputError
@@ -15,6 +17,8 @@ from medsam3.image import Image
 from medsam3.io import read
 from medsam3.io.read_masks import read_masks
 from medsam3.io.video import write_mp4
+from medsam3.models.sam3.checkpoints import read_adapter
+from medsam3.models.sam3.lora import LoraSource
 
 
 def one_line(path: Path) -> str:
@@ -76,3 +80,77 @@ def test_nifti_voxels_of_bits(tmp_path: Path) -> None:
     content[70:72] = (1).to_bytes(2, "little")  # the type DT_BINARY
     (tmp_path / "a.nii").write_bytes(content)
     one_line(tmp_path / "a.nii")
+
+
+def seed(name: str, folder: Path) -> Path:
+    (found,) = (one for one in seeds() if one.name == name)
+    folder.mkdir(exist_ok=True)
+    found.make(folder)
+    return folder / found.file
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "at", "value"),
+    [
+        ("dicom-jpeg-ls", b"\xff\xd8", 6, 0xF5),  # GDCM throws where nobody catches
+        ("dicom-jpeg-lossless", b"\xff\xd8", 6, 0xF5),  # GDCM reads where there is no memory
+        ("dicom-jpeg2000", b"\xff\x4f\xff\x51", 42, 0x71),
+    ],
+)
+def test_a_picture_that_ends_the_native_decoder_is_one_line(
+    tmp_path: Path, name: str, start: bytes, at: int, value: int
+) -> None:
+    path = seed(name, tmp_path)
+    content = bytearray(path.read_bytes())
+    content[content.rindex(start) + at] = value
+    path.write_bytes(content)
+    assert "ended its decoder (SIG" in one_line(path)
+
+
+def test_metaimage_of_minus_one_dimensions(tmp_path: Path) -> None:
+    path = seed("mha-packed", tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"NDims = 3", b"NDims = -1", 1))
+    assert "ended its decoder" in one_line(path)
+
+
+def test_nrrd_with_directions_without_end(tmp_path: Path) -> None:
+    path = seed("nrrd", tmp_path)
+    content = path.read_bytes()
+    assert content.count(b",3)") == 1
+    path.write_bytes(content.replace(b",3)", b",3)" + b" (0.75,-1.299038100000000858953)" * 60, 1))
+    one_line(path)
+
+
+def test_a_line_break_in_a_dicom_class(tmp_path: Path) -> None:
+    made = dataset(ramp()[0])
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = "1.2\n3"
+    del made.PixelData
+    made.save_as(tmp_path / "a.dcm")
+    assert "DICOM without pixels (1.2 3)" in one_line(tmp_path / "a.dcm")
+
+
+def test_metaimage_fields_that_are_no_utf8(tmp_path: Path) -> None:
+    path = seed("mha", tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"AnatomicalOrientation", b"Anatomical\xffrientation", 1))
+    assert read(path).shape == (4, 20, 24)
+
+
+def test_nifti2_that_ends_within_its_header(tmp_path: Path) -> None:
+    path = seed("nifti2", tmp_path)
+    path.write_bytes(path.read_bytes()[:400])
+    assert "cut short" in one_line(path)
+
+
+def test_a_null_in_a_name() -> None:
+    assert "no such file" in one_line(Path("a\0.png"))
+
+
+def test_a_pickle_that_refers_to_what_it_lacks(tmp_path: Path) -> None:
+    path = seed("pickle", tmp_path)
+    with zipfile.ZipFile(path) as packed:
+        held = {name: packed.read(name) for name in packed.namelist()}
+    with zipfile.ZipFile(path, "w") as packed:
+        for name, content in held.items():
+            packed.writestr(name, content.replace(b"h\x03", b"h\x63") if name.endswith("data.pkl") else content)
+    with pytest.raises(InputError, match="cut short or damaged"):
+        read_adapter(LoraSource(path, alpha=2.0))

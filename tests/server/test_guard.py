@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from made_server import begun, opened, png, started, step, upload
 from medsam3.errors import InputError
-from medsam3.server.reader import natural_key, stored_name
+from medsam3.server.reader import stored_name
 from medsam3.server.settings import Limits, Settings, bytes_from, read_tokens
 
 ONE, OTHER = "a" * 32, "b" * 32
@@ -166,16 +166,6 @@ def test_uploads_are_stored_under_numbers() -> None:
     assert stored_name(0, "a.nii.gz") == "000000.nii.gz"
     assert stored_name(0, "x/brain.mhd") == "brain.mhd"
     assert stored_name(0, "a.b c") == "000000"
-
-
-def test_slice_10_comes_after_slice_9() -> None:
-    assert sorted(["s10.png", "s9.png", "S1.png", "a2/s1", "3"], key=natural_key) == [
-        "3",
-        "a2/s1",
-        "S1.png",
-        "s9.png",
-        "s10.png",
-    ]
 
 
 def test_names_that_lead_elsewhere_are_opened_in_their_folder(client: TestClient) -> None:

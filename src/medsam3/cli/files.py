@@ -59,11 +59,13 @@ class Convert:
   medsam3 convert liver_mask.nii.gz liver_seg.dcm --image study/ --series 3 --format seg
   medsam3 convert rtstruct.dcm structures.nii.gz --image study/
   medsam3 convert liver_seg.dcm liver.csv --image study/ --format csv
+  medsam3 convert nuclei_mask.png nuclei.geojson --image slide.png
 
-The image is needed for DICOM and COCO, which do not tell all of it, and for formats that show it. It is not changed.
+The image is needed for DICOM, COCO and GeoJSON, which do not tell all of it, and for formats that show it. It is not
+changed.
 Label maps of others have no names; each of their numbers becomes a concept `label 1`, `label 2` ..."""
 
-    source: Annotated[Path, Parameter(name="MASKS"), Help("label map, DICOM SEG, RTSTRUCT or COCO JSON")]
+    source: Annotated[Path, Parameter(name="MASKS"), Help("label map, DICOM SEG, RTSTRUCT, COCO JSON or GeoJSON")]
     target: Annotated[Path, Parameter(name="TARGET"), Help("file to write")]
     _: KW_ONLY
     image: Annotated[Path | None, Help("the image that the masks are over")] = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -151,7 +152,7 @@ class ProgressBar:
         """Show what is at hand."""
         self._progress.update(self._items, description=_escaped(name))
 
-    def show(self, done: int, count: int, name: str) -> None:
+    def show(self, done: int, count: int | None, name: str) -> None:
         """Show how many of all items are done, and which one is at hand."""
         self._progress.update(self._items, completed=done, total=count, description=_escaped(name or "images"))
 
@@ -196,6 +197,17 @@ def progress_bar(count: int | None = None) -> Iterator[ProgressBar]:
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield ProgressBar(progress, count)
+
+
+class WarningLines(logging.Handler):
+    """Prints what the library warns of, a line each, on stderr."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        tell(f"medsam3: {record.levelname.lower()}: {in_options(' '.join(record.getMessage().split()))}")
 
 
 def error_line(message: str) -> str:

@@ -288,7 +288,7 @@ def _is_split(text: str) -> TypeGuard[Split]:
 
 
 def _inside(folder: Path, relative: str) -> Path:
-    if Path(relative).is_absolute() or ".." in Path(relative).parts:
+    if "\0" in relative or Path(relative).is_absolute() or ".." in Path(relative).parts:
         raise InputError(f"path {relative!r} leaves the data folder, write it relative to index.csv")
     return folder / relative
 

@@ -139,15 +139,19 @@ def connected_objects(mask: NDArray[np.bool_]) -> Instances:
     return np.asarray(labels, dtype=np.int32)
 
 
-def samples_from_index(folder: Path) -> tuple[Sample, ...]:
-    """All pictures of a data folder with `index.csv`, by name; for its volumes see `samples_from_volumes`.
+def samples_from_index(folder: Path, rows: Sequence[IndexRow] | None = None) -> tuple[Sample, ...]:
+    """Read all pictures of a data folder with `index.csv`, by name; for its volumes see `samples_from_volumes`.
+
+    Args:
+        folder: The folder.
+        rows: What `read_index` gave for it; None reads it.
 
     Raises:
         InputError: See `read_index`.
     """
-    rows = [row for row in read_index(folder) if not row.is_volume]
-    rows.sort(key=lambda row: row.image.as_posix())
-    return tuple(_sample(list(group), folder) for _, group in groupby(rows, key=lambda row: row.image))
+    own = [row for row in (read_index(folder) if rows is None else rows) if not row.is_volume]
+    own.sort(key=lambda row: row.image.as_posix())
+    return tuple(_sample(list(group), folder) for _, group in groupby(own, key=lambda row: row.image))
 
 
 def _sample(rows: Sequence[IndexRow], folder: Path) -> Sample:

@@ -17,7 +17,7 @@ from typing import cast
 
 from medsam3.data.coco import samples_from_coco
 from medsam3.data.folders import FolderSource, samples_from_folder
-from medsam3.data.index import Fold, Split, hash_of_group, in_fold, read_index
+from medsam3.data.index import Fold, IndexRow, Split, hash_of_group, in_fold, read_index
 from medsam3.data.samples import Sample, samples_from_index
 from medsam3.data.volumes import SlicePlan, samples_from_volumes
 from medsam3.errors import InputError
@@ -128,13 +128,14 @@ def _from_folder(folder: Path, sources: Sources) -> list[Sample]:
             found += samples_from_coco(path, None, cast(Split, splits.get(path.parent.name.lower(), "train")))
         return found
     try:
-        own = [*samples_from_index(folder)]
+        rows = read_index(folder)
     except InputError as error:
         if (folder / "index.csv").is_file():
             raise
         raise InputError(f"{error}; for COCO JSON use --coco, for pictures and masks --folder IMAGES MASKS") from error
-    own += samples_from_volumes(folder, sources.slices) if sources.slices else ()
-    return own if sources.fold is None else _split_anew(own, folder, sources.fold)
+    own = [*samples_from_index(folder, rows)]
+    own += samples_from_volumes(folder, sources.slices, rows) if sources.slices else ()
+    return own if sources.fold is None else _split_anew(own, rows, sources.fold)
 
 
 def _with_val(samples: Sequence[Sample]) -> list[Sample]:
@@ -180,9 +181,9 @@ def _told_apart(samples: Sequence[Sample]) -> list[Sample]:
     return named
 
 
-def _split_anew(samples: Sequence[Sample], folder: Path, fold: Fold) -> list[Sample]:
+def _split_anew(samples: Sequence[Sample], rows: Sequence[IndexRow], fold: Fold) -> list[Sample]:
     """Put the samples of an index into the splits of a fold, those of `medsam3 eval`: test groups are in no other."""
-    splits = {(row.dataset, row.group): row.split for row in in_fold(read_index(folder), fold)}
+    splits = {(row.dataset, row.group): row.split for row in in_fold(rows, fold)}
     return [replace(sample, split=splits[sample.dataset, sample.group]) for sample in samples]
 
 

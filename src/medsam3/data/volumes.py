@@ -49,18 +49,26 @@ class SlicePlan:
             raise InputError(f"planes are {', '.join(self.planes) or 'none'}, allowed are {', '.join(CHOICES)}")
 
 
-def samples_from_volumes(folder: Path, plan: SlicePlan | None = None) -> tuple[Sample, ...]:
-    """Slices of all volumes of a data folder with `index.csv`; pictures are left out.
+def samples_from_volumes(
+    folder: Path, plan: SlicePlan | None = None, rows: Sequence[IndexRow] | None = None
+) -> tuple[Sample, ...]:
+    """Cut slices of all volumes of a data folder with `index.csv`; pictures are left out.
 
     A sample is named `IMAGE#N`, N being the number of the slice as it is cut, or `IMAGE#PLANE-N` where the plane is not
     the automatic one. Its group is the volume's.
 
+    Args:
+        folder: The folder.
+        plan: How they are cut; None takes the defaults.
+        rows: What `read_index` gave for the folder; None reads it.
+
     Raises:
         InputError: See `read_index`; a volume that cannot be read, or a mask of another size or place.
     """
-    rows = sorted((row for row in read_index(folder) if row.is_volume), key=lambda row: row.image.as_posix())
+    rows = read_index(folder) if rows is None else rows
+    volumes = sorted((row for row in rows if row.is_volume), key=lambda row: row.image.as_posix())
     samples: list[Sample] = []
-    for _, group in groupby(rows, key=lambda row: row.image):
+    for _, group in groupby(volumes, key=lambda row: row.image):
         own = list(group)
         for plane in (plan or SlicePlan()).planes:
             samples += _slices(own, folder, plan or SlicePlan(), plane)

@@ -60,6 +60,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "csv": Format("_measures.csv", "medsam3.io.measures", "write_measures_csv"),
         "json": Format("_measures.json", "medsam3.io.measures", "write_measures_json"),
         "mha": Format("_mask.mha", "medsam3.io.itk", "write_itk"),
+        "geojson": Format(".geojson", "medsam3.io.geojson", "write_geojson"),
     }
 )
 NEEDS_PIXELS = frozenset({"overlay", "mp4", "montage", "planes"})
@@ -71,6 +72,7 @@ _BY_ENDING = {
     ".nrrd": "nrrd",
     ".mha": "mha",
     ".json": "coco",
+    ".geojson": "geojson",
     ".dcm": "seg",
     ".png": "png",
 }
@@ -110,8 +112,8 @@ def write(masks: Masks | Sequence[Masks], path: str | Path, image: Image, *, for
         masks: What was found, of one concept or of several.
         path: Name of the file.
         image: The image that was searched.
-        format: A name in `FORMATS`; None takes it from the path: .nii, .nii.gz, .nrrd, .mha, .json (COCO), .dcm (SEG),
-            .png (label map, or overlay where the name ends in _overlay.png).
+        format: A name in `FORMATS`; None takes it from the path: .nii, .nii.gz, .nrrd, .mha, .json (COCO), .geojson,
+            .dcm (SEG), .png (label map, or overlay where the name ends in _overlay.png).
 
     Raises:
         InputError: An unknown form, masks that do not fit the image, or a place that cannot be written.

@@ -20,12 +20,25 @@ def outlines(mask: BoolArray) -> list[FloatArray]:
 
     A hole is joined to the outline around it by a cut of no width (a keyhole), as RT structure sets want it.
     """
+    found = []
+    for outer, *holes in rings(mask):
+        for hole in holes:
+            outer = _joined(outer, hole)  # noqa: PLW2901  it grows
+        found.append(outer)
+    return found
+
+
+def rings(mask: BoolArray) -> list[list[FloatArray]]:
+    """Find for each 4-connected part of (H, W) its outline and those of its holes, each (P, 2).
+
+    Outlines run from x towards y, holes the other way; the first point is not repeated.
+    """
     loops = [_straightened(loop) for loop in _loops(_edges(mask))]
     outer = [loop for loop in loops if _signed_area(loop) > 0]
+    found = [[loop - 0.5] for loop in outer]
     for hole in (loop for loop in loops if _signed_area(loop) < 0):
-        k = _enclosing(hole, outer)
-        outer[k] = _joined(outer[k], hole)
-    return [loop - 0.5 for loop in outer]
+        found[_enclosing(hole, outer)].append(hole - 0.5)
+    return found
 
 
 def filled(polygons: Sequence[FloatArray], height: int, width: int) -> BoolArray:

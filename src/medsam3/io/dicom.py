@@ -120,8 +120,8 @@ class DicomFrames:
                 check_is_image(dataset)
             try:
                 pixels: Pixels = decode(dataset, path, index=index)[0]
-            except InputError:
-                raise
+            except InputError as error:
+                raise InputError(f"{path.name}: {error}" if index is None else str(error)) from error
             except DICOM_ERRORS as error:
                 raise _undecodable(error, dataset, path.name if index is None else "") from error
             return pixels

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from medsam3.errors import InputError, require
 from medsam3.image import Pixels, Window
+from medsam3.io.apart import run_apart
 from medsam3.io.dicom_geometry import macro
 from medsam3.io.files import check_bytes, check_size
 
@@ -40,6 +41,10 @@ DICOM_ERRORS = (
     zlib.error,
 )
 _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+_DECODED_HERE = frozenset(f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".1.98", ".1.99", ".2", ".5"))
+"""Uncompressed and deflated transfer syntaxes and RLE, which run no native decoder."""
+_MOST_BYTES = 6
+"""A pixel: three colours of 16 bits."""
 _HEAD_BYTES = 1024
 _LUT_ENDS = (0.01, 0.99)
 _BLOCK_BYTES = 1 << 20
@@ -120,7 +125,7 @@ def decode(dataset: Any, path: Path, *, index: int | None = None) -> Pixels:
         InputError: Too large. Broken data raise one of `DICOM_ERRORS`.
     """
     check_size(frame_count(dataset), int(dataset.Rows), int(dataset.Columns))
-    stored = _stored_pixels(dataset, path) if index is None else _stored_frame(dataset, path, index)
+    stored = _stored(dataset, path, index)
     photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
     if photometric == "PALETTE COLOR":
         pixels = require("pydicom.pixels", extra="dicom").apply_color_lut(stored, dataset)
@@ -168,33 +173,55 @@ def shown_by(dataset: Any) -> Shown:
     return Shown(1, window, padding)
 
 
-def _stored_pixels(dataset: Any, path: Path) -> Pixels:
-    """Decompressed samples, YBR as RGB: (H, W), (N, H, W), (H, W, 3) or (N, H, W, 3)."""
-    syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if syntax == _JPEG_EXTENDED and int(dataset.BitsStored) > 8:
-        return _twelve_bit_jpeg(dataset, path)
-    pixels: Pixels = require("pydicom.pixels", extra="dicom").pixel_array(dataset)
-    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+class _Coded(NamedTuple):
+    """Samples in a file: which frame of how many, None for all, and what its header tells of how to decode them."""
+
+    path: Path
+    frame: int | None
+    frames: int
+    is_twelve_bit_jpeg: bool
+    has_preamble: bool
 
 
-def _stored_frame(dataset: Any, path: Path, index: int) -> Pixels:
-    """As `_stored_pixels`, of one frame, and without reading the others where the file has its usual header."""
-    syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if syntax == _JPEG_EXTENDED and int(dataset.BitsStored) > 8:
-        frame: Pixels = _twelve_bit_jpeg(dataset, path)[index]
-        return frame
-    if frame_count(dataset) == 1:
-        return _stored_pixels(open_dataset(path), path)
-    decode_frame = require("pydicom.pixels", extra="dicom").pixel_array
+def _stored(dataset: Any, path: Path, index: int | None) -> Pixels:
+    """Samples as they are stored, YBR as RGB: (H, W), (N, H, W), (H, W, 3) or (N, H, W, 3).
+
+    What is compressed is decoded in a process apart, as native decoders end theirs if a file is damaged.
+    """
+    syntax, frames = dataset.file_meta.get("TransferSyntaxUID"), frame_count(dataset)
+    is_twelve_bit = syntax == _JPEG_EXTENDED and int(dataset.BitsStored) > 8
+    coded = _Coded(path, index, frames, is_twelve_bit, dataset.preamble is not None)
+    if syntax is None or syntax in _DECODED_HERE:
+        return _native(_pixel_array()(dataset)) if index is None else _decoded(coded)
+    voxels = int(dataset.Rows) * int(dataset.Columns) * (frames if index is None else 1)
+    return run_apart(_decoded, coded, data_bytes=voxels * _MOST_BYTES)
+
+
+def _decoded(coded: _Coded) -> Pixels:
+    """Read and decode one frame, without reading the others where the file has its usual header, or all."""
+    path, index = coded.path, coded.frame
+    if coded.is_twelve_bit_jpeg:
+        frames = _twelve_bit_jpeg(path)
+        return frames if index is None else frames[index]
+    pixel_array = _pixel_array()
+    if index is None or coded.frames == 1:
+        return _native(pixel_array(open_dataset(path)))
     try:
-        pixels: Pixels = decode_frame(path if dataset.preamble is not None else open_dataset(path), index=index)
+        return _native(pixel_array(path if coded.has_preamble else open_dataset(path), index=index))
     except DICOM_ERRORS:  # what the library cannot do from the file, such as inflate, it can from all of the data set
-        pixels = decode_frame(open_dataset(path), index=index)
+        return _native(pixel_array(open_dataset(path), index=index))
+
+
+def _pixel_array() -> Any:
+    return require("pydicom.pixels", extra="dicom").pixel_array
+
+
+def _native(pixels: Pixels) -> Pixels:
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
-def _twelve_bit_jpeg(dataset: Any, path: Path) -> Pixels:
-    """Lossy JPEG of 12 bits, which pydicom leaves to no plugin that is installed here: read by GDCM itself."""
+def _twelve_bit_jpeg(path: Path) -> Pixels:
+    """Decode lossy JPEG of 12 bits (N, H, W) by GDCM itself, as pydicom has no plugin for it."""
     gdcm = require("gdcm", extra="dicom")
     gdcm.Trace.WarningOff()
     reader = gdcm.ImageReader()
@@ -203,6 +230,7 @@ def _twelve_bit_jpeg(dataset: Any, path: Path) -> Pixels:
     if buffer is None:
         raise InputError("the 12-bit JPEG in the DICOM file cannot be decoded: convert it to another transfer syntax")
     flat = np.frombuffer(buffer.encode("utf-8", "surrogateescape"), dtype=np.uint16)
+    dataset = open_dataset(path, has_pixels=False)
     return flat.reshape(frame_count(dataset), int(dataset.Rows), int(dataset.Columns))
 
 

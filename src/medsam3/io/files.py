@@ -6,6 +6,7 @@ Knows nothing of pixels beyond their number and whether they are finite.
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 import tempfile
 import zlib
@@ -185,6 +186,15 @@ def on_disk(array: NDArray[np.generic]) -> NDArray[np.generic]:
         return np.memmap(stream, dtype=array.dtype, mode="r", shape=array.shape)
 
 
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sort key by which slice 10 comes after slice 9: digits compare as numbers, the rest as lower-case text."""
+    parts = re.findall(r"\d+|\D+", name.lower())
+    digits = [part.lstrip("0") if part[0].isdecimal() else None for part in parts]
+    return [
+        (1, 0, part) if number is None else (0, len(number), number) for part, number in zip(parts, digits, strict=True)
+    ]
+
+
 @contextmanager
 def utf8_path(path: Path) -> Iterator[str]:
     """Give the path as libraries take it that know UTF-8 only: another name is reached through a link."""
@@ -220,7 +230,7 @@ def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
             return stream.read(_HEAD_BYTES)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:  # ValueError: a null in the name
         raise InputError("there is no such file or folder") from error
     except OSError as error:
         raise InputError(f"the file cannot be read ({error.strerror})") from error

@@ -1,7 +1,7 @@
-"""NRRD (.nrrd, .nhdr) and MetaImage (.mha, .mhd) in and out, through SimpleITK. The only module that uses it.
+"""NRRD (.nrrd, .nhdr) and MetaImage (.mha, .mhd) in and out: what their headers mean, as an `Image`.
 
-ITK's world is LPS in mm, as here; its axes run from the fastest. Uncompressed MetaImage is read slice by slice; all
-else that ITK must read whole is kept in a temporary file when it is large.
+ITK's world is LPS in mm, as here. Uncompressed MetaImage is read slice by slice; all else that ITK must read whole is
+kept in a temporary file when it is large.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813  as its own documentation has it
 from numpy.typing import NDArray
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, require
 from medsam3.geometry import Affine, affine_from_directions
-from medsam3.image import Frames, Image, LazyFrames, Masks, Pixels
-from medsam3.io.files import check_finite, check_size, on_disk, utf8_path
+from medsam3.image import Image, LazyFrames, Masks, Pixels
+from medsam3.io.files import check_bytes, check_finite, check_size, on_disk, utf8_path
+from medsam3.io.itk_files import ItkHeader, read_header, read_values
 from medsam3.io.labels import Legend, combined_labels, label_place
 from medsam3.store import replacing
 
@@ -32,8 +32,6 @@ LEGEND_KEY = "medsam3"
 _HEADER_LIMIT = 1 << 20
 _BLOCK_BYTES = 1 << 20
 _COLOURS = frozenset({"RGB-color", "RGBA-color", "HSV-color", "XYZ-color", "3-color", "4-color"})
-_REAL = (*range(sitk.sitkUInt8, sitk.sitkFloat64 + 1), *range(sitk.sitkVectorUInt8, sitk.sitkVectorFloat64 + 1))
-_DAMAGED = "cannot be read, it may be cut short or damaged"
 
 
 @dataclass(frozen=True)
@@ -42,26 +40,20 @@ class _Kind:
 
     Attributes:
         name: As people know it.
-        reader: ITK's name of the reader, so that content decides and not the file's ending.
         splits: What stands between a field's name and its value.
         data: Fields that name a data file.
         place: Fields of which one tells where the voxels lie.
     """
 
     name: str
-    reader: str
     splits: str
     data: tuple[str, ...]
     place: tuple[str, ...]
 
 
 _KINDS = {
-    "nrrd": _Kind(
-        "NRRD", "NrrdImageIO", ":", ("data file", "datafile"), ("space directions", "spacings", "space origin")
-    ),
-    "metaimage": _Kind(
-        "MetaImage", "MetaImageIO", "=", ("elementdatafile",), ("elementspacing", "elementsize", "transformmatrix")
-    ),
+    "nrrd": _Kind("NRRD", ":", ("data file", "datafile"), ("space directions", "spacings", "space origin")),
+    "metaimage": _Kind("MetaImage", "=", ("elementdatafile",), ("elementspacing", "elementsize", "transformmatrix")),
 }
 
 
@@ -78,37 +70,47 @@ class _Slices:
 
     path: Path
     kind: str
+    header: ItkHeader
     chosen: _Chosen
 
     def __call__(self, n: int) -> Pixels:
-        reader = self._reader
-        dimensions = reader.GetDimension()
-        if dimensions != 3 or not reader.CanStreamRead():
+        if len(self.header.size) != 3 or not self.header.is_streamed:
             plane = self._whole[n]
             return np.ascontiguousarray(plane.astype(plane.dtype.newbyteorder("=")))
-        width, height, _ = reader.GetSize()
-        reader.SetExtractIndex([0, 0, n])
-        reader.SetExtractSize([width, height, 0])
-        return np.ascontiguousarray(_with_channels(_executed(reader, self.path, self.kind), 2, self.chosen)[0])
+        values = read_values(self.path, self.kind, self.header, n)
+        return np.ascontiguousarray(_with_channels(values, 2, self.chosen)[0])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "kind": self.kind, "chosen": self.chosen}
-
-    @cached_property
-    def _reader(self) -> sitk.ImageFileReader:
-        return _opened(self.path, self.kind)
+        return {"path": self.path, "kind": self.kind, "header": self.header, "chosen": self.chosen}
 
     @cached_property
     def _whole(self) -> NDArray[Any]:
         """(N, H, W, C)."""
-        reader = self._reader
-        fields = _fields(self.path, self.kind)
+        header, fields = self.header, _fields(self.path, self.kind)
         if _is_true(fields.get("compresseddata", "false")):
-            components = reader.GetNumberOfComponents()
-            shape = (*reader.GetSize()[::-1], *([components] if components > 1 else []))
-            values = _unzipped(self.path, fields, _dtype(reader), shape)
-            return _with_channels(values, reader.GetDimension(), self.chosen)
-        return on_disk(_with_channels(_executed(reader, self.path, self.kind), reader.GetDimension(), self.chosen))
+            values = _unzipped(self.path, fields, header)
+            return _with_channels(values, len(header.size), self.chosen)
+        values = read_values(self.path, self.kind, header)
+        return on_disk(_with_channels(values, len(header.size), self.chosen))
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """Gives slices of one label map of all segments; a later one lies over an earlier one."""
+
+    path: Path
+    shape: tuple[int, int, int]
+
+    def __call__(self, n: int) -> Pixels:
+        return self._labels[n]
+
+    @cached_property
+    def _labels(self) -> NDArray[np.uint16]:
+        """(N, H, W, 1)."""
+        labels = np.zeros((*self.shape, 1), dtype=np.uint16)
+        for number, (_, mask) in enumerate(label_layers(self.path), start=1):
+            labels[mask] = number
+        return labels
 
 
 def open_itk(path: Path, kind: str, *, frame: int | None = None) -> Image:
@@ -123,21 +125,20 @@ def open_itk(path: Path, kind: str, *, frame: int | None = None) -> Image:
         InputError: Damaged or cut short, too large, of another number of dimensions, NaN voxels, or no such frame.
     """
     fields = _fields(path, kind)
-    reader = _opened(path, kind)
-    size, components = reader.GetSize(), reader.GetNumberOfComponents()
-    if not 2 <= len(size) <= 4 or reader.GetPixelIDValue() not in _REAL:
-        what = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
-        raise InputError(f"the file holds {len(size)} dimensions of {what}, allowed are 2 to 4 of real numbers")
+    header = read_header(path, kind)
+    size, dtype = header.size, header.dtype
+    if not 2 <= len(size) <= 4 or dtype is None:
+        raise InputError(f"the file holds {len(size)} dimensions of {header.pixel}, allowed are 2 to 4 of real numbers")
     width, height, frames = (*size, 1)[:3]
-    dtype = _dtype(reader)
-    check_size(frames, height, width, voxel_bytes=components * dtype.itemsize * (size[3] if len(size) > 3 else 1))
+    check_size(frames, height, width)
+    check_bytes(header.data_bytes)
     metadata = {"format": _KINDS[kind].name, "bits_stored": str(8 * dtype.itemsize)}
-    if components > 1 and frame is None and _is_segmentation(path, reader):
-        lazy: Frames = _numbered(label_layers(path))[..., None]
-        metadata["layers"] = str(components)
+    if header.components > 1 and frame is None and _is_segmentation(path, header):
+        lazy = LazyFrames((frames, height, width, 1), _Numbered(path, (frames, height, width)))
+        metadata["layers"] = str(header.components)
     else:
-        chosen = _choose(reader, frame)
-        lazy = LazyFrames((frames, height, width, len(chosen.channels)), _Slices(path, kind, chosen))
+        chosen = _choose(header, frame)
+        lazy = LazyFrames((frames, height, width, len(chosen.channels)), _Slices(path, kind, header, chosen))
         if dtype.kind == "f":
             check_finite(lazy)
         else:
@@ -145,11 +146,11 @@ def open_itk(path: Path, kind: str, *, frame: int | None = None) -> Image:
     image = Image(
         lazy,
         kind="picture" if frames == 1 else "volume",
-        affine=_affine(reader) if any(name in fields for name in _KINDS[kind].place) else None,
+        affine=_affine(header) if any(name in fields for name in _KINDS[kind].place) else None,
         source=(path,),
         metadata=metadata,
     )
-    return image if frame is None or _several(reader)[0] > 1 else image.frame(frame)
+    return image if frame is None or _several(header)[0] > 1 else image.frame(frame)
 
 
 def write_itk(masks: Sequence[Masks], image: Image, path: Path) -> None:
@@ -162,6 +163,7 @@ def write_itk(masks: Sequence[Masks], image: Image, path: Path) -> None:
     """
     labels, legend = combined_labels(masks, image.shape)
     affine = label_place(image).affine
+    sitk = require("SimpleITK", extra="all")
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     made = sitk.GetImageFromArray(labels)
     made.SetOrigin(affine[:3, 3].tolist())
@@ -178,21 +180,19 @@ def write_itk(masks: Sequence[Masks], image: Image, path: Path) -> None:
 
 def itk_legend(path: Path, kind: str) -> Legend:
     """What the numbers of a label map mean, by the legend of `write_itk` or by 3D Slicer's; empty without one."""
-    reader = _opened(path, kind)
-    if reader.HasMetaDataKey(LEGEND_KEY):
-        entries: Legend = json.loads(reader.GetMetaData(LEGEND_KEY))
+    header = read_header(path, kind)
+    if LEGEND_KEY in header.metadata:
+        entries: Legend = json.loads(header.metadata[LEGEND_KEY])
         return entries
-    return [{"value": value, "concept": name} for (layer, value), name in _segment_names(reader).items() if layer == 0]
+    return [{"value": value, "concept": name} for (layer, value), name in _segment_names(header).items() if layer == 0]
 
 
 def label_layers(path: Path) -> list[tuple[str, NDArray[np.bool_]]]:
     """Names and masks (N, H, W) of the segments of a NRRD segmentation, which may overlap, as 3D Slicer writes them."""
-    reader = _opened(path, "nrrd")
-    names = _segment_names(reader)
+    header = read_header(path, "nrrd")
+    names = _segment_names(header)
     layers = _with_channels(
-        _executed(reader, path, "nrrd"),
-        reader.GetDimension(),
-        _Chosen(channels=tuple(range(reader.GetNumberOfComponents()))),
+        read_values(path, "nrrd", header), len(header.size), _Chosen(channels=tuple(range(header.components)))
     )
     found: list[tuple[str, NDArray[np.bool_]]] = []
     for layer in range(layers.shape[3]):
@@ -202,26 +202,17 @@ def label_layers(path: Path) -> list[tuple[str, NDArray[np.bool_]]]:
     return found
 
 
-def _numbered(layers: Sequence[tuple[str, NDArray[np.bool_]]]) -> NDArray[np.uint16]:
-    """One label map of all segments; a later one lies over an earlier one."""
-    shape = layers[0][1].shape if layers else (1, 1, 1)
-    labels = np.zeros(shape, dtype=np.uint16)
-    for number, (_, mask) in enumerate(layers, start=1):
-        labels[mask] = number
-    return labels
+def _is_segmentation(path: Path, header: ItkHeader) -> bool:
+    return path.name.lower().endswith(".seg.nrrd") or bool(_segment_names(header))
 
 
-def _is_segmentation(path: Path, reader: sitk.ImageFileReader) -> bool:
-    return path.name.lower().endswith(".seg.nrrd") or bool(_segment_names(reader))
-
-
-def _segment_names(reader: sitk.ImageFileReader) -> dict[tuple[int, int], str]:
+def _segment_names(header: ItkHeader) -> dict[tuple[int, int], str]:
     """3D Slicer's names of segments, by layer and value."""
     about: dict[str, dict[str, str]] = {}
-    for key in reader.GetMetaDataKeys():
+    for key, value in header.metadata.items():
         match = re.fullmatch(r"Segment(\d+)_(Name|LabelValue|Layer)", key)
         if match:
-            about.setdefault(match[1], {})[match[2]] = reader.GetMetaData(key)
+            about.setdefault(match[1], {})[match[2]] = value
     names: dict[tuple[int, int], str] = {}
     for number, one in about.items():
         with suppress(ValueError):
@@ -229,14 +220,14 @@ def _segment_names(reader: sitk.ImageFileReader) -> dict[tuple[int, int], str]:
     return names
 
 
-def _several(reader: sitk.ImageFileReader) -> tuple[int, str, bool]:
+def _several(header: ItkHeader) -> tuple[int, str, bool]:
     """How many images the file holds, what they are, and whether one voxel holds a colour.
 
     Raises:
         InputError: Time points of several values each.
     """
-    size, components = reader.GetSize(), reader.GetNumberOfComponents()
-    kind = reader.GetMetaData("NRRD_kinds[pixel]") if reader.HasMetaDataKey("NRRD_kinds[pixel]") else None
+    size, components = header.size, header.components
+    kind = header.metadata.get("NRRD_kinds[pixel]")
     is_colour = components in (3, 4) and (kind is None or kind in _COLOURS or (kind == "vector" and components == 3))
     times, values = size[3] if len(size) > 3 else 1, 1 if is_colour else components
     if times > 1 and values > 1:
@@ -244,13 +235,13 @@ def _several(reader: sitk.ImageFileReader) -> tuple[int, str, bool]:
     return (times, "time points", is_colour) if times > 1 else (values, "values a voxel", is_colour)
 
 
-def _choose(reader: sitk.ImageFileReader, frame: int | None) -> _Chosen:
+def _choose(header: ItkHeader, frame: int | None) -> _Chosen:
     """The time point or value that is asked for, and the channels.
 
     Raises:
         InputError: Several and none asked for, or one that is not there.
     """
-    count, what, is_colour = _several(reader)
+    count, what, is_colour = _several(header)
     if frame is None and count > 1:
         raise InputError(f"the file has {count} {what}: choose one with frame=, from 0 to {count - 1}")
     if frame is not None and count > 1 and not 0 <= frame < count:
@@ -270,43 +261,6 @@ def _with_channels(values: NDArray[Any], dimensions: int, chosen: _Chosen) -> ND
         stack = stack[None]
     first, last = chosen.channels[0], chosen.channels[-1]
     return stack[..., first : last + 1]
-
-
-def _opened(path: Path, kind: str) -> sitk.ImageFileReader:
-    """A reader that has read the header."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(_KINDS[kind].reader)
-    with utf8_path(path) as name:
-        reader.SetFileName(name)
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError as error:
-            raise InputError(f"the {_KINDS[kind].name} header {_DAMAGED} ({_reason(error)})") from error
-    return reader
-
-
-def _executed(reader: sitk.ImageFileReader, path: Path, kind: str) -> NDArray[Any]:
-    """The values of the reader's region, slowest axis first, vectors last."""
-    with utf8_path(path) as name:
-        reader.SetFileName(name)
-        try:
-            values: NDArray[Any] = sitk.GetArrayFromImage(reader.Execute())
-        except (RuntimeError, MemoryError) as error:
-            raise InputError(f"the {_KINDS[kind].name} voxels {_DAMAGED} ({_reason(error)})") from error
-    return values
-
-
-def _dtype(reader: sitk.ImageFileReader) -> np.dtype[Any]:
-    single = sitk.Image([1] * reader.GetDimension(), reader.GetPixelIDValue())
-    dtype: np.dtype[Any] = sitk.GetArrayFromImage(single).dtype
-    return dtype
-
-
-def _reason(error: Exception) -> str:
-    """The last line of ITK's message, which names the cause, without what surrounds it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = re.sub(r"^(.*ITK ERROR: \w+\(\w+\): |\[nrrd\] \w+: )", "", lines[-1]) if lines else type(error).__name__
-    return last[:160].replace("Reason: Success", "fewer bytes than the header tells of")
 
 
 def _fields(path: Path, kind: str) -> Mapping[str, str]:
@@ -350,13 +304,14 @@ def _check_data_files(folder: Path, value: str, following: Sequence[str]) -> Non
             raise InputError(f"the header names the data file {Path(name).name}, which is not beside it: copy both")
 
 
-def _unzipped(path: Path, fields: Mapping[str, str], dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+def _unzipped(path: Path, fields: Mapping[str, str], header: ItkHeader) -> NDArray[Any]:
     """The voxels of a compressed MetaImage, read here: ITK gives wrong ones if the compressed bytes are damaged.
 
     Raises:
         InputError: Damaged bytes, or fewer or more than the header tells of.
     """
-    wanted, count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, 0
+    assert header.dtype is not None, "checked when the file was opened"
+    wanted, count = header.data_bytes, 0
     decoder, plain = zlib.decompressobj(), tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the array
     with (path if fields["elementdatafile"] == "LOCAL" else path.parent / fields["elementdatafile"]).open(
         "rb"
@@ -376,18 +331,18 @@ def _unzipped(path: Path, fields: Mapping[str, str], dtype: np.dtype[Any], shape
         raise InputError(f"the file is cut short: it holds {count:,} of {wanted:,} voxel bytes, copy it again")
     plain.flush()
     is_big = _is_true(fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb", "false")))
-    return np.memmap(plain, dtype=dtype.newbyteorder(">" if is_big else "<"), mode="r", shape=shape)
+    shape = (*header.size[::-1], *([header.components] if header.components > 1 else []))
+    return np.memmap(plain, dtype=header.dtype.newbyteorder(">" if is_big else "<"), mode="r", shape=shape)
 
 
 def _is_true(text: str) -> bool:
     return text.lower() in ("true", "1", "t")
 
 
-def _affine(reader: sitk.ImageFileReader) -> Affine:
+def _affine(header: ItkHeader) -> Affine:
     """Index (n, row, col) to LPS mm, a flat picture at z = 0."""
-    size = len(reader.GetSize())
-    directions = np.array(reader.GetDirection()).reshape(size, size) * np.array(reader.GetSpacing())
+    directions = header.direction * np.array(header.spacing)
     steps, origin = np.eye(3), np.zeros(3)
-    kept = min(size, 3)
-    steps[:kept, :kept], origin[:kept] = directions[:kept, :kept], reader.GetOrigin()[:kept]
+    kept = min(len(header.size), 3)
+    steps[:kept, :kept], origin[:kept] = directions[:kept, :kept], header.origin[:kept]
     return affine_from_directions(origin, steps[:, 2], steps[:, 1], steps[:, 0])

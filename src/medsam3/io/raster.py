@@ -7,7 +7,6 @@ laid over black. EXIF orientation is applied, so that rows and columns are those
 from __future__ import annotations
 
 import json
-import re
 import struct
 import warnings
 import zlib
@@ -25,7 +24,7 @@ import PIL.TiffImagePlugin
 
 from medsam3.errors import InputError
 from medsam3.image import Image, LazyFrames, Masks, Pixels
-from medsam3.io.files import MAX_PICTURE_PIXELS, RASTER_SUFFIXES, check_size, first_line
+from medsam3.io.files import MAX_PICTURE_PIXELS, RASTER_SUFFIXES, check_size, first_line, natural_key
 from medsam3.io.labels import Legend, combined_labels
 from medsam3.store import replacing
 
@@ -130,7 +129,7 @@ def open_frame_folder(folder: Path) -> Image:
 def frame_files(folder: Path) -> list[Path]:
     """Pictures of a folder in the order of the frames."""
     paths = [path for path in folder.iterdir() if path.is_file() and path.name.lower().endswith(RASTER_SUFFIXES)]
-    return sorted((path for path in paths if not path.name.startswith(".")), key=lambda path: _order(path.name))
+    return sorted((path for path in paths if not path.name.startswith(".")), key=lambda path: natural_key(path.name))
 
 
 def write_label_png(masks: Sequence[Masks], image: Image, path: Path) -> None:
@@ -260,9 +259,3 @@ class _Pictures:
             return read_raster(self.paths[n], frame=0).pixels(0)
         except InputError as error:
             raise InputError(f"{self.paths[n].name}: {error}") from error
-
-
-def _order(name: str) -> list[tuple[int, int, str]]:
-    """Runs of digits compare as numbers, the rest as text."""
-    parts = re.findall(r"\d+|\D+", name.lower())
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]

@@ -1,4 +1,4 @@
-"""Masks in, from every form that this package writes: label maps, DICOM SEG, RT structure sets, COCO JSON.
+"""Masks in, from every form that this package writes: label maps, DICOM SEG, RT structure sets, COCO JSON, GeoJSON.
 
 A label map is read with the legend that our writers leave in it; without one, each number is a concept of its own.
 """
@@ -21,14 +21,13 @@ from medsam3.io.files import FileFormat, file_format
 from medsam3.io.labels import Legend, on_grid
 
 _SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-_RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 
 
 def read_masks(path: Path, image: Image | None = None, *, is_resampled: bool = False) -> tuple[list[Masks], Image]:
     """The masks of a file, and the image they are over.
 
     Args:
-        path: NIfTI, NRRD, MetaImage or PNG label map, DICOM SEG, RT structure set, or COCO JSON of this package's form.
+        path: NIfTI, NRRD, MetaImage or PNG label map, DICOM SEG, RT structure set, COCO JSON or GeoJSON.
         image: The image that was searched, pixels not needed; None takes shape and place from a label map itself.
         is_resampled: Take the nearest labels of a label map on another grid, in place of refusing it.
 
@@ -36,6 +35,11 @@ def read_masks(path: Path, image: Image | None = None, *, is_resampled: bool = F
         InputError: In one line, beginning with the path: not masks, an image that is missing or of another place.
     """
     try:
+        if path.suffix.lower() == ".geojson":
+            from medsam3.io.geojson import read_geojson  # noqa: PLC0415
+
+            over = _wanted(image, "GeoJSON")
+            return read_geojson(path, over), over
         if path.suffix.lower() == ".json":
             from medsam3.io.coco import read_coco  # noqa: PLC0415
 
@@ -133,12 +137,11 @@ def _named(labels: NDArray[np.uint16], legend: Sequence[dict[str, Any]]) -> list
 
 def _from_dicom(path: Path, image: Image) -> list[Masks]:
     from medsam3.io.dicom_pixels import open_dataset, quiet_pydicom  # noqa: PLC0415
+    from medsam3.io.rtstruct import RTSTRUCT_CLASS, read_rtstruct  # noqa: PLC0415
 
     with quiet_pydicom():
         class_uid = str(open_dataset(path, has_pixels=False).get("SOPClassUID"))
-    if class_uid == _RTSTRUCT_CLASS:
-        from medsam3.io.rtstruct import read_rtstruct  # noqa: PLC0415
-
+    if class_uid == RTSTRUCT_CLASS:
         return read_rtstruct(path, image)
     if class_uid not in _SEG_CLASSES:
         raise InputError("the file is DICOM, but neither a segmentation nor an RT structure set: give one of these")

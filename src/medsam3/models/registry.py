@@ -24,6 +24,11 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 NO_FLIPS = "model {name} does not ask mirrored pictures, mini does: leave the flips out"
 MOST_HEADER_BYTES = 8_000_000
 """Longest list of tensors in a weights file that is read; that of SAM 3 takes 0.3 MB."""
+DAMAGED_PICKLE = (
+    *(RuntimeError, OSError, EOFError, ValueError),
+    *(LookupError, TypeError, AttributeError, AssertionError),
+)
+"""What `torch.load` raises of a file that is cut short or damaged, besides `pickle.UnpicklingError`."""
 
 
 @dataclass(frozen=True)

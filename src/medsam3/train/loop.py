@@ -25,13 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from medsam3.errors import InputError
+from medsam3.models.registry import DAMAGED_PICKLE
 from medsam3.store import Journal, Record, replacing, write_json
 from medsam3.train.batches import Batch
 from medsam3.train.config import Config
 from medsam3.train.workers import State, Workers, gather, scatter, write_tensors
 
 TERMS = ("box_l1", "box_giou", "score", "presence", "mask_focal", "mask_dice", "semantic_focal", "semantic_dice")
-_UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError)
+_UNREADABLE = (pickle.UnpicklingError, *DAMAGED_PICKLE)
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\..*)?")
 Made = TypeVar("Made")
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medsam3.errors import InputError
-from medsam3.models.registry import HUB_NAME, MOST_HEADER_BYTES
+from medsam3.models.registry import DAMAGED_PICKLE, HUB_NAME, MOST_HEADER_BYTES
 from medsam3.models.sam3.clip_phrases import vocabulary_files
 from medsam3.models.sam3.keys import (
     Renamed,
@@ -381,7 +381,7 @@ def _read_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
             f"weights {path} hold more than tensors, or are no weights at all, and are not opened, since such a file "
             "can run code: save its tensors alone"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    except DAMAGED_PICKLE as error:
         raise InputError(
             f"weights {path} are cut short or damaged ({type(error).__name__}): copy the file again"
         ) from error
