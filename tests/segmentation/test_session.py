@@ -226,6 +226,17 @@ def test_slices_corrected_by_hand_are_not_overwritten() -> None:
     assert session.object_masks(1).union()[5, 16:21, 2:7].all()
 
 
+def test_a_correction_reaches_halfway_to_the_next_one() -> None:
+    session = volume_with_one_block()
+    session.box(*STILL, frame=3)
+    session.propagate()
+    still = session.object_masks(1).union()[:5].copy()
+    session.box(10.5, 3.5, 18.5, 9.5, frame=7, object=1)  # the moving block, three pixels further than on slice 4
+    session.propagate()
+    assert session.touched == (5, 6, 7)  # slice 5 is as near to one correction as to the other
+    np.testing.assert_array_equal(session.object_masks(1).union()[:5], still)
+
+
 def test_a_slice_must_be_named_in_a_volume_and_a_session_may_name_it_for_all_steps() -> None:
     stack = stack_from(blocks(10))
     with pytest.raises(InputError, match="on one slice: say which, 0 to 9"):

@@ -29,13 +29,15 @@ class Eval:
 
     EXAMPLES: ClassVar[
         str
-    ] = """modes: T text alone; TB text, then its own boxes as prompts; I and TI boxes drawn from the truth (oracle)
+    ] = """modes: T text alone; TB text, then its own boxes as prompts; I and TI boxes drawn from the truth (oracle);
+C clicks of a simulated person from nothing, TC clicks that correct the phrase's mask; clicks is both of these
 
 examples:
   medsam3 eval DATA_DIR
   medsam3 eval DATA_DIR --modes T,TB,I,TI --jitter 0,5,10,20 --synonyms --absent 3 --out runs/mini
   medsam3 eval DATA_DIR --out runs/mini --resume --beside runs/unet/results.json runs/litemedsam/results.json
   medsam3 eval DATA_DIR --datasets busi --fold 2/5 --weights runs/fold2/mini.safetensors
+  medsam3 eval DATA_DIR --modes clicks --limit 10 --out runs/clicks
   medsam3 eval DATA_DIR --duplicates
   medsam3 eval --pool runs/fold*/results.json --out runs/folds
   medsam3 eval --compare runs/a/results.json runs/b/results.json"""
@@ -54,7 +56,7 @@ examples:
     datasets: Annotated[str, Help("only these data sets, joined by commas")] = ""
     split: Annotated[Literal["train", "val", "test", "all"], Help("which split, default: test")] = "test"
     fold: Annotated[str | None, Help("K/N: split each data set anew by group, and take fold K of N as test")] = None
-    modes: Annotated[str, Help("how to ask: T, TB, I, TI, joined by commas, default: T")] = "T"
+    modes: Annotated[str, Help("how to ask: T, TB, I, TI, C, TC, clicks, joined by commas, default: T")] = "T"
     synonyms: Annotated[bool, Help("ask a panel of other phrasings of each concept too")] = False
     absent: Annotated[int, Help("ask N concepts of other kinds of image in each picture")] = 0
     jitter: Annotated[str, Help("shift oracle boxes by up to P % of their side; several are joined by commas")] = "0"
@@ -151,12 +153,13 @@ examples:
             InputError: An unknown mode, or a number that cannot be read or is out of range.
         """
         from medsam3.data.index import Fold  # noqa: PLC0415
-        from medsam3.eval.cases import MODES, EvalConfig  # noqa: PLC0415  scipy and the readers, not for --help
+        from medsam3.eval.cases import CLICK_MODES, MODES, EvalConfig  # noqa: PLC0415  scipy and the readers
 
-        asked = names_in(self.modes)
+        named = names_in(self.modes)
+        asked = [one for mode in named for one in (CLICK_MODES if mode == "clicks" else (mode,))]
         unknown = [mode for mode in asked if mode not in MODES]
         if unknown:
-            raise InputError(f"mode {', '.join(unknown)} is not known, allowed are {', '.join(MODES)}")
+            raise InputError(f"mode {', '.join(unknown)} is not known, allowed are {', '.join((*MODES, 'clicks'))}")
         try:
             jitters = tuple(dict.fromkeys(float(part) for part in names_in(self.jitter)))
         except ValueError as error:

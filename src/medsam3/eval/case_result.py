@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +18,7 @@ from medsam3.measure.objects import ObjectMatch, match_objects
 from medsam3.measure.outline import boundary_distances, dice, iou
 from medsam3.store import without_nan
 
+_TUPLES = ("overlaps", "rivals", "rival_dices", "by_click", "followed")
 CaseKey = tuple[str, str, str, str, str, float]
 
 
@@ -54,6 +55,9 @@ class CaseResult:
         rivals: Confusable concepts that are in the image too.
         rival_dices: Dice of this answer with each of theirs.
         seconds: An equal share of the time that the image took, encoding included.
+        by_click: Dice before the first click and after each one, in modes with clicks; the other measures are of the
+            mask in the end, and of the one object that was meant where there are many.
+        followed: Of a volume in mode C: Dice after the clicks on one slice were followed, and after more on another.
     """
 
     dataset: str
@@ -84,6 +88,8 @@ class CaseResult:
     rival_dices: tuple[float, ...]
     seconds: float
     is_sure: bool = True
+    by_click: tuple[float, ...] = ()
+    followed: tuple[float, ...] = ()
 
     @property
     def key(self) -> CaseKey:
@@ -118,10 +124,11 @@ class CaseResult:
             InputError: Of another form.
         """
         names = {field.name for field in fields(cls)}
-        if set(entry) | {"is_sure"} != names:  # older versions knew yes and no alone
-            odd = ", ".join(sorted(set(entry) ^ names))
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if not needed <= set(entry) <= names:
+            odd = ", ".join(sorted((set(entry) - names) | (needed - set(entry))))
             raise InputError(f"a case has other fields than this version writes ({odd}): run the evaluation again")
-        tuples = {name: tuple(entry[name]) for name in ("overlaps", "rivals", "rival_dices")}
+        tuples = {name: tuple(entry[name]) for name in _TUPLES if name in entry}
         return cls(**{**entry, **tuples})
 
 

@@ -22,17 +22,19 @@ from medsam3.eval.phrasings import PhraseKind, panel
 from medsam3.geometry import BoolArray, box_of_mask
 from medsam3.prompts import Box
 
-EvalMode = Literal["T", "TB", "I", "TI"]
-"""T: phrase alone; TB: the boxes that the phrase gave, as box prompts; I: oracle boxes; TI: phrase and oracle boxes."""
+EvalMode = Literal["T", "TB", "I", "TI", "C", "TC"]
+"""T: phrase alone; TB: the boxes that the phrase gave, as box prompts; I: oracle boxes; TI: phrase and oracle boxes; C:
+clicks of a simulated person, from nothing; TC: clicks that correct the phrase's mask."""
 Phrasing = Literal["name", "synonym", "unseen synonym"]
 BoxRule = Literal["parts", "whole"]
 VolumeWay = Literal["slices", "follow", "vote"]
 """Each slice for itself; objects followed through them; two of three planes, each followed. See docs/volumes.md."""
 
-MODES: tuple[EvalMode, ...] = ("T", "TB", "I", "TI")
+MODES: tuple[EvalMode, ...] = ("T", "TB", "I", "TI", "C", "TC")
 ORACLE_MODES: tuple[EvalMode, ...] = ("I", "TI")
-VOLUME_MODES: tuple[EvalMode, ...] = ("T",)
-"""A box belongs to one slice of a volume."""
+CLICK_MODES: tuple[EvalMode, ...] = ("C", "TC")
+VOLUME_MODES: tuple[EvalMode, ...] = ("T", "C")
+"""A box belongs to one slice of a volume; clicks on one are followed through the others."""
 LEAST_PART = 0.01
 """Parts below this share of the concept's pixels get no oracle box: nobody would draw one around a speck."""
 MAX_JITTER_PERCENT = 40.0
@@ -163,7 +165,7 @@ def select(rows: Iterable[IndexRow], config: EvalConfig, *, with_volumes: bool =
 def questions(row: IndexRow, config: EvalConfig) -> list[EvalQuestion]:
     """List the questions about a row: on absent concepts text alone, as no box can be drawn around nothing."""
     modes = [mode for mode in config.modes if mode in VOLUME_MODES or not row.is_volume]
-    asked: list[EvalQuestion] = [EvalQuestion(mode, row.concept) for mode in modes if mode not in ORACLE_MODES]
+    asked = [EvalQuestion(mode, "" if mode == "C" else row.concept) for mode in modes if mode not in ORACLE_MODES]
     if not row.is_present:
         return [question for question in asked if question.mode == "T"]
     asked += [
@@ -277,9 +279,14 @@ def oracle_boxes(truth: Truth, rule: BoxRule) -> tuple[Box, ...]:
     """Boxes around the truth, outer pixel edges included; () where the concept is absent."""
     if rule == "whole":
         return _boxes([truth.mask])
+    return _boxes([truth.objects == n for n in object_numbers(truth)])
+
+
+def object_numbers(truth: Truth) -> list[int]:
+    """List the numbers of the objects; parts that are specks beside the concept do not count."""
     least = 0.0 if truth.are_instances else LEAST_PART * truth.mask.sum()
-    numbers = [n for n in np.unique(truth.objects) if n > 0]
-    return _boxes([truth.objects == n for n in numbers if (truth.objects == n).sum() >= least])
+    sizes = np.bincount(truth.objects.ravel())
+    return [n for n in range(1, len(sizes)) if sizes[n] and sizes[n] >= least]
 
 
 def jittered(boxes: Sequence[Box], percent: float, size: tuple[int, int], rng: np.random.Generator) -> tuple[Box, ...]:

@@ -53,6 +53,7 @@ def write_report(results: Results, out: Path, files: CaseFiles | None) -> list[P
         "foreign.csv": rows_csv(results.summary.foreign),
         "confusions.csv": rows_csv(results.summary.confusions),
         "phrasings.csv": rows_csv(results.summary.synonyms),
+        "clicks.csv": rows_csv(results.summary.clicks),
         "beside.csv": rows_csv(results.extras.beside),
     }
     write_results(results, out / "results.json")

@@ -22,6 +22,7 @@ from medsam3.errors import InputError
 from medsam3.eval.case_pictures import keep_answer
 from medsam3.eval.case_result import AskedConcept, CaseResult, case_result
 from medsam3.eval.cases import (
+    CLICK_MODES,
     VOLUME_MODES,
     ChosenRows,
     EvalConfig,
@@ -37,6 +38,7 @@ from medsam3.eval.cases import (
     shown_mode,
     truth_of,
 )
+from medsam3.eval.clicking import clicked
 from medsam3.eval.compare import beside_rows
 from medsam3.eval.phrasings import rivals
 from medsam3.eval.provenance import Provenance, provenance
@@ -49,6 +51,7 @@ from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Box, Prompt
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.run import segment
+from medsam3.segmentation.session import Session
 from medsam3.store import Journal
 
 Progress = Callable[[int, int, str], None]
@@ -246,9 +249,10 @@ def _within(report: Progress, count: int, images: int, row: IndexRow) -> Callabl
 def _answers(
     model: AskedModel, rows: Sequence[IndexRow], asked: Sequence[RowQuestion], report: Callable[[int, int], None]
 ) -> Iterator[CaseResult | Unanswered]:
-    """Answer questions about one image: all prompts in one call of `segment`, then the boxes that phrases gave.
+    """Answer questions about one image: all prompts in one call of `segment`, then the boxes that phrases gave, then
+    clicks.
 
-    `seconds` of each case is an equal share of its call.
+    `seconds` of each case is an equal share of its call, and those of its own session with clicks.
     """
     if not asked:
         return
@@ -262,7 +266,8 @@ def _answers(
         return
     truths = Truths(image, rows)
     prompts: list[tuple[IndexRow, EvalQuestion, Prompt]] = []
-    for row, own in groupby(asked, key=lambda pair: pair[0]):
+    drawn = [pair for pair in asked if pair[1].mode in CLICK_MODES]
+    for row, own in groupby((pair for pair in asked if pair not in drawn), key=lambda pair: pair[0]):
         try:
             truth = truths.of(row)
             prompts += [(row, question, _prompt(model.config, row, question, truth)) for _, question in own]
@@ -284,6 +289,26 @@ def _answers(
             if model.masks_folder is not None and _is_shown(model.config, question, case):
                 keep_answer(model.masks_folder, concept, masks)
             yield case
+    yield from _clicked(model, truths, drawn, name, image)
+
+
+def _clicked(
+    model: AskedModel, truths: Truths, asked: Sequence[RowQuestion], name: str, image: Image
+) -> Iterator[CaseResult | Unanswered]:
+    """Let a simulated person correct one concept after the other, in one session, whose frames are encoded once."""
+    session = Session(image, model.segmenter) if asked else None
+    for row, question in asked:
+        assert session is not None, "something is asked"
+        try:
+            found = clicked(session, question, truths.of(row))
+        except InputError as error:
+            yield Unanswered(name, row.concept, str(error))
+            continue
+        concept = AskedConcept(row, name, image, found.truth, {})
+        case = case_result(concept, question, found.masks, seconds=found.seconds, tolerance=model.config.tolerance)
+        yield replace(case, by_click=found.dices, followed=found.followed)
+        if model.masks_folder is not None and _is_shown(model.config, question, case):
+            keep_answer(model.masks_folder, concept, found.masks)
 
 
 def _is_shown(config: EvalConfig, question: EvalQuestion, case: CaseResult) -> bool:
@@ -397,7 +422,7 @@ def _about_volumes(job: EvalJob) -> tuple[str, ...]:
         return ()
     said = f"{volumes} volumes were segmented whole ({_WAYS[job.config.volumes]}) and measured in mm"
     if unasked:
-        said += f"; they were asked by text alone, not in modes {', '.join(unasked)}: a box belongs to one slice"
+        said += f"; they were not asked in modes {', '.join(unasked)}: a box belongs to one slice"
     return (said,)
 
 

@@ -9,12 +9,15 @@ from typing import Literal
 import numpy as np
 
 from medsam3.eval.case_result import CaseResult
-from medsam3.eval.cases import MODES, EvalMode, Phrasing
+from medsam3.eval.cases import CLICK_MODES, MODES, EvalMode, Phrasing
+from medsam3.eval.clicking import COUNTED_CLICKS, MOST_CLICKS
 from medsam3.measure.intervals import Estimate, mean_interval, paired_interval, statistic_interval
 from medsam3.measure.objects import cgf1, positive_micro_f1
 from medsam3.measure.presence import CalibrationCurve, auroc, calibration, verdicts
 
 ALL = "all"
+GOALS = (0.85, 0.9)
+"""Dice that a person clicks for."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,43 @@ class SynonymRow:
 
 
 @dataclass(frozen=True)
+class ClickRow:
+    """What clicks reached.
+
+    Attributes:
+        scope: Data set and concept.
+        mode: From nothing, or from the phrase's mask.
+        curve: Mean Dice before the first click and after each one, up to ten.
+        one: Dice after the first click, with its interval.
+        three: After the third.
+        five: After the fifth.
+        ten: After the tenth.
+        gain: The first click's Dice minus that before it, paired.
+        noc85: Clicks until Dice .85, 20 where it is not reached.
+        noc90: Until .90.
+        failures: Cases that 20 clicks did not bring to .90.
+        lowered: Share of the first ten clicks that lowered Dice by more than .005.
+        followed: Of volumes: Dice after three clicks on one slice were followed.
+        corrected: Further Dice after as many on another slice, paired.
+    """
+
+    scope: Scope
+    mode: EvalMode
+    curve: tuple[float, ...]
+    one: Estimate
+    three: Estimate
+    five: Estimate
+    ten: Estimate
+    gain: Estimate
+    noc85: Estimate
+    noc90: Estimate
+    failures: int
+    lowered: float
+    followed: Estimate
+    corrected: Estimate
+
+
+@dataclass(frozen=True)
 class Summary:
     """All tables of one run; `everything` joins annotated and foreign absences, None where none are foreign."""
 
@@ -161,6 +201,7 @@ class Summary:
     confusions: tuple[ConfusionRow, ...]
     synonyms: tuple[SynonymRow, ...]
     calibration: CalibrationCurve
+    clicks: tuple[ClickRow, ...] = ()
 
 
 def summarise(cases: Sequence[CaseResult], *, seed: int = 0) -> Summary:
@@ -178,6 +219,7 @@ def summarise(cases: Sequence[CaseResult], *, seed: int = 0) -> Summary:
         confusions=tuple(_confusion_rows(text, seed)),
         synonyms=tuple(_synonym_rows(ordered, seed)),
         calibration=calibration([case.is_present for case in text], [case.presence or 0.0 for case in text]),
+        clicks=tuple(_click_rows(named, seed)),
     )
 
 
@@ -228,6 +270,50 @@ def _overlap_row(scope: Scope, cases: Sequence[CaseResult], seed: int) -> Overla
         f1=mean(lambda case: case.match.f1()),
         pq=mean(lambda case: case.match.panoptic_quality()),
         objects=float(np.mean([case.references for case in cases])),
+    )
+
+
+def _click_rows(cases: Sequence[CaseResult], seed: int) -> Iterator[ClickRow]:
+    for scope, own in _scopes([case for case in cases if case.mode in CLICK_MODES]):
+        for mode in CLICK_MODES:
+            chosen = [case for case in own if case.mode == mode]
+            if chosen:
+                yield _click_row(scope, chosen, seed)
+
+
+def clicks_to(by_click: Sequence[float], goal: float) -> int:
+    """Count the clicks until a Dice is reached; `MOST_CLICKS` where it is not."""
+    return next((count for count, value in enumerate(by_click) if value >= goal), MOST_CLICKS)
+
+
+def _click_row(scope: Scope, cases: Sequence[CaseResult], seed: int) -> ClickRow:
+    pictures = [case for case in cases if case.by_click]
+    volumes = [case for case in cases if case.followed]
+    groups = [case.draw_group for case in pictures]
+    curves = np.array([case.by_click[: COUNTED_CLICKS + 1] for case in pictures]).reshape(-1, COUNTED_CLICKS + 1)
+    steps = np.diff(curves, axis=1)
+
+    def mean(values: Sequence[float]) -> Estimate:
+        return mean_interval(values, groups, seed=seed)
+
+    noc85, noc90 = ([float(clicks_to(case.by_click, goal)) for case in pictures] for goal in GOALS)
+    first, last = ([case.followed[k] for case in volumes] for k in (0, -1))
+    whole = [case.draw_group for case in volumes]
+    return ClickRow(
+        scope=scope,
+        mode=cases[0].mode,
+        curve=tuple(float(value) for value in curves.mean(axis=0)) if pictures else (),
+        one=mean(curves[:, 1].tolist()),
+        three=mean(curves[:, 3].tolist()),
+        five=mean(curves[:, 5].tolist()),
+        ten=mean(curves[:, 10].tolist()),
+        gain=mean(steps[:, 0].tolist()),
+        noc85=mean(noc85),
+        noc90=mean(noc90),
+        failures=sum(max(case.by_click) < GOALS[-1] for case in pictures),
+        lowered=float((steps < -0.005).mean()) if pictures else float("nan"),
+        followed=mean_interval(first, whole, seed=seed),
+        corrected=paired_interval(first, last, whole, seed=seed),
     )
 
 

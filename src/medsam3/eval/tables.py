@@ -25,6 +25,8 @@ MODE_NAMES: dict[EvalMode, str] = {
     "TB": "text, own box",
     "I": "box (oracle)",
     "TI": "text + box (oracle)",
+    "C": "clicks",
+    "TC": "text + clicks",
 }
 PAPER = "arXiv 2511.19046, Table 2"
 
@@ -161,6 +163,7 @@ def result_tables(results: Results) -> list[Table]:
         beside_table(results),
         paper_table(summary),
         jitter_table(summary),
+        *clicks_tables(summary),
         presence_table(summary),
         alarms_table(summary),
         confusions_table(summary),
@@ -270,6 +273,38 @@ def jitter_table(summary: Summary) -> Table:
     headings = ("data set", "concept", "mode", *(f"{jitter:g} %" for jitter in jitters))
     note = "Mean Dice where each edge of each oracle box is moved at random by up to so much of that side."
     return Table("Box jitter", note, headings, tuple(rows))
+
+
+def clicks_tables(summary: Summary) -> Iterator[Table]:
+    """Tell what a simulated person reached by clicks on pictures, and by clicks on two slices of volumes."""
+    pictures = [row for row in summary.clicks if row.curve]
+    rows = tuple(
+        (
+            *(row.scope.dataset, row.scope.concept, MODE_NAMES[row.mode], str(row.one.cases), number(row.curve[0])),
+            *(interval(one) for one in (row.one, row.three, row.five, row.ten)),
+            *(number(row.noc85.value, 1), number(row.noc90.value, 1), str(row.failures)),
+        )
+        for row in pictures
+    )
+    asked = ("data set", "concept", "mode", "n")
+    note = (
+        "Mean Dice of pictures before and after clicks of a simulated person, each into the middle of the largest "
+        "error, from nothing or on the phrase's mask; clicks until Dice .85 and .90 (NoC, 20 where it is not reached), "
+        "and how many 20 clicks did not bring to .90. Of more than three objects in an image, one is meant."
+    )
+    headings = (*asked, "start", "1 click", "3 clicks", "5 clicks", "10 clicks", "NoC@85", "NoC@90", "failures")
+    yield Table("Clicks", note, headings, rows)
+    volumes = tuple(
+        (
+            *(row.scope.dataset, row.scope.concept, MODE_NAMES[row.mode], str(row.followed.cases)),
+            *(interval(row.followed), signed(row.corrected)),
+        )
+        for row in summary.clicks
+        if row.followed.cases
+    )
+    note = "Mean Dice of volumes after three clicks on one slice were followed through all, and what three more on the "
+    note += "slice with the largest error then added."
+    yield Table("Clicks followed through volumes", note, (*asked, "Dice", "correction"), volumes)
 
 
 def presence_table(summary: Summary) -> Table:

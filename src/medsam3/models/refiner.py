@@ -86,6 +86,7 @@ def refine_by_boxes(segmenter: Segmenter, features: Any, hints: Hints, candidate
     """
     score = 1.0
     mask = None if hints.is_box_new else hints.mask
+    check_begun(mask, hints)
     if mask is None:
         begun = segmenter.decode(features, _beginning(hints))
         mask, score = begun.union()[0], max(begun.scores, default=score)
@@ -95,13 +96,20 @@ def refine_by_boxes(segmenter: Segmenter, features: Any, hints: Hints, candidate
     return Masks((1, *mask.shape), () if found is None else (found,), concept=hints.text or "")
 
 
+def check_begun(mask: BoolArray | None, hints: Hints) -> None:
+    """Refuse hints that begin no object.
+
+    Raises:
+        InputError: There is no mask, no box and no positive click.
+    """
+    if mask is None and hints.box is None and not any(click.is_positive for click in hints.clicks):
+        raise InputError("there is no object yet that a negative click could be taken from: click on the object first")
+
+
 def _beginning(hints: Hints) -> Prompt:
     if hints.box is not None:
         return Prompt(text=hints.text, boxes=(hints.box,))
-    positive = tuple(click for click in hints.clicks if click.is_positive)
-    if not positive:
-        raise InputError("there is no object yet that a negative click could be taken from: click on the object first")
-    return Prompt(points=positive)
+    return Prompt(points=tuple(click for click in hints.clicks if click.is_positive))
 
 
 def box_candidates(segmenter: Segmenter, features: Any) -> Candidates:
@@ -156,6 +164,13 @@ def follow_click(mask: BoolArray, click: Point, candidates: Candidates) -> BoolA
     if parts:
         changed = changed | parts[len(parts) // 2]
     return mask | changed if click.is_positive else mask & ~changed
+
+
+def error_depth(mask: BoolArray, click: Point) -> float:
+    """How far the outline of a mask (H, W) is from a click, in pixels."""
+    row, column = pixel_of(click, mask.shape)
+    rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
+    return _distance((rows - row) ** 2 + (columns - column) ** 2, mask)
 
 
 def _distance(square: NDArray[np.int64], mask: BoolArray) -> float:

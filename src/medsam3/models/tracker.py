@@ -79,3 +79,18 @@ def tracker_of(segmenter: Segmenter) -> Tracker:
     """Choose the tracker that goes with a model; one by the box around the last mask if it has none of its own."""
     own = segmenter.tracker() if isinstance(segmenter, Follows) else None
     return BoxPromptTracker(segmenter) if own is None else own
+
+
+@runtime_checkable
+class FollowsSlices(Protocol):
+    """A segmenter that follows through the slices of a volume otherwise than through the frames of a video."""
+
+    def slice_tracker(self) -> Tracker | None:
+        """Give the tracker; None if it is that of videos."""
+        ...
+
+
+def slice_tracker_of(segmenter: Segmenter) -> Tracker:
+    """Choose what a correction is followed through a volume by."""
+    own = segmenter.slice_tracker() if isinstance(segmenter, FollowsSlices) else None
+    return tracker_of(segmenter) if own is None else own

@@ -23,7 +23,7 @@ from cachetools import LRUCache
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks, ObjectMask
 from medsam3.models.segmenter import Segmenter
-from medsam3.models.tracker import Past, Tracker, tracker_of
+from medsam3.models.tracker import Past, Tracker, slice_tracker_of, tracker_of
 from medsam3.prompts import Prompt
 from medsam3.segmentation.fusion import Trail, fuse
 from medsam3.segmentation.options import TrackingRules
@@ -370,17 +370,19 @@ def _hash_of(work: Work, prompts: Sequence[Prompt]) -> str:
 def spread(work: Work, trail: Trail, sources: Sequence[int], pinned: set[int]) -> set[int]:
     """Follow a corrected object from each of some views on, and change its trail; the views that changed.
 
-    The way ends where it comes to what was there before, at a pinned view, or where the object is lost. No other frame
-    is encoded.
+    The way ends where it comes to what was there before, halfway to the next pinned view, at it, or where the object is
+    lost. No other frame is encoded.
     """
     changed, ways = set(sources), [(at, step) for at in sources for step in (1, -1)]
-    tracker = tracker_of(work.segmenter)
+    is_volume = work.view.image.kind == "volume"
+    tracker = (slice_tracker_of if is_volume else tracker_of)(work.segmenter)
     cache = frame_cache(work, tracker)
     try:
         work.report(0, len(ways))
         for done, (at, step) in enumerate(ways, start=1):
             n, past = at + step, [Past(at, trail.masks[at].dense())]
-            while n in work.run and n not in pinned:
+            others = [other for other in pinned if other != at]
+            while n in work.run and n not in pinned and all(abs(n - at) <= abs(n - other) for other in others):
                 mask = PackedMask.of(tracker.follow(n, past, cache.get))
                 if not _is_news(work, mask, PackedMask.of(past[0].mask), trail.masks.get(n)):
                     break

@@ -91,6 +91,25 @@ def test_answers_have_the_frame_s_own_size(height: int, width: int) -> None:
     assert list(found.scores) == sorted(found.scores, reverse=True)
 
 
+@pytest.fixture
+def by_lite_medsam(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes go to LiteMedSAM, whatever the random detector makes of them."""
+    monkeypatch.setattr(segmenter_module, "LEAST_FIT", 2.0)
+
+
+def test_a_box_that_the_detector_fills_needs_no_second_opinion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmenter_module, "LEAST_FIT", 0.0)
+    model = segmenter()
+    features = model.encode(frame())
+    boxes = (Box(49.5, 19.5, 99.5, 79.5), Box(10, 10, 40, 40))
+    with patch.object(model.lite_medsam, "decode", wraps=model.lite_medsam.decode) as second:
+        found = model.decode(features, Prompt(boxes=boxes))
+    assert second.call_count == 0
+    for one in found.objects:
+        assert any(one.box[0] >= box.x0 - 3 and one.box[2] <= box.x1 + 4 for box in boxes)  # a margin of 5 %
+
+
+@pytest.mark.usefixtures("by_lite_medsam")
 def test_a_box_prompt_gives_that_box_back_in_frame_pixels() -> None:
     # The stand-in fills the box. 120 x 200 is enlarged by 1.28, so edges are right to half a square pixel (.4 px).
     model = segmenter()
@@ -105,6 +124,7 @@ def test_two_boxes_are_two_objects() -> None:
     assert len(model.decode(model.encode(frame()), Prompt(boxes=boxes))) == 2
 
 
+@pytest.mark.usefixtures("by_lite_medsam")
 def test_the_same_boxes_with_another_phrase_are_decoded_once() -> None:
     model = segmenter()
     boxes = (Box(10, 10, 40, 40), Box(100, 50, 150, 100))
@@ -356,6 +376,7 @@ def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
         load_mini(weights, EncoderFiles(tmp_path, tmp_path, tmp_path))
 
 
+@pytest.mark.usefixtures("by_lite_medsam")
 def test_a_trunk_of_its_own_leaves_the_neck_until_a_box_asks_for_it() -> None:
     config = replace(TINY, image_encoder="lite0")
     asked: list[int] = []

@@ -13,8 +13,9 @@ import medsam3
 from medsam3.errors import InputError
 from medsam3.models.mini.letterbox import Letterbox
 from medsam3.models.mini.segmenter import MiniSegmenter
-from medsam3.models.mini.tracker import FollowRules, KeptFrame, MiniTracker
-from medsam3.models.tracker import Past
+from medsam3.models.mini.tracker import FollowRules, KeptFrame, KeptLevels, MiniTracker, SliceTracker
+from medsam3.models.tracker import Past, slice_tracker_of
+from medsam3.prompts import Box
 
 PLACE = Letterbox(96, 128)  # fills 192 x 256 of the square: 48 x 64 cells of the neck, each 2 x 2 pixels
 
@@ -97,3 +98,46 @@ def test_a_moving_disc_is_followed_with_the_real_features() -> None:
         overlap = 2 * (mask & frames[n][1]).sum() / (mask.sum() + frames[n][1].sum())
         assert overlap > 0.9
         past = [Past(n, mask), *past]
+
+
+class TwoBlocks:
+    """Finds a block of 20 x 24 pixels where it lies now, and another far off, whatever the example."""
+
+    def __init__(self, row: int, column: int) -> None:
+        self.shown = object_mask(row, column) | object_mask(36, 50)
+        self.asked: list[Box] = []
+
+    def like(self, features: object, text: str | None, window: object, box: Box) -> NDArray[np.float32]:
+        self.asked.append(box)
+        return np.where(self.shown, np.float32(0.9), np.float32(0.1))
+
+    def slice_tracker(self) -> SliceTracker:
+        return SliceTracker(cast(Any, self))
+
+
+KEPT = KeptLevels(PLACE, (), torch.zeros(1))
+
+
+def test_through_slices_the_part_that_touches_the_one_before_is_followed() -> None:
+    model = TwoBlocks(12, 11)
+    past = [Past(4, object_mask(10, 10))]
+    found = slice_tracker_of(cast(Any, model)).follow(5, past, lambda n: KEPT)
+    assert (found == object_mask(12, 11)).all()
+    assert model.asked == [Box(19.5, 19.5, 43.5, 39.5)]  # around the mask before: rows 20 to 39, columns 20 to 43
+
+
+def test_through_slices_what_touches_nothing_is_lost_and_what_runs_far_is_cut() -> None:
+    past = [Past(4, object_mask(10, 10))]
+    assert not SliceTracker(cast(Any, TwoBlocks(24, 30))).follow(5, past, lambda n: KEPT).any()
+    wide = TwoBlocks(10, 10)
+    wide.shown[20:40, :] = True
+    found = SliceTracker(cast(Any, wide)).follow(5, past, lambda n: KEPT)
+    columns = np.flatnonzero(found.any(axis=0))
+    assert (columns[0], columns[-1]) == (10, 52)  # 24 pixels wide before, .3 of that and 2 more on each side
+
+
+def test_levels_of_a_slice_are_kept_at_half_precision() -> None:
+    kept = KeptLevels(PLACE, ((torch.ones(1, 2, 8, 8).half(), torch.ones(1, 2, 4, 4).half()),), torch.zeros(1))
+    assert SliceTracker(cast(Any, None)).kept_bytes(kept) == 2 * (2 * 64 + 2 * 16)
+    (levels,) = kept.features().levels
+    assert [one.dtype for one in levels.maps] == [torch.float32, torch.float32]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from medsam3.concepts import find, side_of
 from medsam3.errors import InputError
-from medsam3.geometry import BoolArray, box_of_mask, normalised_cxcywh_from_xyxy
+from medsam3.geometry import box_of_mask, normalised_cxcywh_from_xyxy
 from medsam3.image import Masks, ObjectMask
 from medsam3.models.detector import ExemplarBoxes, VisionLevels, checked_device, decode_semantic, detect, without_values
 from medsam3.models.mini.card import MiniCard, read_card
@@ -32,24 +32,24 @@ from medsam3.models.mini.letterbox import SIDE, Letterbox, letterbox, square_ten
 from medsam3.models.mini.lite_medsam import LiteMedSam
 from medsam3.models.mini.objects import agreeing, blend_where_agreed
 from medsam3.models.mini.phrase_table import vectors_of
+from medsam3.models.mini.proposals import boxed, corrected
 from medsam3.models.mini.text_encoder import TextEncoder
 from medsam3.models.objects import split_objects
 from medsam3.models.phrase_reader import PhraseReader, Reading
-from medsam3.models.refiner import Hints, refine_by_boxes
+from medsam3.models.refiner import Hints, check_begun
 from medsam3.models.tracker import Tracker
-from medsam3.prompts import Box, Point, Prompt
+from medsam3.prompts import Box, Prompt
 from medsam3.view.crops import Crop, closer_window
 
 SHIPPED_WEIGHTS = Path(__file__).parents[2] / "weights" / "mini.safetensors"
 VISUAL_PHRASE = "visual"
 MOST_REFINED = 4
+LEAST_FIT = 0.6
+"""Least intersection over union of a drawn box and the box of what the detector finds in it."""
 LOOKED_AT_FROM = 0.1
 """Least presence in the whole frame at which a phrase is worth a closer look."""
 MOST_WINDOWS = 4
 """Of one frame, how many windows' features are kept for the next phrase."""
-CLICK_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4)
-"""Probabilities above which a positive click takes over more of a phrase's map; below 1 minus them a negative less."""
-CLICK_HALF_SIDES_PX = (8, 16, 28, 44, 64, 96)
 RGB = NDArray[np.uint8]
 
 
@@ -153,6 +153,12 @@ class MiniSegmenter:
 
         return MiniTracker(self)
 
+    def slice_tracker(self) -> Tracker | None:
+        """Follow through slices by the detector, to which the object on the slice before is an example."""
+        from medsam3.models.mini.tracker import SliceTracker  # noqa: PLC0415  it stands on this module
+
+        return None if self.options.flips else SliceTracker(self)
+
     def encode(self, rgb: RGB) -> MiniFeatures:
         """Features of one frame (H, W, 3) uint8."""
         square, place = letterbox(rgb)
@@ -207,22 +213,28 @@ class MiniSegmenter:
     def refine(self, features: MiniFeatures, hints: Hints) -> Masks:
         """Answer clicks and boxes about one object; see `models.refiner.Refines`.
 
-        LiteMedSAM reads neither a click nor a mask, so each click takes over a part of what the phrase's map holds at
-        another level; an object without a phrase is changed by a disc. An interactive decoder would take the place of
-        this method.
+        A click's object is what the detector finds that is like a box around it; see `models.mini.proposals`.
         """
+        mask = None if hints.is_box_new else hints.mask
+        check_begun(mask, hints)
         with torch.inference_mode():
-            return refine_by_boxes(self, features, hints, partial(self._click_candidates, features, hints.text))
+            if mask is None and hints.box is not None:
+                mask = self.decode(features, Prompt(text=hints.text, boxes=(hints.box,))).union()[0]
+            shape = (features.place.height, features.place.width)
+            found = corrected(partial(self.like, features, hints.text), mask, hints.clicks, shape)
+        item = ObjectMask.from_dense(found[None], 1.0)  # a person says so
+        return Masks((1, *shape), () if item is None else (item,), concept=hints.text or "")
 
-    def _click_candidates(
-        self, features: MiniFeatures, text: str | None, _mask: BoolArray, click: Point
-    ) -> list[BoolArray]:
-        """Masks (H, W) that an object may have for which a click is right."""
-        if text is None:  # boxes around a click lowered the mean of 14 validation images by .006, the disc alone none
-            return []
-        levels = CLICK_LEVELS if click.is_positive else tuple(1 - level for level in CLICK_LEVELS)
-        probability = self.probability_map(features, Prompt(text=text))
-        return [np.asarray(probability > level) for level in levels]
+    def like(self, features: MiniFeatures, text: str | None, window: Crop | None, box: Box) -> NDArray[np.float32]:
+        """Probability (H, W) of what is like the one in a box, asked of the frame or of a window; 0 outside that."""
+        if window is None or features.closer is None:
+            found = self.concept_map(features, text, (box,))
+            whole: NDArray[np.float32] = features.place.logits_to_frame(found.logits[None])[0].sigmoid().numpy()
+            return whole
+        near = self.like(features.closer(window), text, None, _moved(box, window))
+        probability = np.zeros((features.place.height, features.place.width), dtype=np.float32)
+        window.cut(probability)[:] = near
+        return probability
 
     def concept_map(self, features: MiniFeatures, text: str | None, exemplars: tuple[Box, ...] = ()) -> ConceptMap:
         """Presence and pixel logits of a concept, from a phrase, exemplars, or both."""
@@ -358,46 +370,39 @@ class MiniSegmenter:
         return framed
 
     def _decode_geometry(self, features: MiniFeatures, prompt: Prompt, threshold: float | None) -> Masks:
-        if prompt.boxes and prompt.points:
+        if prompt.points:
             if len(prompt.boxes) > 1:
                 raise InputError(
                     f"{len(prompt.boxes)} boxes and points were given together: give one box, whose object they are on"
                 )
-            return self.refine(features, Hints(box=prompt.boxes[0], clicks=prompt.points))
-        logits = features.place.logits_to_frame(self._geometry_logits(features, prompt))
-        probability = logits.sigmoid().numpy()  # (K, H, W)
+            found = self.refine(features, Hints(box=next(iter(prompt.boxes), None), clicks=prompt.points))
+            return replace(found, objects=tuple(one for one in found.objects if one.score >= (threshold or 0.0)))
+        probability = self._in_boxes(features, prompt.boxes)
         masks = probability > 0.5
         scores = [float(p[m].mean()) if m.any() else 0.0 for p, m in zip(probability, masks, strict=True)]
         kept = [k for k, score in enumerate(scores) if score >= (threshold or 0.0)]
         return Masks.from_dense(masks[kept][:, None], [scores[k] for k in kept])
 
+    def _in_boxes(self, features: MiniFeatures, boxes: tuple[Box, ...]) -> NDArray[np.float32]:
+        """Probability (K, H, W) of the object in each box: the detector's, or LiteMedSAM's if that does not fill it."""
+        shape = (features.place.height, features.place.width)
+        own = [boxed(partial(self.like, features, None), box, shape) for box in boxes]
+        probability = np.stack([found for found, _ in own])
+        others = [k for k, (_, fit) in enumerate(own) if fit < LEAST_FIT]
+        if others:
+            logits = self._geometry_logits(features, Prompt(boxes=tuple(boxes[k] for k in others)))
+            probability[others] = features.place.logits_to_frame(logits).sigmoid().numpy()
+        return probability
+
     def _geometry_logits(self, features: MiniFeatures, prompt: Prompt) -> Tensor:
-        """One logit map (K, 256, 256) for each box; points make one object of their own."""
+        """One logit map (K, 256, 256) for each box."""
         place = features.place
-        if prompt.points:
-            clicks = np.array([(point.x, point.y) for point in prompt.points], dtype=np.float64)
-            positive = np.array([point.is_positive for point in prompt.points])
-            return self._click_logits(features, place.points_to_square(clicks), positive)[None]
         if prompt.boxes not in features.drawn:
             edges = np.array([box.xyxy for box in prompt.boxes], dtype=np.float64)
             boxes = torch.from_numpy(place.boxes_to_square(edges)).float()
             features.drawn.clear()
             features.drawn[prompt.boxes] = self.lite_medsam.decode(features.neck, boxes).logits
         return features.drawn[prompt.boxes]
-
-    def _click_logits(self, features: MiniFeatures, clicks: NDArray[np.float64], positive: NDArray[np.bool_]) -> Tensor:
-        """One object (256, 256) from clicks (P, 2) on the square: LiteMedSAM's point tokens carry nothing (Dice .006 on
-        ten training images), so boxes of several sizes around the clicks are tried, and the best mask that agrees with
-        most clicks is taken.
-        """
-        low, high = clicks[positive].min(axis=0), clicks[positive].max(axis=0)
-        boxes = [[*(low - half), *(high + half)] for half in CLICK_HALF_SIDES_PX]
-        square = torch.tensor(np.clip(boxes, -0.5, SIDE - 0.5), dtype=torch.float32)
-        answer = self.lite_medsam.decode(features.neck, square)
-        columns, rows = np.clip(clicks.round().astype(int), 0, SIDE - 1).T
-        hits = answer.logits[:, rows, columns] > 0  # (candidates, P)
-        agreement = (hits == torch.from_numpy(positive)).sum(dim=1)
-        return answer.logits[int((agreement + answer.iou.clamp(0, 0.99)).argmax())]
 
 
 def _exemplars(exemplars: tuple[Box, ...], place: Letterbox) -> ExemplarBoxes:

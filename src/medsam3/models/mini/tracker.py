@@ -19,12 +19,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medsam3.geometry import BoolArray, FloatArray, box_of_mask
+from medsam3.models.detector import VisionLevels
 from medsam3.models.mini.letterbox import SIDE, Letterbox
 from medsam3.models.mini.lite_medsam import NECK_SIZE
 from medsam3.models.mini.segmenter import MiniFeatures, MiniSegmenter
 from medsam3.models.tracker import KeptOf, Past
+from medsam3.prompts import Box
 
 CELL_PX = SIDE // NECK_SIZE
+HALF = 0.5
+GROWTH, LEAST_GROWTH_PX = 0.3, 2.0
+"""An object grows from slice to slice by at most this share of its sides, and these pixels, to each side."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,64 @@ class MiniTracker:
         margin = self.rules.margin * (box[2:] - box[:2])
         widened: FloatArray = np.clip(np.concatenate([box[:2] - margin, box[2:] + margin]), -0.5, SIDE - 0.5)
         return widened
+
+
+@dataclass(frozen=True)
+class KeptLevels:
+    """What is kept of a slice: where it lies in the square, and the maps of each detector, in half precision."""
+
+    place: Letterbox
+    maps: tuple[tuple[Tensor, ...], ...]
+    position: Tensor
+
+    def features(self) -> MiniFeatures:
+        """What the detector is asked with; neck and mirrored square are not at hand."""
+        levels = tuple(VisionLevels(tuple(one.float() for one in own), self.position) for own in self.maps)
+        return MiniFeatures(self.place, levels, lambda: torch.empty(0), lambda: levels)
+
+
+class SliceTracker:
+    """Follows an object through the slices of a volume, where it stays near its place; see `models.tracker.Tracker`.
+
+    The box around the mask on the slice before is an example, and the parts of the answer that touch that mask are the
+    object. LiteMedSAM's encoder, which is most of the time of `MiniTracker`, is not needed.
+    """
+
+    def __init__(self, segmenter: MiniSegmenter) -> None:
+        self.segmenter = segmenter
+
+    def keep(self, features: MiniFeatures) -> KeptLevels:
+        """Place and levels, about 4 MiB a detector."""
+        maps = tuple(tuple(one.half() for one in levels.maps) for levels in features.levels)
+        return KeptLevels(features.place, maps, features.levels[0].position)
+
+    def kept_bytes(self, kept: KeptLevels) -> int:
+        """What the levels take."""
+        return sum(one.nbytes for own in kept.maps for one in own)
+
+    def follow(self, n: int, past: Sequence[Past], kept_of: KeptOf) -> BoolArray:
+        """See `Tracker.follow`."""
+        kept: KeptLevels = kept_of(n)
+        before = past[0].mask
+        edges = box_of_mask(before)
+        assert edges is not None, "a past mask is not empty"
+        x0, y0, x1, y1 = edges
+        box = Box(float(x0), float(y0), float(x1), float(y1))
+        with torch.inference_mode():
+            probability = self.segmenter.like(kept.features(), None, None, box)
+        parts, _ = ndimage.label(probability > HALF)
+        touching = np.unique(parts[before])
+        found: BoolArray = np.isin(parts, touching[touching > 0]) & _near(edges, before.shape)
+        return found
+
+
+def _near(edges: tuple[float, float, float, float], shape: tuple[int, ...]) -> BoolArray:
+    """The pixels (H, W) that an object in a box may reach on the next slice."""
+    x0, y0, x1, y1 = edges
+    dx, dy = GROWTH * (x1 - x0) + LEAST_GROWTH_PX, GROWTH * (y1 - y0) + LEAST_GROWTH_PX
+    near = np.zeros(shape, dtype=np.bool_)
+    near[max(0, int(y0 - dy)) : int(y1 + dy) + 1, max(0, int(x0 - dx)) : int(x1 + dx) + 1] = True
+    return near
 
 
 def _cells(place: Letterbox) -> tuple[int, int]:
