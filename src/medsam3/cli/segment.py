@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from cyclopts import Parameter
 
 from medsam3.cli.inputs import Input, find_inputs, find_stacks, frame_ranges, read_chosen
-from medsam3.cli.job import FLAT, SHARE, Help, Job, ModelChoice, StackChoice, formats_from, prompts_from
+from medsam3.cli.job import FLAT, SHARE, Help, Job, ModelChoice, SlideChoice, StackChoice, formats_from, prompts_from
 from medsam3.cli.terminal import ProgressBar, in_options, print_table, progress_bar, say, say_json, unexpected
 from medsam3.errors import InputError
 
@@ -42,6 +42,7 @@ class Segment:
   medsam3 segment breast.png --text "breast tumor" --box 80,40,210,160 --format png,coco --json
   medsam3 segment ct.nii.gz --text "liver and kidney" --text "kidney without tumor" --frame 40-59
   medsam3 segment study/ --series 3 --text liver --format seg,rtstruct,csv
+  medsam3 segment slide.svs --text nucleus --region 20000,15000,1024,1024 --format geojson
   medsam3 segment clip.mp4 --box 80,40,210,160 --format mp4,coco
   medsam3 segment colonoscopy.png --text polyp --model sam3.pt --lora best_lora_weights.pt
 
@@ -78,6 +79,7 @@ A bad file is reported and the others go on. Exit codes: 0 all done; 2 bad input
         tuple[str, ...],
         Help("NUMBER or UID: of a folder with several DICOM series, this one, by its number or the end of its UID"),
     ] = ()
+    slide: Annotated[SlideChoice, FLAT] = field(default_factory=SlideChoice)
     threshold: Annotated[float | None, SHARE, Help("least score, 0 to 1, of an object that is kept")] = None
     stacks: Annotated[StackChoice, FLAT] = field(default_factory=StackChoice)
     out: Annotated[Path, Help("folder of the results, default: medsam3_out")] = Path("medsam3_out")
@@ -112,7 +114,9 @@ A bad file is reported and the others go on. Exit codes: 0 all done; 2 bad input
             bar.start("looking for images")
             job = self.job()
             find = find_stacks if self.stacks.propagate else find_inputs
-            inputs = find(self.files, leave_out=self.out, series=self.series)
+            chosen = self.slide.part()
+            found = find(self.files, leave_out=self.out, series=self.series)
+            inputs = found if chosen is None else [replace(item, part=chosen) for item in found]
             _log.info("weights: %s", job.model.sha256)  # hashed here: weights that are not there end the run at once
             has_one_coco = len(inputs) > 1 and "coco" in (job.formats or ())
             with OutputFolder(self.out, replaces_foreign=self.overwrite, has_one_coco=has_one_coco) as folder:

@@ -102,7 +102,8 @@ class _Numbered:
     shape: tuple[int, int, int]
 
     def __call__(self, n: int) -> Pixels:
-        return self._labels[n]
+        plane: Pixels = self._labels[n]
+        return plane
 
     @cached_property
     def _labels(self) -> NDArray[np.uint16]:
