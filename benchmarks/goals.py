@@ -5,7 +5,7 @@ Run: medsam3 eval DATA --modes T,I,TI --out mini
      python benchmarks/goals.py --mini mini/results.json --unet unet/results.json --litemedsam litemedsam/results.json
 
 It replaces what stands between the marks of docs/results.md, and keeps each image's Dice in docs/results/dice.csv: a
-row of the table that is not given anew is taken from there.
+row of the table that is not given anew is taken from there, and so is a way of asking that is not.
 """
 
 from __future__ import annotations
@@ -195,9 +195,11 @@ def main() -> None:
     parser.add_argument("--litemedsam", type=Path, nargs="+", metavar="FILE", help="those of comparators.py litemedsam")
     args = parser.parse_args()
     given: dict[Model, list[Path] | None] = {"mini": args.mini, "unet": args.unet, "litemedsam": args.litemedsam}
-    cases = [case for case in read_kept() if not given[case.model]]
-    for model, paths in given.items():
-        cases += [case for path in paths or () for case in kept(model, read_results(path).cases)]
+    new = [
+        case for model, paths in given.items() for path in paths or () for case in kept(model, read_results(path).cases)
+    ]
+    answered = {(case.model, case.mode) for case in new}
+    cases = [*(case for case in read_kept() if (case.model, case.mode) not in answered), *new]
     write_kept(cases)
     own, unet, lite = ([case for case in cases if case.model == model] for model in given)
     tables = [text_table(own, unet), oracle_table(own, lite), *([unet_table(own, unet)] if unet else [])]

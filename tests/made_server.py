@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,32 @@ def started(**changes: Any) -> Iterator[TestClient]:
     settings = Settings(**{"model": "threshold", "load": load_fake, **changes})
     with TestClient(make_app(settings), base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client
+
+
+def serving(*tokens: str, port: int = 0) -> AbstractContextManager[str]:
+    """A server with the fake model in a process of its own, at an address."""
+    return _process(str(Path(__file__).parent / "serve_fake.py"), str(port), *tokens)
+
+
+def serving_mini(*more: str) -> AbstractContextManager[str]:
+    """`medsam3 serve` as a user starts it."""
+    return _process("-m", "medsam3", "serve", "--port", "0", *more)
+
+
+@contextmanager
+def _process(*arguments: str) -> Iterator[str]:
+    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            told = process.stdout.readline()
+            yield next(word for word in told.split() if word.startswith("http")).rstrip("/")
+        finally:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
 
 
 def png(height: int = 40, width: int = 60) -> bytes:

@@ -36,8 +36,10 @@ MAY_IMPORT = {
     "agent": BASE | {"measure"},  # models: the protocol; io: whole files
     "eval": BASE | {"measure", "data", "agent"},  # agent: it is measured beside the plain phrase
     "train": BASE | {"measure", "data", "eval"},
-    "server": BASE,
-    "cli": BASE | {"measure", "data", "eval", "train", "agent", "server"},
+    "server": BASE | {"agent"},
+    "batch": BASE,
+    "cli": BASE | {"measure", "data", "eval", "train", "agent", "server", "batch", "client"},
+    "client": BASE | {"agent"},
     "__main__": {"cli"},
 }
 """By layer, the first name below `medsam3`; a layer may always import itself."""
@@ -52,23 +54,27 @@ OWNERS = {
     "pydicom": ("io",),
     "highdicom": ("io",),
     "nibabel": ("io",),
-    "SimpleITK": ("io.itk", "io.in_memory"),
-    "cachetools": ("models", "segmentation", "server.modelling"),
+    "SimpleITK": ("io.itk", "io.in_memory", "models.objects"),
+    "cachetools": ("models", "segmentation", "server.modelling", "server.clients.mcp"),
     "pycocotools": ("io", "data.coco"),
-    "pydantic": ("data.coco", "agent", "cli.outputs", "eval.results", "server.schemas"),
+    "pydantic": ("data.coco", "agent", "cli.outputs", "eval.results", "server.schemas", "server.clients.mcp"),
     "cyclopts": ("cli",),
     "av": ("io.video",),
     "accelerate": ("train",),
     "peft": ("train", "models"),
     "tensorboard": ("train.board",),
-    "ray": ("batch",),
+    "ray": ("batch.crew",),
+    "pyarrow": ("batch.target",),
+    "fsspec": ("batch.pieces",),
     "fastapi": ("server",),
     "starlette": ("server",),
     "uvicorn": ("server.app",),
     "prometheus_client": ("server.app", "server.guard"),
     "rich": ("cli", "train", "eval", "segmentation.run"),
     "jinja2": ("page",),
+    "mcp": ("server.clients.mcp",),
     "pydantic_ai": ("agent.providers",),
+    "httpx": ("client.connection",),
     "httpx2": ("agent.providers",),
     "genai_prices": ("agent.chat", "agent.providers"),
     "monai": (),
@@ -135,7 +141,7 @@ def test_segmentation_and_the_agent_take_the_model_protocols_only() -> None:
             for found in IMPORTS
             if found.is_at_top and found.module.startswith(layer) and found.target.startswith("medsam3.models")
         }
-        names = ("segmenter", "tracker", "refiner", "phrase_reader")
+        names = ("segmenter", "tracker", "refiner", "phrase_reader", "objects")
         protocols = tuple(f"medsam3.models.{name}." for name in names)
         assert all(target.startswith(protocols) for target in wanted), wanted
 

@@ -85,3 +85,16 @@ def test_held_out_phrasings_are_neither_listed_nor_refused() -> None:
         for phrase in phrases.values():
             assert phrase not in translations
             assert wanted(phrase, LEXICON)
+
+
+def test_what_is_named_twice_is_asked_once() -> None:
+    assert [one.noun for one in wanted("polyp and polyps", LEXICON)] == ["polyp"]
+    sides = wanted("polyp on the left of the image and polyp on the right of the image", LEXICON)
+    assert [one.image_sides for one in sides] == [("left",), ("right",)]
+
+
+def test_what_is_taken_away_is_a_thing_s_own_part_where_that_has_a_name() -> None:
+    (one,) = wanted("white blood cells without nucleus", LEXICON)
+    assert one.without == ("white blood cell nucleus",)
+    (other,) = wanted("liver without kidney", LEXICON)
+    assert other.without == ("kidney",)

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medsam3.client.client import Client as Client
     from medsam3.errors import InputError as InputError
     from medsam3.image import Image as Image
     from medsam3.image import Masks as Masks
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Client": "medsam3.client.client",
     "InputError": "medsam3.errors",
     "Image": "medsam3.image",
     "Masks": "medsam3.image",
@@ -41,6 +43,7 @@ _HOMES = {
 }
 __all__ = [
     "Box",
+    "Client",
     "Image",
     "InputError",
     "Masks",

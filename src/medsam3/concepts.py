@@ -52,6 +52,8 @@ class Concept:
             whole for its part; None where none is certain.
         category: Which of the two categories a DICOM segment of it belongs to.
         family: The images it is seen in, by modality and part of the body; one family for each concept.
+        is_round: Its objects are round and often touch, so that one with a waist is two.
+        kind_of: What a single object of it is too, as a melanoma is a skin lesion; None where there is none.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Concept:
     code: Code | None
     category: Category
     family: str
+    kind_of: str | None = None
+    is_round: bool = False
 
     @property
     def phrases(self) -> tuple[str, ...]:
@@ -90,6 +94,8 @@ def _concept(entry: Mapping[str, Any]) -> Concept:
         code=None if code is None else Code(**code),
         category=entry["category"],
         family=entry["family"],
+        kind_of=entry.get("kind_of"),
+        is_round=entry.get("is_round", False),
     )
 
 

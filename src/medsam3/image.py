@@ -20,6 +20,7 @@ from medsam3.errors import InputError
 from medsam3.geometry import Affine, BoolArray, box_of_mask, check_affine, spacing_mm
 
 Kind = Literal["picture", "volume", "video"]
+PresenceVerdict = Literal["yes", "not sure", "no"]
 Pixels = NDArray[Any]
 
 
@@ -301,6 +302,13 @@ class ObjectMask:
         return plane
 
 
+def verdict_of(is_present: bool | None, *, is_sure: bool) -> PresenceVerdict | None:
+    """Say whether a concept is there; None where none was asked for."""
+    if is_present is None:
+        return None
+    return "no" if not is_present else "yes" if is_sure else "not sure"
+
+
 @dataclass(frozen=True)
 class Masks:
     """What was found of one concept: K objects over (N, H, W), at the input's own size.
@@ -310,7 +318,8 @@ class Masks:
         objects: The K objects, best score first; empty where nothing was found.
         concept: The phrase that was asked for; "" where only boxes or points were given.
         presence: Probability in 0..1 that the concept is in the image at all; None where no phrase was asked.
-        is_present: The model's calibrated yes or no; None where no phrase was asked.
+        is_present: Whether the model affirms the concept, surely or not; None where no phrase was asked.
+        is_sure: False if it affirms a presence between its two limits; see `verdict`.
         found_as: The name by which a drawn object was found again where following lost it; "" where it was not.
         image: What was segmented, for pictures and for the place in the world; pickles leave its pixels behind.
     """
@@ -320,6 +329,7 @@ class Masks:
     concept: str = ""
     presence: float | None = None
     is_present: bool | None = None
+    is_sure: bool = True
     found_as: str = ""
     image: Image | None = field(default=None, compare=False, repr=False)
 
@@ -331,7 +341,7 @@ class Masks:
 
     @classmethod
     def from_dense(cls, masks: BoolArray, scores: Iterable[float], **about: Any) -> Self:
-        """Masks from (K, N, H, W) bool; empty ones are left out. `about`: concept, presence, is_present."""
+        """Masks from (K, N, H, W) bool; empty ones are left out. `about`: concept, presence, is_present, is_sure."""
         cropped = [ObjectMask.from_dense(mask, score) for mask, score in zip(masks, scores, strict=True)]
         found = sorted((mask for mask in cropped if mask is not None), key=lambda mask: -mask.score)
         shape = (masks.shape[1], masks.shape[2], masks.shape[3])
@@ -398,6 +408,11 @@ class Masks:
     def says_present(self) -> bool:
         """The model's yes or no; where it states none, whether anything was found."""
         return len(self) > 0 if self.is_present is None else self.is_present
+
+    @property
+    def verdict(self) -> PresenceVerdict | None:
+        """Whether the concept is there; None where no phrase was asked. With `not sure` masks are given too."""
+        return verdict_of(self.is_present, is_sure=self.is_sure)
 
     @property
     def stated_presence(self) -> float:

@@ -88,7 +88,9 @@ _JOIN = re.compile(
 _WITH = re.compile(r" (?:with|including|incl\.?|containing|bearing|mit|avec|con)(?: its| the| a| an| any| all)* ")
 _BOTH_SIDES = re.compile(r"\b(?:left|right) (?:and|or|&|and/or|/) (?:the )?(?:left|right)\b")
 _BOTH = "both-sided"
-_DETERMINERS = re.compile(r"^(?:the|a|an|all|any|every|each|some|both|either)(?: of)?(?: the| these| those)? (?=\w)")
+_DETERMINERS = re.compile(
+    r"^(?:the|a|an|all(?! but\b)|any|every|each|some|both|either)(?: of)?(?: the| these| those)? (?=\w)"
+)
 _ARTICLES = re.compile(r"^(?:(?:the|a|an|all|any|its|their) )+")
 _PLACED = re.compile(r"^(?:on|in|at|to|of|from|near|inside|outside)\b")
 
@@ -133,7 +135,7 @@ def wanted(phrase: str, lexicon: Lexicon) -> tuple[Wanted, ...]:
             f"the phrase {phrase!r} is not understood: a place cannot be taken away; name the side that is wanted, as "
             "in 'lung on the left of the image'"
         )
-    found = _sided(phrase, _BOTH_SIDES.sub(_BOTH, noun), lexicon)
+    found = _distinct(_sided(phrase, _BOTH_SIDES.sub(_BOTH, noun), lexicon), lexicon)
     if away:
         found = tuple(_minus(phrase, one, away, lexicon) for one in found)
     return (replace(found[0], phrase=phrase),) if len(found) == 1 else found
@@ -234,6 +236,16 @@ def _sided(phrase: str, noun: str, lexicon: Lexicon) -> tuple[Wanted, ...]:
     return _both(whole, lexicon)
 
 
+def _distinct(found: tuple[Wanted, ...], lexicon: Lexicon) -> tuple[Wanted, ...]:
+    """Leave out what is asked a second time."""
+    kept: list[Wanted] = []
+    for one in found:
+        twins = (other for other in kept if other.image_sides == one.image_sides)
+        if not any(other.noun == one.noun or _is_same(other.noun, one.noun, lexicon) for other in twins):
+            kept.append(one)
+    return tuple(kept)
+
+
 def _both(one: Wanted, lexicon: Lexicon) -> tuple[Wanted, ...]:
     """Left and right of it: two concepts where each side is one, else the concept of both."""
     if _BOTH not in one.noun:
@@ -274,9 +286,11 @@ def _shared(parts: list[Wanted], lexicon: Lexicon) -> list[Wanted]:
 
 def _minus(phrase: str, one: Wanted, away: Iterable[str], lexicon: Lexicon) -> Wanted:
     """What is wanted without what is named: "tumor" of a kidney is a kidney tumor where that is a name."""
-    nouns = []
+    nouns, named = [], lexicon.find(one.noun)
     for text in away:
+        of_its_own = f"{one.noun if named is None else named.name} {text}"  # a cell's nucleus, not any
         ways = (text, f"{one.noun} {text}", *(f"{word} {text}" for word in one.noun.split()))
+        ways = (of_its_own, *ways) if lexicon.is_name(of_its_own) else ways
         nouns.append(next((way for way in ways if lexicon.find(way) is not None), text))
     if any(folded(noun) == folded(one.noun) or _is_same(noun, one.noun, lexicon) for noun in nouns):
         raise InputError(f"the phrase {phrase!r} is not understood: nothing is left where a thing is taken from itself")

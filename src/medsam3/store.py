@@ -27,6 +27,8 @@ except ImportError:  # Windows: two runs in one folder are not told apart there
 
 Record = dict[str, Any]
 _CHUNK_BYTES = 2**20
+LONGEST_SLUG = 60
+"""Bytes of the longest part of a file name that `slug` makes."""
 
 
 @contextmanager
@@ -111,6 +113,25 @@ def sha256_of(path: Path) -> str:
         while piece := stream.read(_CHUNK_BYTES):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def slug(concept: str) -> str:
+    """Make a part of a file name of a concept: lower case, letters and digits of any script, the rest single dashes."""
+    words = "".join(letter if letter.isalnum() else " " for letter in concept.lower()).split()
+    return shortened("-".join(words), LONGEST_SLUG)
+
+
+def shortened(name: str, longest: int) -> str:
+    """Give a name, or if it has more bytes its start and a hash of it, so that long names stay apart."""
+    if len(name_bytes(name)) <= longest:
+        return name
+    start = name_bytes(name)[: longest - 9].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(name_bytes(name)).hexdigest()[:8]}"
+
+
+def name_bytes(name: str) -> bytes:
+    """Give the bytes of a file's name, which need be no UTF-8."""
+    return name.encode(errors="surrogateescape")
 
 
 def cache_folder() -> Path:

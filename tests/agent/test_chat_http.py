@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
-from llm_server import KEY, Answer, Call, Cut, Format, Hang, LlmServer, Raw, Refuse, Step
 from PIL import Image
 
+from llm_server import KEY, Answer, Call, Cut, Format, Hang, LlmServer, Raw, Refuse, Step
 from medsam3.agent.chat import Chat, ChatError, Reply, ShownPicture, ToolResult, ToolSpec, Usage, open_chat
 from medsam3.errors import InputError
 

@@ -13,10 +13,10 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 import pytest
-from blocks_segmenter import BlocksSegmenter
-from llm_server import KEY, Answer, Call, Cut, Format, Hang, LlmServer, Raw, Refuse, Request, Step
 from scripted import two_blocks
 
+from blocks_segmenter import BlocksSegmenter
+from llm_server import KEY, Answer, Call, Cut, Format, Hang, LlmServer, Raw, Refuse, Request, Step
 from medsam3.agent.chat import ChatError
 from medsam3.agent.llm import llm_policy
 from medsam3.agent.loop import AgentResult, RunOptions, run

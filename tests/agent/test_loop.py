@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from blocks_segmenter import BlocksSegmenter
 from scripted import Script, ScriptedPolicy, two_blocks
 
+from blocks_segmenter import BlocksSegmenter
 from medsam3.agent.chat import ChatError, ShownPicture, ToolCall, Usage
 from medsam3.agent.loop import AgentResult, RunOptions, replay, run
 from medsam3.agent.transcript import (

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from blocks_segmenter import BlocksSegmenter
 from scripted import ScriptedChat, ScriptedPolicy, two_blocks
 
+from blocks_segmenter import BlocksSegmenter
 from medsam3.agent import llm
 from medsam3.agent.chat import Chat
 from medsam3.agent.llm import LlmPolicy, llm_policy, system_prompt

@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from blocks_segmenter import BlocksSegmenter
+from numpy.typing import NDArray
 from scripted import call, two_blocks
 
+from blocks_segmenter import BlocksSegmenter
 from medsam3.agent.chat import ShownPicture
 from medsam3.agent.frames import QueriedImage, relative_box, relative_crop, whole_frame
 from medsam3.agent.session import ToolSession
 from medsam3.agent.tools import TOOLS
 from medsam3.agent.values import Observation
-from medsam3.image import Image
+from medsam3.image import Image, Masks
 from medsam3.models.phrase_reader import PhraseReader
+from medsam3.prompts import Prompt
 from medsam3.view.crops import Crop
 
 
@@ -52,6 +54,19 @@ def test_segment_numbers_each_object_and_tells_presence(table: Table) -> None:
     ]
     assert seen.facts["presence"] == 0.9 and seen.facts["is_present"] is True
     assert "mask 2: score 0.70, box [666.7, 500.0, 766.7, 600.0]" in seen.text
+
+
+class UnsureSegmenter(BlocksSegmenter):
+    """Finds what it finds without being sure."""
+
+    def decode(self, features: NDArray[np.uint8], prompt: Prompt, *, threshold: float | None = None) -> Masks:
+        return replace(super().decode(features, prompt, threshold=threshold), presence=0.6, is_sure=False)
+
+
+def test_segment_tells_when_the_model_is_not_sure() -> None:
+    session = ToolSession(QueriedImage(two_blocks(), UnsureSegmenter()))
+    seen = session.run(call(1, "segment", {"phrase": "nodule"}), TOOLS)
+    assert "presence 0.60, the model says not sure, it may be present; 2 masks" in seen.text
 
 
 class TaughtSegmenter(BlocksSegmenter):

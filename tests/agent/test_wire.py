@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from llm_server import KEY, Answer, Format, LlmServer, Raw, Step
 
+from llm_server import KEY, Answer, Format, LlmServer, Raw, Step
 from medsam3.agent.chat import Chat, ChatError, Reply, ShownPicture, ToolResult, ToolSpec, open_chat
 from medsam3.agent.wire import HttpAnswer, Trouble, read_answer
 from medsam3.agent.written_calls import calls_in_text
@@ -325,6 +325,31 @@ SEGMENT = ("segment", {"phrase": "polyp"})
             '{"name": "segment", "arguments": {"phrase": "polyp"}}\n{"name": "accept", "arguments": {"masks": [1]}}',
             [SEGMENT, ("accept", {"masks": [1]})],
         ),
+        ('<tool_call>{"name": "segment", "arguments": {"phrase": "polyp"}}</tool_ca', [SEGMENT]),
+        ("<function=accept>\n</function>", [("accept", {})]),
+        (
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>segment\n```json\n"
+            '{"phrase": "polyp"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+            [SEGMENT],
+        ),
+        (
+            '<|tool_call_begin|>functions.segment:0<|tool_call_argument_begin|>{"phrase": "polyp"}<|tool_call_end|>',
+            [SEGMENT],
+        ),
+        (
+            '<|channel|>commentary to=functions.segment <|constrain|>json<|message|>{"phrase": "polyp"}<|call|>',
+            [SEGMENT],
+        ),
+        (
+            "<tool_call>segment\n<arg_key>phrase</arg_key>\n<arg_value>polyp</arg_value>\n</tool_call>",
+            [SEGMENT],
+        ),
+        ('<invoke name="segment">\n<parameter name="phrase">polyp</parameter>\n</invoke>', [SEGMENT]),
+        ('```tool_code\nprint(segment(phrase="polyp"))\n```', [SEGMENT]),
+        ("{'name': 'segment', 'arguments': {'phrase': 'polyp',}}", [SEGMENT]),
+        ('{"recipient_name": "functions.segment", "parameters": {"phrase": "polyp"}}', [SEGMENT]),
+        ('so I segment.</think>{"name": "segment", "arguments": {"phrase": "polyp"}}', [SEGMENT]),
+        ('<think>{"name": "segment", "arguments": {"phrase": "polyp"}}', []),  # a thought that has no end
         ('{"name": "cure", "arguments": {}}', []),  # no tool of ours
         ('{"name": "segment"}', []),  # a name alone is no call
         ('{"name": "segment", "arguments": {"phrase": "po', []),  # cut off

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from medsam3.cli.outputs import LIST_NAME, OutputFolder, ResultRow, Task, check_formats, slug
+from medsam3.cli.outputs import LIST_NAME, OutputFolder, ResultRow, Task, check_formats
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks
 from medsam3.prompts import Prompt
+from medsam3.store import slug
 
 IMAGE = Image(np.zeros((1, 4, 6, 1), dtype=np.uint8), affine=np.diag([5.0, 0.5, 0.25, 1.0]))
 MASK = np.zeros((1, 1, 4, 6), dtype=np.bool_)
@@ -40,6 +41,13 @@ def test_a_row_holds_areas_worked_out_by_hand() -> None:
     assert row.area_mm2 == 6 * 0.5 * 0.25
     assert row.objects[0].box == (1.5, 0.5, 4.5, 2.5)
     assert row.cells() == ("scan.png", "polyp", "0.90 yes", "1", "6", "0.8", "0.75")
+
+
+def test_a_verdict_that_is_not_sure_stands_in_the_table_and_in_the_json() -> None:
+    unsure = replace(MASKS, presence=0.6, is_sure=False)
+    row = ResultRow.from_masks("scan.png", Prompt(text="polyp"), unsure, IMAGE, ())
+    assert row.cells()[2] == "0.60 not sure"
+    assert (row.to_json()["verdict"], row.to_json()["is_present"]) == ("not sure", True)
 
 
 def test_an_area_is_in_mm2_where_only_the_pixel_size_is_known() -> None:

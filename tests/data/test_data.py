@@ -1,5 +1,6 @@
 """Samples from COCO JSON and from an index, with the same truth."""
 
+import codecs
 import json
 import re
 import time
@@ -150,6 +151,25 @@ def test_a_category_is_not_absent_where_a_synonym_or_a_part_of_it_is_annotated(t
     }
 
 
+def test_a_category_is_not_absent_where_one_two_steps_below_it_is_annotated(tmp_path: Path) -> None:
+    line = [
+        {"id": 1, "name": "melanoma", "supercategory": "pigmented lesion"},
+        {"id": 2, "name": "pigmented lesion", "supercategory": "finding"},  # annotated nowhere
+        {"id": 3, "name": "finding", "supercategory": "melanoma"},  # a ring of three ends
+    ]
+    found = read_coco(tmp_path, [annotated(7, 1), annotated(8, 3)], line, [7, 8, 9])
+    assert found["7.png"] == {"melanoma": True}
+    assert found["9.png"] == {"melanoma": False, "finding": False}
+
+
+def test_a_byte_order_mark_is_no_part_of_coco_json(tmp_path: Path) -> None:
+    read_coco(tmp_path, [annotated(7, 1)], [DISC], [7])
+    path = tmp_path / "train.json"
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    (sample,) = samples_from_coco(path, tmp_path)
+    assert [target.concept for target in sample.targets] == ["optic disc"]
+
+
 def test_ids_as_texts_are_the_numbers_they_write(tmp_path: Path) -> None:
     found = read_coco(tmp_path, [annotated("7", 1.0), annotated(8, "2")], [{**DISC, "id": "1"}, CUP], [7, "8"])
     assert found["7.png"] == {"optic disc": True, "optic cup": False}
@@ -170,6 +190,7 @@ def test_ids_as_texts_are_the_numbers_they_write(tmp_path: Path) -> None:
             "annotations.0.category_id: Value error, an id is a whole number or a text",
         ),
         ([], [DISC], [7], "has no outline"),
+        ([annotated(7, 1)], [{**DISC, "name": " "}], [7], "categories without a name (1)"),
     ],
 )
 def test_ids_that_fit_nothing_or_two_things_are_refused(

@@ -147,3 +147,12 @@ def test_a_detector_is_asked_what_it_cannot_compose_as_it_stands() -> None:
     reader = PhraseReader(("kidney", "kidney tumor"))
     for phrase in ("left kidney", "kidney without tumor", "kidney and kidney tumor"):
         assert (reader.read(phrase).text, reader.read(phrase).how) == (phrase, "unknown")
+
+
+def test_a_part_or_something_wider_is_not_what_is_listed() -> None:
+    reader = PhraseReader(
+        ("benign breast tumor", "liver"), lambda phrases: np.ones((len(phrases), 1), np.float32), least_likeness=0.9
+    )  # to these vectors all phrases mean the same
+    for phrase in ("benign tumor", "benign lump", "liver segment"):
+        assert reader.read(phrase).how == "unknown", phrase
+    assert reader.read("benign lump of somebody's breast").text == "benign breast tumor"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,9 @@ def test_a_stack_has_the_presence_and_the_order_of_its_best_frame() -> None:
     weak = Masks((1, 2, 2), (ObjectMask((0, 1, 0), crop, 0.2),), "polyp", presence=0.3, is_present=False)
     strong = Masks((1, 2, 2), (ObjectMask((0, 0, 1), crop, 0.9),), "polyp", presence=0.8, is_present=True)
     stacked = stack_frames((7, 2, 2), [1, 5], [weak, strong])
-    assert (stacked.presence, stacked.is_present) == (0.8, True)
+    assert (stacked.presence, stacked.is_present, stacked.verdict) == (0.8, True, "yes")
+    unsure = stack_frames((7, 2, 2), [1, 5], [weak, replace(strong, is_sure=False)])
+    assert unsure.verdict == "not sure" and stack_frames((7, 2, 2), [1, 2], [weak, weak]).verdict == "no"
     assert [found.start for found in stacked.objects] == [(5, 0, 1), (1, 1, 0)]
 
 

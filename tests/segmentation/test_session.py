@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -161,7 +163,7 @@ def test_a_session_replays_from_json_and_not_on_another_image_or_model() -> None
         (lambda s: s.click(float("nan"), 5), "not finite"),
         (lambda s: (s.click(20, 12), s.click(20.3, 11.8, positive=False, object=0)), "pixel 20,12 was said to be on"),
         (lambda s: [s.click(k % 32, k // 32 + 1) for k in range(500)], "would have 101 clicks, allowed are 100"),
-        (lambda s: s.scribble([]), "the scribble is empty"),
+        (lambda s: s.scribble([]), "the stroke is empty"),
         (lambda s: s.click(1, 1, frame=1), "frame 1 was named, allowed is 0 to 0"),
         (lambda s: s.click(1, 1, object=7), "no object 7, known are 0, 1"),
         (lambda s: s.box(0, 0, 0, 5), "inverted or empty"),
@@ -266,3 +268,134 @@ def test_concepts_stand_side_by_side_and_one_without_objects_is_told() -> None:
         ("absent", 0, False),
     ]
     assert session.masks.concept == ""
+
+
+def brush(points: list[tuple[float, float]], radius: float, shape: tuple[int, int]) -> np.ndarray:
+    """Pixels whose centre is within a radius of a line, each asked by itself."""
+    mask = np.zeros(shape, dtype=bool)
+    for row, column in np.ndindex(*shape):
+        for (x0, y0), (x1, y1) in zip(points, points[1:] + points[-1:], strict=True):
+            length = (x1 - x0) ** 2 + (y1 - y0) ** 2
+            t = ((column - x0) * (x1 - x0) + (row - y0) * (y1 - y0)) / length if length else 0.0
+            t = min(max(t, 0.0), 1.0)
+            mask[row, column] |= (column - x0 - t * (x1 - x0)) ** 2 + (row - y0 - t * (y1 - y0)) ** 2 <= radius**2
+    return mask
+
+
+def test_a_brush_adds_and_erases_exactly_and_asks_no_model() -> None:
+    model = BoxSegmenter()
+    session = Session(picture(), model)
+    session.segment("bright")
+    asked, shape = model.decoded, session.image.shape[1:]
+    before = session.object_masks(0).union()[0]
+    line = [(8.0, 6.0), (17.0, 13.0), (12.0, 18.0)]
+    session.paint(line, radius=2.5)
+    painted = session.object_masks(0).union()[0]
+    np.testing.assert_array_equal(painted, before | brush(line, 2.5, shape))
+    session.paint([(8.0, 6.0)], radius=3.0, adding=False)
+    erased = session.object_masks(0).union()[0]
+    np.testing.assert_array_equal(erased, painted & ~brush([(8.0, 6.0)], 3.0, shape))
+    assert model.decoded == asked and session.object_masks(1).union().sum() == 25
+    session.undo()
+    np.testing.assert_array_equal(session.object_masks(0).union()[0], painted)
+    session.redo()
+    replayed = Session.from_json(session.to_json(), picture(), BoxSegmenter())
+    np.testing.assert_array_equal(replayed.masks.union(), session.masks.union())
+
+
+def test_a_brush_without_a_current_object_begins_one_and_may_leave_the_image() -> None:
+    session = Session(picture(), BoxSegmenter())
+    session.paint([(0, 0), (-1, -1)], radius=1.5)
+    assert session.masks.union()[0].sum() == 4 and session.current == 0  # (1, 1) is 1.41 away, (2, 0) 2
+    assert session.objects[0].score == 1.0
+    session.paint([(0.4, 0.4)], radius=0.1, adding=False)
+    assert session.masks.union()[0].sum() == 3
+
+
+def test_later_answers_do_not_change_what_was_painted_and_a_later_click_does() -> None:
+    session = session_of_picture()
+    session.click(9, 6)
+    session.paint([(9, 6)], radius=1, adding=False)
+    assert not session.object_masks(0).union()[0, 5:8, 9].any()
+    session.click(20, 12)
+    assert not session.object_masks(0).union()[0, 5:8, 9].any()
+    session.click(9, 6)
+    held = session.object_masks(0).union()[0]
+    assert held[6, 9] and not held[5, 9] and not held[7, 9]
+
+
+def test_a_brush_is_exact_where_the_model_is_shown_stretched_and_turned_slices() -> None:
+    affine = affine_from_directions([5.0, 6.0, 7.0], [0.0, 0.0, 4.0], [0.0, -2.5, 0.0], [0.7, 0.0, 0.0])
+    image = stack_from(np.zeros((4, 14, 23), dtype=np.uint8), affine=affine)
+    session = Session(image, BoxSegmenter())
+    session.paint([(3.0, 2.0), (15.2, 9.7)], radius=2.2, frame=1)
+    masks = session.masks.union()
+    np.testing.assert_array_equal(masks[1], brush([(3.0, 2.0), (15.2, 9.7)], 2.2, (14, 23)))
+    assert not masks[[0, 2, 3]].any() and session.touched == (1,)
+
+
+def test_examples_find_all_objects_anew_and_leave_what_a_person_corrected() -> None:
+    session = session_of_picture()
+    session.click(7, 5, positive=False)
+    corrected = session.object_masks(0).union()
+    session.paint([(3, 18)], radius=9, object=1)
+    session.undo()
+    session.exemplar(*STILL, phrase="bright")
+    assert [(one.number, one.concept) for one in session.objects] == [(0, "bright"), (1, "bright")]
+    np.testing.assert_array_equal(session.object_masks(0).union(), corrected)
+    assert session.object_masks(1).union().sum() == 25 and session.touched == (0,)
+    session.exemplar(20, 0, 22, 2, positive=False, phrase="bright")
+    session.exemplar(*STILL)
+    assert [one.concept for one in session.objects] == ["bright", "bright", "", ""]
+    replayed = Session.from_json(session.to_json(), picture(), BoxSegmenter())
+    np.testing.assert_array_equal(replayed.masks.union(), session.masks.union())
+
+
+def test_examples_of_one_phrase_count_together_and_take_the_place_of_what_was_found() -> None:
+    asked: list[tuple[str | None, list[tuple[tuple[float, ...], bool]]]] = []
+
+    class LikeTheExample(BoxSegmenter):
+        def decode(self, features, prompt, *, threshold=None):  # type: ignore[no-untyped-def]
+            if not prompt.exemplars:
+                return super().decode(features, prompt, threshold=threshold)
+            asked.append((prompt.text, [(one.xyxy, one.is_positive) for one in prompt.exemplars]))
+            return super().decode(features, replace(prompt, exemplars=(), boxes=prompt.exemplars[:1]))
+
+    session = Session(picture(), LikeTheExample())
+    session.segment("bright")
+    session.exemplar(*STILL, phrase="bright")
+    assert [(one.number, one.trail.masks[0].area) for one in session.objects] == [(1, 25)]
+    session.exemplar(5, 3, 14, 10, positive=False, phrase="bright")
+    assert asked[-1] == ("bright", [(STILL, True), ((5.0, 3.0, 14.0, 10.0), False)])
+    session.undo()
+    session.exemplar(5, 3, 14, 10, phrase="bright")
+    assert asked[-1] == ("bright", [(STILL, True), ((5.0, 3.0, 14.0, 10.0), True)])
+
+
+def test_an_example_in_a_volume_changes_its_slice_alone() -> None:
+    session = Session(stack_from(blocks(5)), BoxSegmenter())
+    session.segment("bright")
+    before = session.masks.union()
+    session.exemplar(*STILL, phrase="bright", frame=2)
+    np.testing.assert_array_equal(session.masks.union(), before)
+    assert len(session.objects) == 2 and session.touched == (2,)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda s: s.paint([(90, 2)]), "stroke at 90,2 is outside the image"),
+        (lambda s: s.paint([(4, 2)], radius=0), "radius of the brush is 0, allowed is above 0 to 500"),
+        (lambda s: s.paint([]), "the stroke is empty"),
+        (lambda s: s.paint([(4, 2)], adding=False), "no object that a negative click"),
+        (lambda s: s.exemplar(*STILL, positive=False), "a look-alike alone says not what is meant"),
+        (lambda s: s.exemplar(90, 0, 99, 4), "is outside the image"),
+    ],
+)
+def test_what_cannot_be_painted_or_shown_is_refused_and_changes_nothing(
+    ask: Callable[[Session], object], message: str
+) -> None:
+    session = Session(picture(), BoxSegmenter())
+    with pytest.raises(InputError, match=re.escape(message)):
+        ask(session)
+    assert session.objects == () and json.loads(session.to_json())["steps"] == []

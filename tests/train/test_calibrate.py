@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medsam3.models.mini.card import MiniThresholds
-from medsam3.train.calibrate import Answer, Logits, calibrate, dice_by_concept, presence_threshold
+from medsam3.models.mini.card import MiniThresholds, PresenceLimits
+from medsam3.train.calibrate import Answer, Logits, calibrate, dice_by_concept, presence_limits
 
 SHAPE = (8, 10)
 NOWHERE = np.full(SHAPE, np.nan, dtype=np.float32)
@@ -103,6 +103,16 @@ def test_a_concept_of_many_images_weighs_more_than_one_of_a_single_image() -> No
     assert calibrate([helped] * 30 + [harmed]).thresholds.refine_share > 0.25
 
 
+def test_few_images_do_not_move_what_the_weights_started_with() -> None:
+    over = logits(truth(5), inside=1.0)
+    better = answer(text=over, refined=logits(truth(), inside=3.0))  # the box decoder would get a share, see above
+    prior = MiniThresholds(mask=0.45, box_share=0.3, closer_share=0.5)
+    few = calibrate([better] * 19, prior)
+    assert few.thresholds == prior
+    assert few.dice_text == {"one/polyp": pytest.approx(32 / 36)}
+    assert calibrate([better] * 20, prior).thresholds.refine_share > 0.25
+
+
 def present_at(*probabilities: float) -> list[Answer]:
     return [answer(presence=p) for p in probabilities]
 
@@ -112,21 +122,37 @@ def absent_at(*probabilities: float, concept: str = "polyp") -> list[Answer]:
     return [answer(presence=p, concept=concept, is_present=False, truth=nothing) for p in probabilities]
 
 
-def test_the_presence_threshold_affirms_nearly_all_that_is_present_if_no_level_tells_both_apart() -> None:
-    chosen = calibrate([*present_at(0.7234, 0.8, 0.95), *absent_at(*[0.1] * 8, 0.6, 0.9)])
-    assert chosen.thresholds.presence == 0.723
-    assert chosen.presence_auroc == pytest.approx((3 * 9 + 1) / 30)  # .9 is above two of three
+def test_what_lies_between_most_that_is_present_and_most_that_is_absent_is_not_sure() -> None:
+    chosen = calibrate([*present_at(0.3234, 0.8, 0.95), *absent_at(*[0.1] * 8, 0.6, 0.9)])
+    assert (chosen.thresholds.presence, chosen.thresholds.presence_sure) == (
+        0.323,
+        0.901,
+    )  # of ten absent, none is sure
+    assert chosen.presence_auroc == pytest.approx((8 + 9 + 10) / 30)  # .3234 is above eight, .8 above nine of ten
     assert chosen.presence_kept == ""
 
 
-def test_the_presence_threshold_moves_only_as_far_as_it_must() -> None:
-    def chosen(present: float, absent: float, prior: float) -> float:
+def test_the_limits_of_presence_move_only_as_far_as_they_must() -> None:
+    def chosen(present: float, absent: float, prior: float) -> tuple[float, float | None]:
         found = calibrate([*present_at(*[present] * 9), *absent_at(*[absent] * 10)], MiniThresholds(presence=prior))
-        return found.thresholds.presence
+        return found.thresholds.presence, found.thresholds.presence_sure
 
-    assert chosen(0.9995, 0.01, prior=0.5) == 0.5  # tells both apart: .999 would miss what is less clear elsewhere
-    assert chosen(0.9995, 0.6, prior=0.5) == 0.601
-    assert chosen(0.4, 0.01, prior=0.5) == 0.4
+    assert chosen(0.9995, 0.01, prior=0.5) == (0.5, 0.5)  # told apart: .999 would miss what is less clear elsewhere
+    assert chosen(0.9995, 0.6, prior=0.5) == (0.5, 0.601)
+    assert chosen(0.4, 0.01, prior=0.5) == (0.4, 0.4)
+
+
+def test_kinds_of_a_lesion_have_limits_of_their_own() -> None:
+    kinds = [
+        *(answer(concept="melanoma", presence=p) for p in (0.1004, 0.4, 0.9)),
+        *absent_at(*[0.05] * 9, 0.7, concept="melanoma"),
+    ]
+    tumors = [*present_at(*[0.9] * 5), *absent_at(*[0.2] * 10)]
+    found = calibrate([*tumors, *kinds]).thresholds
+    assert (found.presence, found.presence_sure) == (0.5, 0.5)
+    assert (found.kind_presence, found.kind_sure) == (0.1, 0.701)
+    alone = calibrate([*tumors, *kinds[:5]]).thresholds  # two negatives say nothing of kinds
+    assert alone.of_kinds is None
 
 
 @pytest.mark.parametrize("negatives", [0, 9])
@@ -148,8 +174,5 @@ def test_a_concept_that_is_never_present_gives_no_negatives() -> None:
 
 
 def test_one_of_twenty_present_concepts_may_be_missed() -> None:
-    present = np.array([0.1, 0.6, *np.linspace(0.7, 0.9, 19)])  # the 5 % quantile of 21 values is the second
-    probabilities = np.append(present, 0.99)
-    assert presence_threshold(np.arange(22) < 21, probabilities, 0.5) == 0.6
-    assert presence_threshold(np.zeros(22, np.bool_), probabilities, 0.5) == 0.5
-    assert presence_threshold(np.ones(22, np.bool_), probabilities, 0.3) == 0.3
+    present = present_at(0.1, 0.4, *np.linspace(0.7, 0.9, 19))  # the 5 % quantile of 21 values is the second
+    assert presence_limits([*present, *absent_at(0.39)], 0.0, PresenceLimits(0.5, 0.5)) == PresenceLimits(0.4, 0.4)

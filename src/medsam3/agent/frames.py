@@ -20,8 +20,10 @@ from scipy import ndimage
 from medsam3.agent.chat import ShownPicture
 from medsam3.agent.redact import hide_burnt_in_text
 from medsam3.agent.values import Mark
+from medsam3.concepts import find
 from medsam3.geometry import BoolArray
 from medsam3.image import Image, Masks, ObjectMask, Window
+from medsam3.models.objects import split_objects
 from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Box, Point, Prompt
 from medsam3.segmentation.run import Report, segment
@@ -32,7 +34,6 @@ from medsam3.view.view import view_of
 RGB = NDArray[np.uint8]
 Map = NDArray[np.float32]
 KEPT_FEATURES = 12
-LEAST_OBJECT_SHARE = 0.0001
 LEAST_SIDE = 512
 MOST_SIDE = 1024
 FULL = 1000
@@ -131,7 +132,7 @@ class QueriedImage:
         shown = said
         if not len(said):  # what would be there, if it were there
             anyway = self.segmenter.decode(features, prompt, threshold=0.0)
-            shown = replace(anyway, presence=said.presence, is_present=said.is_present)
+            shown = replace(anyway, presence=said.presence, is_present=said.is_present, is_sure=said.is_sure)
         if isinstance(self.segmenter, SoftSegmenter):
             soft = self.segmenter.probability_map(features, prompt)
         else:
@@ -157,20 +158,11 @@ def pasted(base: Map, windows: Sequence[Crop], maps: Sequence[Map], share: float
     return mixed
 
 
-def objects_of(soft: Map, level: float, presence: float, n: int = 0) -> tuple[ObjectMask, ...]:
-    """Find the 8-connected parts above a level, without specks, best first by presence times the mean inside."""
-    labels, count = ndimage.label(soft > level, structure=np.ones((3, 3)))
-    if not count:
-        return ()
-    numbers = np.arange(1, count + 1)
-    sizes = ndimage.sum_labels(np.ones_like(labels), labels, numbers)
-    means = ndimage.mean(soft, labels, numbers)
-    least = min(max(4.0, LEAST_OBJECT_SHARE * soft.size), float(sizes.max()))
-    found = [
-        ObjectMask((n, rows.start, columns.start), (labels[rows, columns] == number)[None], presence * float(mean))
-        for number, size, mean, (rows, columns) in zip(numbers, sizes, means, ndimage.find_objects(labels), strict=True)
-        if size >= least
-    ]
+def objects_of(soft: Map, level: float, presence: float, phrase: str, n: int = 0) -> tuple[ObjectMask, ...]:
+    """Find a phrase's objects where a map is above a level, best first by presence times the mean inside."""
+    concept = find(phrase)
+    parts = split_objects(soft, level, is_round=concept is not None and concept.is_round)
+    found = [replace(part, start=(n, *part.start[1:]), score=presence * part.score) for part in parts]
     return tuple(sorted(found, key=lambda part: -part.score))
 
 

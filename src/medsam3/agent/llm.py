@@ -11,10 +11,14 @@ from importlib import resources
 from pathlib import Path
 
 from medsam3.agent.chat import Chat, ShownPicture, ToolResult, ToolSpec, open_chat, parse_address
-from medsam3.agent.frames import FULL
+from medsam3.agent.frames import FULL, QueriedImage
+from medsam3.agent.session import OPENING, ToolSession
 from medsam3.agent.tools import TOOLS
-from medsam3.agent.values import Decision, Situation, ToolStep
+from medsam3.agent.values import Budget, Decision, Situation, ToolStep
 from medsam3.errors import InputError
+from medsam3.image import Image
+from medsam3.models.segmenter import Segmenter
+from medsam3.prompts import check_phrase
 
 SYSTEM_PROMPT = "medical.md"
 MOST_PICTURES_RETOLD = 4
@@ -45,7 +49,7 @@ class LlmPolicy:
         Raises:
             ChatError: The provider failed for good.
         """
-        left = f"{situation.rounds_left} rounds and {situation.turns_left} turns are left."
+        left = _left(situation)
         if self._told and self._told == len(situation.decisions):
             steps = [step for step in situation.steps if step.turn == self._told]
             calls = situation.decisions[-1].calls
@@ -82,6 +86,34 @@ def llm_policy(model: str, *, send_images_to: str | None) -> LlmPolicy:
     specs: Sequence[ToolSpec] = [tool.spec for tool in TOOLS.values()]
     chat = open_chat(model, system=system_prompt(), tools=specs, send_images=send_images_to is not None)
     return LlmPolicy(chat, send_images=send_images_to is not None)
+
+
+def first_message(
+    image: Image, instruction: str, budget: Budget, segmenter: Segmenter, *, send_images: bool
+) -> tuple[str, tuple[ShownPicture, ...]]:
+    """Make what an LLM is asked first, without asking it: the text, and the pictures that go with it.
+
+    Raises:
+        InputError: A bad instruction.
+    """
+    session = ToolSession(QueriedImage(image, segmenter), has_pictures=send_images)
+    situation = Situation(
+        instruction=check_phrase(instruction),
+        opening=session.numbered(session.shown(OPENING)),
+        shape=session.queried.shape,
+        decisions=(),
+        steps=(),
+        marks={},
+        rounds_left=budget.rounds,
+        turns_left=budget.turns,
+        timeout_s=0.0,
+    )
+    text, pictures = _retold(situation)
+    return f"{text}\n{_left(situation)}", pictures
+
+
+def _left(situation: Situation) -> str:
+    return f"{situation.rounds_left} rounds and {situation.turns_left} turns are left."
 
 
 def system_prompt(path: Path | None = None) -> str:

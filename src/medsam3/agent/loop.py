@@ -16,7 +16,7 @@ import numpy as np
 
 from medsam3.agent.chat import ChatError, ToolCall, Usage
 from medsam3.agent.frames import QueriedImage
-from medsam3.agent.session import ToolSession
+from medsam3.agent.session import OPENING, ToolSession
 from medsam3.agent.tools import TOOLS, result_masks
 from medsam3.agent.transcript import Ending, Heading, Transcript, read_transcript
 from medsam3.agent.values import Budget, Decision, Observation, Policy, Situation, ToolStep, Verdict
@@ -143,7 +143,7 @@ class _Run:
         if ending is not None and ending.verdict is not None:
             return self._result(ending.verdict, ending.seconds)
         if self.record.opening is None:
-            opening = self.session.numbered(self.session.shown("the image as it is"))
+            opening = self.session.numbered(self.session.shown(OPENING))
             self.session.keep(opening)
             self.transcript.add("opening", opening)
         try:

@@ -23,6 +23,8 @@ from medsam3.image import ObjectMask
 from medsam3.prompts import Box
 from medsam3.view.crops import Crop
 
+OPENING = "the image as it is"
+"""Caption of the first picture."""
 LONGEST_TEXT = 20_000
 LEAST_WINDOW_PX = 16
 MOST_LISTED = 12

@@ -137,10 +137,11 @@ def segment(session: ToolSession, given: SegmentArguments) -> Observation:
         found = tuple(_moved(part, n) for part in answers[0].masks.objects)
     else:
         closer = [averaged([queried.ask(n, phrase, window) for phrase in phrases]) for window in windows]
-        found = objects_of(pasted(averaged(answers), windows, closer, CLOSER_SHARE), MIX_LEVEL, presence, n)
+        soft = pasted(averaged(answers), windows, closer, CLOSER_SHARE)
+        found = objects_of(soft, MIX_LEVEL, presence, phrases[0], n)
     is_present = answers[0].is_present
     marks = session.new_marks(found, "segment", phrase=phrases[0], presence=presence, is_present=is_present)
-    said = "present" if is_present else "absent: the masks are what it would be, if it were there"
+    said = _said(answers[0].masks) + ": the masks are what it would be, if it were there" * (not is_present)
     text = f"{phrases[0]!r}{_read_as(readings[0])}: presence {presence:.2f}, the model says {said}; {len(marks)} masks"
     facts = {
         "presence": presence,
@@ -150,6 +151,13 @@ def segment(session: ToolSession, given: SegmentArguments) -> Observation:
         "regions_px": [_pixels(window) for window in windows],
     }
     return _found(session, text, marks, facts, phrases[0])
+
+
+def _said(found: Masks) -> str:
+    """Tell the model's verdict."""
+    if found.verdict == "not sure":
+        return "not sure, it may be present"
+    return "present" if found.says_present else "absent"
 
 
 def _read_as(reading: Reading) -> str:
@@ -166,7 +174,7 @@ def _segment_whole(session: ToolSession, phrase: str, read_as: str) -> Observati
     marks = session.new_marks(found.objects, "segment", phrase=phrase, presence=presence, is_present=is_present)
     frame = fullest_frame(marks[0]) if marks else session.frame
     where = f" in slices {marks[0].mask.start[0]} and on; shown is slice {frame}" if marks else ""
-    said = "present" if is_present else "absent"
+    said = _said(found)
     text = (
         f"{phrase!r}{read_as} in all slices: presence {presence:.2f}, the model says {said}; {len(marks)} masks{where}"
     )

@@ -5,35 +5,20 @@ Everything that a policy may know stands in a `Situation`, so that a resumed run
 
 from __future__ import annotations
 
-import base64
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 
-import numpy as np
 from pydantic import PlainSerializer, PlainValidator, ValidationInfo
 
 from medsam3.agent.chat import ShownPicture, ToolCall, Usage
 from medsam3.errors import InputError
 from medsam3.image import ObjectMask
+from medsam3.io.packed_masks import packed, unpacked
 
 Outcome = Literal["found", "absent", "undecided"]
 MOST_ROUNDS = 20
-
-
-def _packed(mask: ObjectMask) -> dict[str, Any]:
-    bits = base64.b64encode(zlib.compress(np.packbits(mask.crop).tobytes())).decode()
-    return {"start": mask.start, "shape": mask.crop.shape, "score": mask.score, "bits": bits}
-
-
-def _unpacked(entry: Any) -> ObjectMask:
-    bits = np.frombuffer(zlib.decompress(base64.b64decode(entry["bits"])), dtype=np.uint8)
-    shape = tuple(entry["shape"])
-    crop = np.unpackbits(bits, count=int(np.prod(shape))).astype(np.bool_).reshape(shape)
-    n, row, column = entry["start"]
-    return ObjectMask((n, row, column), crop, float(entry["score"]))
 
 
 def _loaded(entry: Any, about: ValidationInfo) -> ShownPicture:
@@ -41,7 +26,7 @@ def _loaded(entry: Any, about: ValidationInfo) -> ShownPicture:
     return shown
 
 
-StoredMask = Annotated[ObjectMask, PlainValidator(_unpacked), PlainSerializer(_packed)]
+StoredMask = Annotated[ObjectMask, PlainValidator(unpacked), PlainSerializer(packed)]
 """A mask that JSON holds as packed bits."""
 StoredPicture = Annotated[
     ShownPicture,

@@ -9,6 +9,22 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 LONGEST_TEXT = 20_000
+_MARK = r"<[|｜][^<>]*[|｜]>"
+_NAMED = re.compile(
+    rf"(?:\bfunction=|\[TOOL_CALLS\]|\bfunctions\.|Action:|{_MARK})\s*([\w-]+)(?::\d+)?"
+    rf"(?:[\s>]|\[ARGS\]|Action Input:|```(?:json)?|{_MARK}(?:json\b)?)*$"
+)
+"""A name before its arguments as JSON, with the marks of servers around it."""
+_THOUGHT = re.compile(r"(?s)<think(?:ing)?>.*?(?:</think(?:ing)?>|$)|^.*</think(?:ing)?>")
+_TAGGED = re.compile(
+    r"(?s)<function=(?P<name>[\w-]+)>(?P<of>(?:\s*<parameter=.*?</parameter>)*)\s*</function>|"
+    r'<invoke name="(?P<invoked>[\w-]+)">(?P<with>(?:\s*<parameter name=.*?</parameter>)*)\s*</invoke>|'
+    r"<tool_call>\s*(?P<called>[\w-]+)(?P<by>(?:\s*<arg_key>.*?</arg_value>)+)\s*</tool_call>"
+)
+_PARAMETER = re.compile(
+    r'(?s)<parameter(?:=| name=)"?([\w-]+)"?>\s*(.*?)\s*</parameter>|'
+    r"<arg_key>\s*([\w-]+)\s*</arg_key>\s*<arg_value>\s*(.*?)\s*</arg_value>"
+)
 
 
 def calls_in_text(text: str, tools: Collection[str]) -> list[tuple[str, Any]]:
@@ -18,7 +34,7 @@ def calls_in_text(text: str, tools: Collection[str]) -> list[tuple[str, Any]]:
     name before a JSON object or before XML parameters, and Python's notation. Text that goes on in words after its
     calls is taken for talk about them.
     """
-    said = re.sub(r"(?s)<think(?:ing)?>.*?</think(?:ing)?>", "", text[:LONGEST_TEXT]).strip()
+    said = _as_json(_THOUGHT.sub("", text[:LONGEST_TEXT]).strip())
     python = _python_calls(said, tools)
     if python:
         return python
@@ -28,16 +44,13 @@ def calls_in_text(text: str, tools: Collection[str]) -> list[tuple[str, Any]]:
         if start >= end:
             found.append((name, arguments))
             end = stop
-    rest = re.sub(r"<[^>]*>|\[/?\w+\]", "", said[end:])
+    rest = re.sub(r"<[^>]*(?:>|$)|\[/?\w+\]", "", said[end:])
     return found if not re.search(r"\w", rest) else []
 
 
 def _json_calls(said: str, tools: Collection[str]) -> Iterator[tuple[int, int, str, Any]]:
     """Calls as JSON: from where to where, the name, and the arguments."""
     decoder, at = json.JSONDecoder(), 0
-    before = re.compile(
-        r"(?:\bfunction=|\[TOOL_CALLS\]|\bfunctions\.|Action:)\s*([\w-]+)(?:[\s>]|\[ARGS\]|Action Input:)*$"
-    )
     while (at := said.find("{", at)) >= 0:
         try:
             value, stop = decoder.raw_decode(said, at)
@@ -45,7 +58,7 @@ def _json_calls(said: str, tools: Collection[str]) -> Iterator[tuple[int, int, s
             at += 1
             continue
         name, arguments = _call_in(value)
-        named = before.search(said[:at])
+        named = _NAMED.search(said[:at])
         if named is not None and named[1] in tools:
             name, arguments = named[1], value
         if name in tools and arguments is not None:
@@ -59,19 +72,32 @@ def _call_in(value: dict[str, Any]) -> tuple[Any, Any]:
     """The name and the arguments of a call as JSON; an object without arguments is none."""
     inner = value.get("function")
     call = inner if isinstance(inner, dict) else value
-    name = next(
-        (call[key] for key in ("name", "tool", "tool_name", "function") if isinstance(call.get(key), str)), None
-    )
+    keys = ("name", "tool", "tool_name", "function", "recipient_name")
+    name = next((call[key].removeprefix("functions.") for key in keys if isinstance(call.get(key), str)), None)
     kinds = ("arguments", "parameters", "args", "input", "tool_input")
     return name, next((call[key] for key in kinds if isinstance(call.get(key), (dict, str))), None) if name else None
 
 
 def _xml_calls(said: str, tools: Collection[str]) -> Iterator[tuple[int, int, str, Any]]:
-    """Calls with parameters in tags, as Qwen's coders write them."""
-    for call in re.finditer(r"(?s)<function=([\w-]+)>((?:\s*<parameter=.*?</parameter>)+)\s*</function>", said):
-        if call[1] in tools:
-            pairs = re.findall(r"(?s)<parameter=([\w-]+)>\s*(.*?)\s*</parameter>", call[2])
-            yield call.start(), call.end(), call[1], {name: _value(text) for name, text in pairs}
+    """Calls with parameters in tags, as Qwen's coders, MiniMax and GLM write them."""
+    for call in _TAGGED.finditer(said):
+        name, inside = next(
+            (call[a], call[b]) for a, b in (("name", "of"), ("invoked", "with"), ("called", "by")) if call[a]
+        )
+        if name in tools:
+            pairs = [(one[1] or one[3], one[2] if one[1] else one[4]) for one in _PARAMETER.finditer(inside)]
+            yield call.start(), call.end(), name, {key: _value(text) for key, text in pairs}
+
+
+def _as_json(said: str) -> str:
+    """Write again as JSON what is a dictionary in Python's notation, and all that was said."""
+    source = re.sub(r"^```\w*\n|\n?```$", "", said).strip()
+    if source[:1] not in ("{", "["):
+        return said
+    try:
+        return json.dumps(ast.literal_eval(source))
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return said
 
 
 def _value(text: str) -> Any:
@@ -88,7 +114,7 @@ def _python_calls(said: str, tools: Collection[str]) -> list[tuple[str, Any]]:
         return []
     try:
         body = ast.parse(source, mode="eval").body
-        nodes = body.elts if isinstance(body, ast.List) else [body]
+        nodes = [_printed(node) for node in (body.elts if isinstance(body, ast.List) else [body])]
         calls = [
             (node.func.id, {str(one.arg): ast.literal_eval(one.value) for one in node.keywords})
             for node in nodes
@@ -97,3 +123,11 @@ def _python_calls(said: str, tools: Collection[str]) -> list[tuple[str, Any]]:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
     return calls if len(calls) == len(nodes) and all(name in tools for name, _ in calls) else []
+
+
+def _printed(node: ast.expr) -> ast.expr:
+    """What a `print` prints: models that write code print what their tools give."""
+    is_print = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    if isinstance(node, ast.Call) and is_print and len(node.args) == 1 and not node.keywords:
+        return node.args[0]
+    return node

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -10,12 +10,16 @@ from cyclopts import Parameter
 
 from medsam3.cli.inputs import find_inputs
 from medsam3.cli.job import FLAT, Help, ModelChoice, Sam3Choice
+from medsam3.cli.remote import ServerChoice
 from medsam3.cli.terminal import progress_bar, say, say_json
 from medsam3.errors import InputError
 
 if TYPE_CHECKING:
     from medsam3.agent.loop import AgentResult
     from medsam3.agent.values import Policy, ToolStep
+    from medsam3.cli.inputs import Input
+    from medsam3.client.client import Client
+    from medsam3.image import Image
 
 OFFLINE = "offline"
 UNDECIDED = 3
@@ -30,6 +34,7 @@ class Agent:
   medsam3 agent chest.png "the larger of the two nodules, not the vessel" --transcript run1
   medsam3 agent scan.png "all lesions touching the pleura" --model google:gemini-3-pro-preview --send-images google
   medsam3 agent scan.png "liver" --model http://localhost:8000/v1 --send-images localhost:8000
+  medsam3 agent scan.png "liver" --server http://127.0.0.1:8080
 
 Without --model no LLM is asked, and nothing leaves this machine. With one, your instruction and measures of masks go to
 it; pictures go only with --send-images, which names where to, after text burnt into their borders is masked. File names
@@ -59,9 +64,22 @@ Exit codes: 0 found, or nothing is there; 1 an error of ours; 2 bad input; 3 a l
     weights: Annotated[Path | None, Help("weights of your own, made by medsam3 train")] = None
     sam3: Annotated[Sam3Choice, FLAT] = field(default_factory=Sam3Choice)
     device: Annotated[str, Help("where the segmenter runs: cpu (default), cuda, cuda:1 or mps")] = "cpu"
+    server: Annotated[ServerChoice, FLAT] = field(default_factory=ServerChoice)
 
     def run(self) -> int:
         """Follow the instruction, write and show what was found."""
+        client = self.server.client()
+        inputs = find_inputs([self.file], leave_out=self.out)
+        if len(inputs) != 1:
+            raise InputError(f"{self.file} holds {len(inputs)} images, the agent works on one: name one")
+        result, image = self._run_here(inputs[0]) if client is None else self._run_there(inputs[0], client)
+        written = _write(result, image, self.out, inputs[0].stem)
+        if result.transcript is not None:
+            written.append(result.transcript)
+        _show(result, written, as_json=self.json)
+        return UNDECIDED if result.verdict.outcome == "undecided" else 0
+
+    def _run_here(self, item: Input) -> tuple[AgentResult, Image]:
         from medsam3.agent import Budget, RunOptions  # noqa: PLC0415  numpy, not for --help
         from medsam3.agent import run as run_agent  # noqa: PLC0415
         from medsam3.io import read  # noqa: PLC0415
@@ -69,29 +87,51 @@ Exit codes: 0 found, or nothing is there; 1 an error of ours; 2 bad input; 3 a l
         budget = Budget(self.rounds, self.budget_tokens, self.budget_seconds, self.budget_usd)
         self.sam3.check()
         policy = self._policy()
-        inputs = find_inputs([self.file], leave_out=self.out)
-        if len(inputs) != 1:
-            raise InputError(f"{self.file} holds {len(inputs)} images, the agent works on one: name one")
         choice = ModelChoice(self.segmenter, self.weights, sam3=self.sam3, device=self.device)
         with progress_bar(1) as bar:
-            image = read(inputs[0].path, series=inputs[0].series)
+            image = read(item.path, series=item.series)
             weights = "+".join(digest[:16] for digest in choice.sha256.values())
             bar.start("loading the model")
             segmenter = choice.load()
-            bar.start(inputs[0].path.name)
+            bar.start(item.path.name)
             options = RunOptions(
                 budget, self.transcript, self.send_images, weights, lambda step: bar.tell(_line(step)), bar.show_slices
             )
             result = run_agent(image, self.instruction, segmenter, policy, options)
-        written = _write(result, image, self.out, inputs[0].stem)
         if self.transcript is not None:
             from medsam3.agent import write_html  # noqa: PLC0415
 
             page = self.transcript / "index.html"
             write_html(self.transcript, page)
-            written.append(page)
-        _show(result, written, as_json=self.json)
-        return UNDECIDED if result.verdict.outcome == "undecided" else 0
+            result = replace(result, transcript=page)
+        return result, image
+
+    def _run_there(self, item: Input, client: Client) -> tuple[AgentResult, Image]:
+        """Ask a server; an LLM of its own only if it is the one that was named."""
+        budgets = (self.budget_usd, self.budget_tokens, self.budget_seconds)
+        choice = ModelChoice(self.segmenter, self.weights, sam3=self.sam3, device=self.device)
+        if any(one is not None for one in budgets) or choice != ModelChoice():
+            raise InputError("the server has its own limits and model: leave --budget-... and --segmenter out")
+        llm = None
+        if self.model != OFFLINE:
+            there = client.policies()
+            if there["llm"] != self.model:
+                raise InputError(f"the server's LLM is {there['llm'] or 'none'}, not {self.model}: name that, or none")
+            llm = there["sent_to"]
+        if self.send_images is not None and self.send_images != llm:
+            raise InputError(f"pictures would go to {llm or 'nobody'}, not to {self.send_images}: name that, or none")
+        with progress_bar(1) as bar, client.open(item.path, series=item.series) as remote:
+            bar.start(item.path.name)
+            result = client.agent(
+                remote,
+                self.instruction,
+                llm=llm,
+                send_images=self.send_images is not None,
+                rounds=self.rounds,
+                transcript=self.transcript,
+                on_step=lambda step: bar.tell(_told(step["number"], step["call"], step["arguments"], step["text"])),
+            )
+        return result, remote.image
 
     def _policy(self) -> Policy | None:
         """Choose who decides; a budget in dollars is refused if the model's price is not known."""
@@ -122,8 +162,12 @@ def _write(result: AgentResult, image: Any, out: Path, stem: str) -> list[Path]:
 
 
 def _line(step: ToolStep) -> str:
-    first = step.seen.text.splitlines()[0] if step.seen.text else ""
-    return f"{step.number}. {step.call.name} {step.call.arguments[:120]}: {first[:160]}"
+    return _told(step.number, step.call.name, step.call.arguments, step.seen.text)
+
+
+def _told(number: int, name: str, arguments: str, text: str) -> str:
+    first = text.splitlines()[0] if text else ""
+    return f"{number}. {name} {arguments[:120]}: {first[:160]}"
 
 
 def _show(result: AgentResult, written: list[Path], *, as_json: bool) -> None:

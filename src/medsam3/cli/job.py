@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -23,6 +23,7 @@ from medsam3.store import remembered_sha256
 
 if TYPE_CHECKING:
     from medsam3.cli.inputs import FrameRange
+    from medsam3.cli.remote import Answering, ServedModel
     from medsam3.io.files import SlidePart
     from medsam3.models.registry import Precision
     from medsam3.models.sam3.lora import LoraSource
@@ -117,6 +118,21 @@ class ModelChoice:
             vocabulary=self.sam3.vocabulary,
             flips=self.flips,
         )
+
+    def answering(self) -> Answering:
+        """Load the model, and give it as one who answers."""
+        from medsam3.cli.remote import AnsweringHere  # noqa: PLC0415
+
+        return AnsweringHere(self.load())
+
+    def key(self) -> tuple[Any, ...]:
+        """What of it changes results; where the weights lie does not, nor the device."""
+        return self.settings_key(self.model, self.sha256)
+
+    def settings_key(self, name: str, sha256: dict[str, str]) -> tuple[Any, ...]:
+        """Give `key` for weights of a name and content."""
+        adapter = (self.sam3.alpha, self.sam3.rank)
+        return (name if not sha256 else "", sha256, adapter, (self.flips, self.precision, self.image_size))
 
     @cached_property
     def sha256(self) -> dict[str, str]:
@@ -278,7 +294,7 @@ class Job:
     formats: tuple[str, ...] | None = None
     threshold: float | None = None
     frames: tuple[FrameRange, ...] = ()
-    model: ModelChoice = field(default_factory=ModelChoice)
+    model: ModelChoice | ServedModel = field(default_factory=ModelChoice)
     stacks: StackChoice = field(default_factory=StackChoice)
 
     def key(self, prompt: Prompt) -> str:
@@ -292,10 +308,7 @@ class Job:
             self.formats,
             self.threshold,
             [asdict(one) for one in self.frames],
-            self.model.model if not self.model.sha256 else "",
-            self.model.sha256,
-            (self.model.sam3.alpha, self.model.sam3.rank),
-            (self.model.flips, self.model.precision, self.model.image_size),
+            *self.model.key(),
             asdict(self.stacks),
         )
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]

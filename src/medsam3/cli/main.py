@@ -61,10 +61,15 @@ class Command:
 
 COMMANDS = (
     Command("segment", "medsam3.cli.segment", "Segment", "segment images, volumes and folders by phrases and boxes"),
+    Command(
+        "batch", "medsam3.cli.batch", "Batch", "segment very many files on all cores, a cluster or a share of them"
+    ),
     Command("agent", "medsam3.cli.agent", "Agent", "follow an instruction: segment, look, refine, or find nothing"),
     Command("serve", "medsam3.cli.serve", "Serve", "open a page and an HTTP API on this machine"),
+    Command("mcp", "medsam3.cli.mcp", "Mcp", "offer tools to LLM clients by the Model Context Protocol"),
     Command("convert", "medsam3.cli.files", "Convert", "convert masks between NIfTI, NRRD, MHA, DICOM, COCO, PNG"),
     Command("info", "medsam3.cli.files", "Info", "say what a file holds: size, spacing, type"),
+    Command("doctor", "medsam3.cli.doctor", "Doctor", "say what is installed and what is missing, and try one picture"),
     Command("concepts", "medsam3.cli.files", "Concepts", "list concepts with their synonyms"),
     Command("weights fetch", "medsam3.cli.weights", "Fetch", "download the encoders' weights"),
     Command("weights list", "medsam3.cli.weights", "List", "show which weights are there"),

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from medsam3.errors import InputError
-from medsam3.image import Image, Masks, ObjectMask
+from medsam3.image import Image, Masks, ObjectMask, PresenceVerdict
 from medsam3.prompts import Mode, Prompt
-from medsam3.store import Journal, Record
+from medsam3.store import LONGEST_SLUG, Journal, Record, name_bytes, shortened, slug
 
 if TYPE_CHECKING:
-    from medsam3.models.phrase_reader import Reading
+    from medsam3.cli.remote import HowRead
 
 HEADINGS = ("file", "concept", "present", "objects", "area px", "area mm2", "score")
 LIST_NAME = "results.jsonl"
@@ -33,7 +33,6 @@ _PARTS = ".coco"  # folder of the COCO files that COCO_NAME is made of
 _HEADING = {"list": "results of medsam3 segment", "version": 1}
 _TEMPORARY = ".writing-"
 _LONGEST_STEM = 120  # characters, which leaves room for endings below the 255 bytes that file systems allow
-_LONGEST_SLUG = 60
 _LONGEST_SIDES = 8.0  # long to short side, above which a picture is shown so small that objects are lost
 _REFUSING = ("png", "coco", "seg")
 """Formats that need a package, or do not take every image."""
@@ -65,7 +64,7 @@ class ResultRow:
         concept: The phrase; "" if only boxes or points were given.
         mode: T, I or T+I.
         presence: Probability in 0..1; None if no phrase was asked.
-        is_present: The calibrated yes or no; None likewise.
+        is_present: Whether it is affirmed, surely or not; None likewise.
         shape: (N, H, W).
         objects: Best score first.
         area_px: Pixels of all objects together, overlaps counted once.
@@ -75,6 +74,7 @@ class ResultRow:
             asked as it stands.
         is_taught: Whether the weights were taught what the phrase means; None if that is not known.
         warning: Why the answer may be wrong, and what to do; None if nothing speaks against it.
+        verdict: Yes, not sure, or no; None if no phrase was asked.
     """
 
     file: str
@@ -90,6 +90,7 @@ class ResultRow:
     read_as: str | None = None
     is_taught: bool | None = None
     warning: str | None = None
+    verdict: PresenceVerdict | None = None
 
     @classmethod
     def from_masks(
@@ -99,7 +100,7 @@ class ResultRow:
         masks: Masks,
         image: Image,
         outputs: tuple[str, ...],
-        reading: Reading | None = None,
+        reading: HowRead | None = None,
     ) -> Self:
         """Measure what was found."""
         size = image.pixel_size_mm
@@ -122,6 +123,7 @@ class ResultRow:
             read_as=None if reading is None else reading.told,
             is_taught=None if reading is None else reading.is_taught,
             warning=_warning(image),
+            verdict=masks.verdict,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -130,7 +132,7 @@ class ResultRow:
 
     def cells(self) -> tuple[str, ...]:
         """Give one row of the table under `HEADINGS`."""
-        verdict = {True: " yes", False: " no", None: ""}[self.is_present]
+        verdict = "" if self.verdict is None else f" {self.verdict}"
         concept = f"{self.concept} (not taught)" if self.is_taught is False else self.concept or "-"
         return (
             self.file,
@@ -261,7 +263,7 @@ class OutputFolder:
     def stem(self, task: Task, source_stem: str) -> str:
         """Name the files of a source and concept, without an ending, always in the same way."""
         owner = (task.source, task.concept)
-        base = f"{_shortened(source_stem, _LONGEST_STEM)}_{slug(task.concept) or 'prompt'}"
+        base = f"{shortened(source_stem, _LONGEST_STEM)}_{slug(task.concept) or 'prompt'}"
         stem, number = self._stems.get(owner, base), 1
         taken = {known.lower() for other, known in self._stems.items() if other != owner}
         while stem.lower() in taken:
@@ -292,8 +294,8 @@ class OutputFolder:
 
     def journal(self, source_stem: str, work: str) -> Path:
         """Name the hidden file by which a killed run of this work over a stack is resumed."""
-        digest = hashlib.sha256(_bytes(work)).hexdigest()[:16]
-        return self.path / f".{_shortened(source_stem, _LONGEST_SLUG)}-{digest}.journal"
+        digest = hashlib.sha256(name_bytes(work)).hexdigest()[:16]
+        return self.path / f".{shortened(source_stem, LONGEST_SLUG)}-{digest}.journal"
 
     def forget(self, journal: Path) -> None:
         """Remove a journal and those of its planes, once the results are recorded."""
@@ -390,25 +392,6 @@ def check_formats(formats: Sequence[str], image: Image) -> None:
         for name in formats:
             if name in _REFUSING:
                 write_format(name, Masks(image.shape, (one_pixel,)), image, Path(temporary), "trial")
-
-
-def slug(concept: str) -> str:
-    """Make a part of a file name of a concept: lower case, letters and digits of any script, the rest single dashes."""
-    words = "".join(letter if letter.isalnum() else " " for letter in concept.lower()).split()
-    return _shortened("-".join(words), _LONGEST_SLUG)
-
-
-def _shortened(name: str, longest: int) -> str:
-    """Give the name, or if it is too long its start and a hash of it, so that long names stay apart."""
-    if len(_bytes(name)) <= longest:
-        return name
-    start = _bytes(name)[: longest - 9].decode(errors="ignore")
-    return f"{start}-{hashlib.sha256(_bytes(name)).hexdigest()[:8]}"
-
-
-def _bytes(name: str) -> bytes:
-    """Give the bytes of a name, which need be no UTF-8."""
-    return name.encode(errors="surrogateescape")
 
 
 def _is_name(text: str) -> bool:

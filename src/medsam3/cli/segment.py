@@ -13,14 +13,15 @@ from cyclopts import Parameter
 
 from medsam3.cli.inputs import Input, find_inputs, find_stacks, frame_ranges, read_chosen
 from medsam3.cli.job import FLAT, SHARE, Help, Job, ModelChoice, SlideChoice, StackChoice, formats_from, prompts_from
+from medsam3.cli.remote import Opened, ServerChoice, chosen_model
 from medsam3.cli.terminal import ProgressBar, in_options, print_table, progress_bar, say, say_json, unexpected
 from medsam3.errors import InputError
 
 if TYPE_CHECKING:  # numpy, not for --help
     from medsam3.cli.inputs import Chosen
     from medsam3.cli.outputs import OutputFolder, ResultRow, Task
+    from medsam3.cli.remote import Answering
     from medsam3.image import Image, Kind, Masks
-    from medsam3.models.segmenter import Segmenter
     from medsam3.prompts import Prompt
 
 _log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Segment:
   medsam3 segment slide.svs --text nucleus --region 20000,15000,1024,1024 --format geojson
   medsam3 segment clip.mp4 --box 80,40,210,160 --format mp4,coco
   medsam3 segment colonoscopy.png --text polyp --model sam3.pt --lora best_lora_weights.pt
+  medsam3 segment ct.nii.gz --text liver --server http://127.0.0.1:8080
 
 A phrase that joins concepts gives a row and files for each; "without" takes one from another; "on the left of the
 image" is a side of the image as it is shown, "left kidney" one of the patient. What denies ("no liver") is refused.
@@ -93,6 +95,7 @@ A bad file is reported and the others go on. Exit codes: 0 all done; 2 bad input
     json: Annotated[bool, Help("print the results as JSON to stdout, in place of the table")] = False
     overwrite: Annotated[bool, Help("segment again what is done, replace files of that name")] = False
     model: Annotated[ModelChoice, FLAT] = field(default_factory=ModelChoice)
+    server: Annotated[ServerChoice, FLAT] = field(default_factory=ServerChoice)
 
     def job(self) -> Job:
         """Read the job that the arguments ask for.
@@ -102,9 +105,10 @@ A bad file is reported and the others go on. Exit codes: 0 all done; 2 bad input
         """
         self.model.sam3.check()
         self.stacks.check()
-        prompts = prompts_from(self.text, self.box, self.point, self.exemplar, self.model.taught if self.text else ())
+        model = chosen_model(self.model, self.server)
+        prompts = prompts_from(self.text, self.box, self.point, self.exemplar, model.taught if self.text else ())
         formats, frames = formats_from(self.format), frame_ranges(self.frame)
-        return Job(prompts, formats, self.threshold, frames, self.model, self.stacks)
+        return Job(prompts, formats, self.threshold, frames, model, self.stacks)
 
     def run(self) -> int:
         """Segment the files, write and show the results."""
@@ -160,20 +164,20 @@ def segment_all(
             in the outcome.
     """
     outcome = Outcome()
-    segmenter: Segmenter | None = None
+    answering: Answering | None = None
     for number, item in enumerate(inputs):
         bar.show(number, len(inputs), item.path.name)
         work = _Work(item, job, folder)
         with _reported(item, outcome, bar):
             work.prepare(redo=redo)
         if work.chosen is not None:
-            if segmenter is None:
+            if answering is None:
                 bar.start("loading the model")
-                segmenter = job.model.load()
+                answering = job.model.answering()
                 folder.open()
                 bar.start(item.path.name)
             with _reported(item, outcome, bar):
-                work.finish(segmenter, bar)
+                work.finish(answering, bar)
         elif work.rows:
             outcome.skipped += 1
         outcome.rows.extend(work.rows)
@@ -209,10 +213,8 @@ class _Work:
             check_formats([name for name in self.job.formats or () if name != "rtstruct"], chosen.image)
             self.chosen = chosen
 
-    def finish(self, segmenter: Segmenter, bar: ProgressBar) -> None:
+    def finish(self, answering: Answering, bar: ProgressBar) -> None:
         """Segment and write what is open."""
-        from medsam3.segmentation.run import segment  # noqa: PLC0415
-
         assert self.chosen is not None, "prepare has opened it"
         image, options = self.chosen.image, self.job.stacks.options()
         keys = "".join(task.job for _, task in self._open)
@@ -224,21 +226,21 @@ class _Work:
             journal=journal if image.shape[0] > 1 else None,
         )
         prompts = [prompt for prompt, _ in self._open]
-        found = segment(image, prompts, segmenter, options, progress=bar.show_slices)
+        frame = self.job.frames[0].first if self.job.frames and self.chosen.frames is None else None
+        found = answering.segment(Opened(self.item, image, frame), prompts, options, bar.show_slices)
         for name in dict.fromkeys(masks.found_as for masks in found if masks.found_as):
             bar.tell(f"medsam3: what was drawn is taken for: {name}; by this name it is found again if it is lost")
         shown = image if options.window is None else replace(image, window=options.window)
-        self._write(found, shown, self.job.formats or DEFAULT_FORMATS[image.kind], segmenter)
+        self._write(found, shown, self.job.formats or DEFAULT_FORMATS[image.kind], answering)
         self.folder.forget(journal)
 
-    def _write(self, found: Sequence[Masks], image: Image, formats: Sequence[str], segmenter: Segmenter) -> None:
+    def _write(self, found: Sequence[Masks], image: Image, formats: Sequence[str], answering: Answering) -> None:
         from medsam3.cli.outputs import ResultRow  # noqa: PLC0415
-        from medsam3.segmentation.composing import readings_of  # noqa: PLC0415
 
         for (prompt, task), masks in zip(self._open, found, strict=True):
             stem = self.folder.stem(task, self.item.stem)
             names = self.folder.write(stem, masks, image, formats)
-            reading = None if prompt.text is None else readings_of(image, prompt.text, segmenter)[0]
+            reading = None if prompt.text is None else answering.reading(image, prompt.text)
             row = ResultRow.from_masks(self.item.label, prompt, masks, image, names, reading)
             self.folder.record(stem, task, row)
             self.rows.append(row)

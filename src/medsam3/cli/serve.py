@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from medsam3.cli.job import COUNT, Help
+from medsam3.cli.job import COUNT, Help, ModelChoice
 from medsam3.cli.terminal import say, tell
 from medsam3.errors import InputError, require
 
@@ -30,6 +30,8 @@ machine.
 Without a token only this machine can reach the server. The token file has one token a line, at least 16 characters, and
 may be read by its owner alone; whoever asks sends one as "Authorization: Bearer TOKEN". Connections are not encrypted:
 put a proxy with TLS before a server that other machines reach.
+With --llm the agent may also ask that LLM, after whoever asks has seen what would be sent; pictures go only with
+--send-images, and keys come from the environment, as for medsam3 agent.
 What is uploaded lies in a private temporary folder, and goes an hour after its last use and when the server ends."""
 
     _: KW_ONLY
@@ -41,6 +43,8 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
     token_file: Annotated[Path | None, Help("file with the tokens of those who may ask")] = None
     allow_host: Annotated[tuple[str, ...], Help("a name by which browsers reach the server; may be repeated")] = ()
     max_upload: Annotated[str, Help("largest upload, default: 2GiB")] = "2GiB"
+    llm: Annotated[str | None, Help("an LLM that the agent may ask, as --model of medsam3 agent")] = None
+    send_images: Annotated[bool, Help("pictures may go to that LLM, if who asks allows it too")] = False
     open: Annotated[bool, Help("open the page in the browser")] = False
 
     def settings(self) -> Settings:
@@ -56,6 +60,11 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
 
         if self.model not in LOADERS and not Path(self.model).exists():
             raise InputError(f"there is no model {self.model!r}, allowed are {', '.join(names())}, or SAM 3's weights")
+        if self.llm is not None:
+            from medsam3.agent.chat import parse_address  # noqa: PLC0415
+
+            parse_address(self.llm)
+            require("pydantic_ai", extra="agent")
         return Settings(
             host=self.host,
             port=self.port,
@@ -64,6 +73,9 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
             data=self.data,
             tokens=() if self.token_file is None else read_tokens(self.token_file),
             hosts=tuple(name.lower() for name in self.allow_host),
+            llm=self.llm,
+            sends_images=self.send_images,
+            weights_sha256=ModelChoice(self.model).sha256,
             limits=Limits(upload_bytes=bytes_from(self.max_upload)),
         )
 

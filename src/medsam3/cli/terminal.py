@@ -152,7 +152,7 @@ class ProgressBar:
         """Show what is at hand."""
         self._progress.update(self._items, description=_escaped(name))
 
-    def show(self, done: int, count: int, name: str) -> None:
+    def show(self, done: int, count: int | None, name: str) -> None:
         """Show how many of all items are done, and which one is at hand."""
         self._progress.update(self._items, completed=done, total=count, description=_escaped(name or "images"))
 

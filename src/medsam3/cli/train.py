@@ -79,7 +79,9 @@ With --base sam3 it is OUT/model with OUT/model/card.json: medsam3 segment FILE 
     views_of: Annotated[str, Help("SET=N,SET=N: another number of views for some data sets")] = ""
     images_per_step: Annotated[int | None, COUNT, Help("images a batch (default: 8; sam3: 1)")] = None
     learning_rate: Annotated[
-        float | None, ABOVE_0, Help("peak learning rate (default: 0.0008; sam3: 0.00008, adapter 0.00005)")
+        float | None,
+        ABOVE_0,
+        Help("peak learning rate (default: 0.0008, with --init 0.0001; sam3: 0.00008, adapter 0.00005)"),
     ] = None
     dataset_power: Annotated[
         float | None, FROM_0, Help("data sets are drawn by their size to this power (default: 0.6; sam3: 0.7)")
@@ -215,7 +217,7 @@ def mini_config(args: Train, samples: tuple[Sample, ...]) -> FitConfig:
     Raises:
         InputError: A choice that does not go with another, or with the data.
     """
-    from medsam3.train.config import TEXT_RANK, FitConfig  # noqa: PLC0415
+    from medsam3.train.config import INIT_RATE, TEXT_RANK, FitConfig  # noqa: PLC0415
     from medsam3.train.run import starting_weights  # noqa: PLC0415
 
     is_frozen = args.image_encoder == "lite-medsam"
@@ -236,7 +238,8 @@ def mini_config(args: Train, samples: tuple[Sample, ...]) -> FitConfig:
         trains=trains,
         views_of=_views_of(args.views_of),
         initial_sha256=None if args.init is None else sha256_of(starting_weights(args.init)),
-        **args.given((*_OF_BOTH, "val_every", "patience")),
+        **({} if args.init is None else {"learning_rate": INIT_RATE})
+        | args.given((*_OF_BOTH, "val_every", "patience")),
     )
     sampling = replace(
         config.sampling,

@@ -5,10 +5,11 @@ All of the file is checked before anything is drawn. It knows no features and no
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Annotated
@@ -122,8 +123,8 @@ def samples_from_coco(annotations: Path, images: Path | None = None, split: Spli
     """Read all images of a COCO JSON; each category that the file annotates is a concept.
 
     A concept is absent from an image if nothing says otherwise: no annotation of it, in any of its spellings and
-    synonyms, and none of a category that has it as `supercategory`. If an image's annotation of a concept is a box
-    alone, the image says nothing of that concept. One warning counts what was left out.
+    synonyms, and none of a category below it by `supercategory`, however many lie between. If an image's annotation of
+    a concept is a box alone, the image says nothing of that concept. One warning counts what was left out.
 
     Args:
         annotations: COCO JSON with polygons (a ring inside another is a hole) or RLE. Ids may be numbers or texts.
@@ -168,7 +169,7 @@ def samples_from_coco(annotations: Path, images: Path | None = None, split: Spli
 
 def _read_coco(path: Path) -> _Coco:
     try:
-        return _Coco.model_validate_json(path.read_bytes())
+        return _Coco.model_validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except (OSError, ValidationError) as error:
         what = str(error)
         if isinstance(error, ValidationError):
@@ -189,6 +190,11 @@ def _check_coco(content: _Coco, path: Path) -> list[str]:
     for kind, ids, all_of in (("images", pictures, content.images), ("categories", names, content.categories)):
         if len(ids) < len(all_of):
             raise InputError(f"{path} has two {kind} of one id: give each an id of its own")
+    nameless = [one.id for one in content.categories if not one.phrase]
+    if nameless:
+        raise InputError(
+            f"{path} has categories without a name ({_few(nameless)}): give each the phrase that it stands for"
+        )
     unknown = Counter(one.category_id for one in content.annotations if one.category_id not in names)
     if unknown:
         raise InputError(
@@ -251,7 +257,7 @@ def _meant(phrase: str) -> str:
 
 @dataclass(frozen=True)
 class _CocoConcept:
-    """A concept of a COCO file: its phrase, its categories, and those that it is the `supercategory` of."""
+    """A concept of a COCO file: its phrase, its categories, and those that are below it by `supercategory`."""
 
     phrase: str
     ids: frozenset[str]
@@ -265,16 +271,22 @@ def _coco_concepts(content: _Coco) -> list[_CocoConcept]:
     for category in content.categories:
         if category.id in annotated:
             by_meaning[_meant(category.phrase)].append(category)
-    return [
-        _CocoConcept(
-            own[0].phrase,
-            frozenset(category.id for category in own),
-            frozenset(
-                one.id for one in content.categories if one.supercategory and _meant(one.supercategory) == meaning
-            ),
-        )
-        for meaning, own in by_meaning.items()
-    ]
+    above = {
+        _meant(one.phrase): _meant(one.supercategory) for one in content.categories if one.supercategory is not None
+    }
+    found = []
+    for meaning, own in by_meaning.items():
+        below = (one.id for one in content.categories if meaning in _line(_meant(one.phrase), above))
+        found.append(_CocoConcept(own[0].phrase, frozenset(one.id for one in own), frozenset(below)))
+    return found
+
+
+def _line(meaning: str, above: Mapping[str, str]) -> list[str]:
+    """List what a category is under, the nearest first."""
+    line: list[str] = []
+    while (upper := above.get(line[-1] if line else meaning)) is not None and upper not in (meaning, *line):
+        line.append(upper)
+    return line
 
 
 def _coco_targets(

@@ -38,6 +38,7 @@ class CaseResult:
         is_present: The truth.
         is_foreign: The concept belongs to another kind of image and is absent for that reason alone.
         says_present: The model's verdict; in modes without a phrase, whether it returned anything.
+        is_sure: False if it affirmed without being sure.
         presence: Its probability in 0..1; None in modes without a phrase.
         dice: In [0, 1]; this and the distances are None where the concept is absent.
         iou: In [0, 1].
@@ -82,6 +83,7 @@ class CaseResult:
     rivals: tuple[str, ...]
     rival_dices: tuple[float, ...]
     seconds: float
+    is_sure: bool = True
 
     @property
     def key(self) -> CaseKey:
@@ -116,7 +118,7 @@ class CaseResult:
             InputError: Of another form.
         """
         names = {field.name for field in fields(cls)}
-        if set(entry) != names:
+        if set(entry) | {"is_sure"} != names:  # older versions knew yes and no alone
             odd = ", ".join(sorted(set(entry) ^ names))
             raise InputError(f"a case has other fields than this version writes ({odd}): run the evaluation again")
         tuples = {name: tuple(entry[name]) for name in ("overlaps", "rivals", "rival_dices")}
@@ -168,6 +170,7 @@ def case_result(
         rivals=tuple(asked.rivals),
         rival_dices=tuple(dice(mask, said_union(found, asked.truth)) for mask in asked.rivals.values()),
         seconds=seconds,
+        is_sure=found.is_sure,
         **measure(asked.truth, found, asked.spacing, tolerance),
     )
 

@@ -72,6 +72,7 @@ class PresenceRow:
         auroc: Of the presence probability.
         sensitivity: At the model's own threshold.
         specificity: Likewise.
+        unsure: Share of all answers that affirm without being sure.
         mcc: Likewise.
         mcc_interval: The same with its interval.
         pmf1: Mean over IoU thresholds .5 to .95 of the objects' micro F1 on positives.
@@ -84,6 +85,7 @@ class PresenceRow:
     auroc: Estimate
     sensitivity: float
     specificity: float
+    unsure: float
     mcc: float
     mcc_interval: Estimate
     pmf1: float
@@ -245,6 +247,7 @@ def _presence_row(scope: Scope, cases: Sequence[CaseResult], seed: int) -> Prese
         ),
         sensitivity=counted.sensitivity,
         specificity=counted.specificity,
+        unsure=float(np.mean([case.says_present and not case.is_sure for case in cases])) if cases else float("nan"),
         mcc=counted.mcc,
         mcc_interval=statistic_interval(
             lambda index: verdicts(truth[index], said[index]).mcc, [case.draw_group for case in cases], seed=seed

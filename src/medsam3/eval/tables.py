@@ -283,6 +283,7 @@ def presence_table(summary: Summary) -> Table:
             interval(row.auroc),
             number(row.sensitivity),
             number(row.specificity),
+            number(row.unsure),
             interval(row.mcc_interval),
             number(row.pmf1),
             number(row.cgf1),
@@ -291,10 +292,13 @@ def presence_table(summary: Summary) -> Table:
     )
     note = (
         "Text alone. Negatives are images of the same data set in which the concept is annotated as absent. AUROC of "
-        "the presence probability, the rest at the model's own threshold; cgF1 = pmF1 x MCC."
+        'the presence probability, the rest at the model\'s own threshold, from which on it gives masks; "not sure" is '
+        "the share of answers between that and the limit from which on it is sure; cgF1 = pmF1 x MCC."
     )
     counts = ("data set", "concept", "present", "absent")
-    return Table("Presence", note, (*counts, "AUROC", "sensitivity", "specificity", "MCC", "pmF1", "cgF1"), rows)
+    return Table(
+        "Presence", note, (*counts, "AUROC", "sensitivity", "specificity", "not sure", "MCC", "pmF1", "cgF1"), rows
+    )
 
 
 def alarms_table(summary: Summary) -> Table:

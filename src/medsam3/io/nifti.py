@@ -10,7 +10,7 @@ import gzip
 import json
 import logging
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from medsam3.store import replacing
 _log = logging.getLogger(__name__)
 
 _MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
+_FIRST_BYTE = 352
 _COMMENT = 6  # NIfTI extension code for plain text
 _LARGEST_HEADER = 1 << 22
 _SAME_MM = 0.01
@@ -126,22 +127,91 @@ def write_nifti(masks: Sequence[Masks], image: Image, path: Path) -> None:
         temporary.write_bytes(packed)
 
 
+def write_slices(image: Image, plane: Callable[[int], NDArray[Any]], path: Path) -> None:
+    """Write slices over an image's grid in its own place, one after the other, packed if the name ends in .gz.
+
+    Args:
+        image: Says how many slices there are and where they lie; its pixels are not read.
+        plane: Gives slice n, (H, W) of numbers or (H, W, 3) uint8 of colours. If a later slice needs a wider type than
+            those before, writing begins again with that.
+        path: The file.
+
+    Raises:
+        InputError: The file cannot be written; colours of more than 8 bits.
+    """
+    first = plane(0)
+    if first.ndim == 3 and first.dtype != np.uint8:
+        raise InputError(f"the colours are {first.dtype}, allowed are those of 8 bits: save the picture with 8 bits")
+    needed, dtype = _stored(first.dtype), None
+    with replacing(path, ".nii") as temporary:
+        while dtype != needed:
+            dtype = needed
+            with _opened_to_write(temporary, path) as stream:
+                stream.write(_header(image, "RGB" if first.ndim == 3 else dtype))
+                needed = _write_planes(stream, image.shape[0], plane, dtype)
+
+
+def _write_planes(
+    stream: IO[bytes], count: int, plane: Callable[[int], NDArray[Any]], dtype: np.dtype[Any]
+) -> np.dtype[Any]:
+    """Write slices until one does not fit the type, and give the type that it needs."""
+    for n in range(count):
+        values = plane(n)
+        wider = _stored(np.result_type(dtype, values.dtype))
+        if wider != dtype:
+            return wider
+        stream.write(values.astype(dtype, order="C").tobytes())
+    return dtype
+
+
+def _opened_to_write(temporary: Path, path: Path) -> IO[bytes]:
+    if path.name.lower().endswith(".gz"):
+        return cast("IO[bytes]", gzip.open(temporary, "wb", compresslevel=1))
+    return temporary.open("wb")
+
+
+def _stored(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type that every viewer reads and that holds the values of another one."""
+    if dtype.kind == "b":
+        return np.dtype(np.uint8)
+    known = ("uint8", "int16", "uint16", "int32", "float32")
+    return next((np.dtype(name) for name in known if np.can_cast(dtype, name)), np.dtype(np.float32))
+
+
+def _header(image: Image, dtype: Any) -> bytes:
+    """A header with four zeros after it, which say that nothing comes before the voxels."""
+    nibabel = require("nibabel", extra="all")
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(dtype)
+    header.set_data_shape(image.shape[::-1])
+    header["vox_offset"] = _FIRST_BYTE
+    header["magic"] = b"n+1"
+    _set_place(header, image)
+    content: bytes = header.binaryblock
+    return content + bytes(4)
+
+
 def label_file(masks: Sequence[Masks], image: Image) -> Any:
     """Make the nibabel image that `write_nifti` saves."""
     nibabel = require("nibabel", extra="all")
     labels, legend = combined_labels(masks, image.shape)
-    lps, unit, note = _place(image)
-    affine = nifti_from_lps(lps)
+    affine = nifti_from_lps(_place(image)[0])
     file = nibabel.Nifti1Image(labels.transpose(2, 1, 0), affine)  # (W, H, N)
-    if _is_orthogonal(affine):
-        file.set_qform(affine, code=1)
-    file.set_sform(affine, code=1)
-    file.header.set_xyzt_units(unit)
-    _keep_geometry(image, file.header)
-    file.header["descrip"] = note
+    _set_place(file.header, image)
     text = json.dumps(legend).encode()
     file.header.extensions.append(nibabel.nifti1.Nifti1Extension(_COMMENT, text))
     return file
+
+
+def _set_place(header: Any, image: Image) -> None:
+    lps, unit, note = _place(image)
+    affine = nifti_from_lps(lps)
+    if _is_orthogonal(affine):
+        header.set_qform(affine, code=1)
+    header.set_sform(affine, code=1)
+    header.set_xyzt_units(unit)
+    _keep_geometry(image, header)
+    header["descrip"] = note
 
 
 @contextmanager

@@ -118,7 +118,7 @@ def _on_frame(found: Masks, n: int) -> Masks:
         is_here = 0 <= offset < item.crop.shape[0]
         crop = item.crop[offset : offset + 1] if is_here else np.zeros((1, 1, 1), dtype=np.bool_)
         objects.append(ObjectMask((0, *(item.start[1:] if is_here else (0, 0))), crop, item.score))
-    return Masks((1, *found.shape[1:]), tuple(objects), found.concept, found.presence, found.is_present)
+    return Masks((1, *found.shape[1:]), tuple(objects), found.concept, found.presence, found.is_present, found.is_sure)
 
 
 def _held_frames(masks: Sequence[Masks]) -> list[int]:

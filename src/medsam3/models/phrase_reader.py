@@ -86,7 +86,7 @@ _TELLING = (
     "septum",
     "duct ducts",
     "branch branches",
-    "head heads",
+    "head heads pes",
     "body",
     "tail",
     "neck",
@@ -249,23 +249,27 @@ class PhraseReader:
         return list(self._names.values())[int(likeness.argmax())] if is_near else None
 
     @cached_property
-    def _table(self) -> tuple[Vectors, list[tuple[frozenset[str], frozenset[int]]]]:
+    def _table(self) -> tuple[Vectors, list[tuple[frozenset[str | int], frozenset[int]]]]:
         """(n, D) of the listed phrases, in their order, and what `_words` and `_telling` give of them."""
         assert self._vectors is not None, "meanings are compared"
         return self._vectors(list(self._names)), [(_words(known), _telling(known)) for known in self._names]
 
 
-def _words(phrase: str) -> frozenset[str]:
-    return frozenset(word.removesuffix("s") for word in re.findall(r"[\w']+", folded(phrase)) if word not in _EMPTY)
+def _words(phrase: str) -> frozenset[str | int]:
+    """Words of a phrase; those that tell the same, such as lump and tumor, are one."""
+    words = (word for word in re.findall(r"[\w']+", folded(phrase)) if word not in _EMPTY)
+    return frozenset(one for word in words for one in _CLASS_OF.get(word, (word.removesuffix("s"),)))
 
 
 def _telling(phrase: str) -> frozenset[int]:
-    """Numbers of the classes that the words of a phrase belong to; a denial, which no vector shows, is one more."""
-    classes = {n for word in folded(phrase).split() for n in _CLASS_OF.get(word, ())}
-    return frozenset(classes | ({len(_TELLING)} if denies(phrase) else set()))
+    """Numbers of the classes of a phrase's words; two more for what no vector shows, a denial and a number."""
+    words = folded(phrase).split()
+    more = (denies(phrase), any(word.isdigit() for word in words))
+    classes = {n for word in words for n in _CLASS_OF.get(word, ())}
+    return frozenset(classes | {len(_TELLING) + k for k, is_so in enumerate(more) if is_so})
 
 
-def _only_adds(words: frozenset[str], others: frozenset[str]) -> bool:
+def _only_adds(words: frozenset[str | int], others: frozenset[str | int]) -> bool:
     """Whether a phrase of one or two words and another differ by words that only one of them has."""
     fewer, more = sorted((words, others), key=len)
     return len(fewer) <= SHORT_PHRASE and fewer < more

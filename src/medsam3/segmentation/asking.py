@@ -21,6 +21,7 @@ class Answer:
         objects: All down to a low score.
         presence: Probability; None where no phrase was asked.
         is_present: The model's own verdict; None likewise.
+        is_sure: False if it affirms without being sure.
         is_asked: Something was asked on this slice at all.
     """
 
@@ -28,17 +29,19 @@ class Answer:
     presence: float | None = None
     is_present: bool | None = None
     is_asked: bool = False
+    is_sure: bool = True
 
     def to_fields(self) -> Mapping[str, Any]:
         """For a journal."""
         objects = [{"mask": one.mask.to_fields(), "score": one.score} for one in self.objects]
-        return {"objects": objects, "presence": self.presence, "is_present": self.is_present}
+        verdict = {"presence": self.presence, "is_present": self.is_present, "is_sure": self.is_sure}
+        return {"objects": objects, **verdict}
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Self:
         """Read what `to_fields` gave."""
         objects = tuple(Found(PackedMask.from_fields(one["mask"]), one["score"]) for one in fields["objects"])
-        return cls(objects, fields["presence"], fields["is_present"], True)
+        return cls(objects, fields["presence"], fields["is_present"], True, fields["is_sure"])
 
 
 def ask(segmenter: Segmenter, features: Any, prompt: Prompt, *, threshold: float | None, weak_score: float) -> Answer:
@@ -58,7 +61,7 @@ def ask(segmenter: Segmenter, features: Any, prompt: Prompt, *, threshold: float
 def answer_of(masks: Masks) -> Answer:
     """The masks of one frame as an answer."""
     objects = tuple(Found(PackedMask.of(masks.dense(k)[0]), masks.scores[k]) for k in range(len(masks)))
-    return Answer(objects, masks.presence, masks.is_present, True)
+    return Answer(objects, masks.presence, masks.is_present, True, masks.is_sure)
 
 
 def has_geometry(prompt: Prompt) -> bool:

@@ -307,12 +307,14 @@ def voted(answers: Sequence[Masks], least_share: float) -> Masks:
     won: BoolArray = votes >= VOTES_NEEDED
     scores = [masks.scores[0] for masks in answers if masks.scores]
     presences = sorted(masks.presence for masks in answers if masks.presence is not None)
+    affirmed = [masks.is_sure for masks in answers if masks.is_present]
     return Masks(
         shape,
         tuple(_parts(won, float(np.mean(scores)) if scores else 0.0, least_share)),
         concept=answers[0].concept,
         presence=presences[len(presences) // 2] if presences else None,
-        is_present=sum(bool(masks.is_present) for masks in answers) >= VOTES_NEEDED,
+        is_present=len(affirmed) >= VOTES_NEEDED,
+        is_sure=len(affirmed) < VOTES_NEEDED or sum(affirmed) >= VOTES_NEEDED,
     )
 
 

@@ -281,6 +281,7 @@ def _joined(shape: tuple[int, int, int], masks: Sequence[Masks]) -> Masks:
         concept=masks[0].concept,
         presence=max(presences, default=None),
         is_present=any(verdicts) if verdicts else None,
+        is_sure=not any(verdicts) or any(one.is_present and one.is_sure for one in masks),
         found_as=next((one.found_as for one in masks if one.found_as), ""),
     )
 

@@ -26,9 +26,12 @@ from medsam3.segmentation.drawn import (
     FrameHints,
     SessionObject,
     State,
+    Stroke,
+    check_brush,
     check_inside,
     check_strokes,
-    dense_stroke,
+    pixels_of,
+    with_found,
 )
 from medsam3.segmentation.fusion import Trail
 from medsam3.segmentation.options import Options
@@ -159,10 +162,7 @@ class Session:
         object: int | None = None,
     ) -> Masks:
         """Say of all pixels along a line that they are on the object, or off it; arguments and errors as `click`."""
-        stroke = [[float(x), float(y)] for x, y in points]
-        if not stroke:
-            raise InputError("the scribble is empty: give at least one point (x, y)")
-        step = {"do": "draw", "stroke": stroke, "positive": positive}
+        step = {"do": "draw", "stroke": _listed(points), "positive": positive}
         return self._step(step | {"frame": self._the_frame(frame), "object": object})
 
     def box(
@@ -183,6 +183,66 @@ class Session:
         """
         edges = Box(float(x0), float(y0), float(x1), float(y1)).xyxy
         return self._step({"do": "box", "box": list(edges), "frame": self._the_frame(frame), "object": object})
+
+    def exemplar(
+        self,
+        x0: float,
+        y0: float,
+        x1: float,
+        y1: float,
+        *,
+        positive: bool = True,
+        phrase: str | None = None,
+        frame: int | None = None,
+    ) -> Masks:
+        """Show an example of what is meant, or of what is not: all objects like it are searched anew on the frame.
+
+        What is found takes the place of what the phrase had found there, except what was accepted or drawn on.
+        Examples of one phrase on one frame count together.
+
+        Args:
+            x0: Left edge of the box around the example, in pixels of the file.
+            y0: Upper edge.
+            x1: Right edge.
+            y1: Lower edge.
+            positive: An example; False for a look-alike that is not meant.
+            phrase: The concept; None searches by the examples alone.
+            frame: The frame; None takes that of the session.
+
+        Raises:
+            InputError: Inverted or outside the image, a look-alike alone without a phrase.
+        """
+        edges = Box(float(x0), float(y0), float(x1), float(y1)).xyxy
+        step = {"do": "exemplar", "box": list(edges), "positive": positive}
+        named = None if phrase is None else check_phrase(phrase)
+        return self._step(step | {"phrase": named, "frame": self._the_frame(frame)})
+
+    def paint(
+        self,
+        points: Sequence[Sequence[float]],
+        *,
+        radius: float = 3.0,
+        adding: bool = True,
+        frame: int | None = None,
+        object: int | None = None,
+    ) -> Masks:
+        """Brush pixels onto the object, or off it, exactly; no model is asked, and later answers do not change them.
+
+        Args:
+            points: (x, y) along the stroke, in pixels of the file. The pixels under the line change, and those whose
+                centre is at most the radius away from it.
+            radius: In pixels of the file.
+            adding: Onto the object, begun if there is no current one; False erases.
+            frame: The frame; None takes that of the session.
+            object: As of `click`.
+
+        Raises:
+            InputError: No points, outside the image, a radius that is not allowed, nothing to erase from, an accepted
+                object.
+        """
+        stroke = _listed(points)
+        step = {"do": "paint", "stroke": stroke, "radius": float(radius), "adding": adding}
+        return self._step(step | {"frame": self._the_frame(frame), "object": object})
 
     def select(self, object: int | None) -> Masks:
         """Make an object the current one; None lets the next positive click begin a new one."""
@@ -275,9 +335,11 @@ class Session:
             "segment": lambda a: self._found(a, progress),
             "draw": self._drawn,
             "box": self._boxed,
+            "exemplar": self._exemplified,
+            "paint": self._painted,
             "select": lambda a: replace(self._state, current=self._numbered(a["object"]), touched=()),
-            "remove": self._removed,
-            "accept": self._accepted,
+            "remove": lambda a: self._state.removed(a["object"]),
+            "accept": lambda a: self._state.accepted(a["object"]),
             "propagate": lambda a: self._propagated(a, progress or (lambda done, count: None)),
             "reset": lambda a: State(),
         }
@@ -308,49 +370,52 @@ class Session:
         return replace(state, current=first if state.next_number > first else self._state.current)
 
     def _drawn(self, action: Action) -> State:
-        stroke = tuple(Point(x, y, is_positive=bool(action["positive"])) for x, y in action["stroke"])
-        Prompt(boxes=(ANYWHERE,), points=stroke)  # checks the numbers
-        for point in stroke:
+        stroke = _stroke(action, bool(action["positive"]))
+        for point in stroke.points:
             check_inside(point, self.image.shape[1:])
         n = self._view.number(self._check_frame(action["frame"]))
-        one = self._meant(action["object"], n, stroke)
+        one = self._state.meant(action["object"], n, stroke, self._view)
         hints = one.hints.get(n, FrameHints())
-        check_strokes(hints.strokes, stroke)
+        check_strokes(hints, stroke.points)
         return self._corrected(one, n, replace(hints, strokes=(*hints.strokes, stroke)), is_box_new=False)
 
-    def _meant(self, number: int | None, n: int, stroke: Sequence[Point]) -> SessionObject:
-        """The object that a stroke is about."""
-        state = self._state
-        if number is not None:
-            return state.object(number)
-        if stroke[0].is_positive:
-            return SessionObject(state.next_number, "") if state.current is None else state.object(None)
-        pixels = self._pixels(stroke)
-        candidates = [one for one in state.objects if one.number == state.current]
-        candidates += [one for one in reversed(state.objects) if not one.is_accepted]
-        for one in candidates:
-            if n in one.trail.masks and (one.trail.masks[n].dense() & pixels).any():
-                return one
-        if state.current is None:
-            raise InputError(
-                "there is no object that a negative click could be taken from: name a phrase, draw a box, or click on "
-                "the object first"
-            )
-        return state.object(None)
+    def _painted(self, action: Action) -> State:
+        stroke = replace(_stroke(action, bool(action["adding"])), radius=float(action["radius"]))
+        check_brush(stroke, self.image.shape[1:])
+        n = self._view.number(self._check_frame(action["frame"]))
+        one = self._state.meant(action["object"], n, stroke, self._view)
+        hints = one.hints.get(n, FrameHints()).painted(stroke, self._view)
+        so_far = one.trail.masks.get(n)
+        mask = np.zeros(self._view.size, dtype=np.bool_) if so_far is None else so_far.dense()
+        score = one.trail.scores.get(n, one.trail.score if one.trail.scores else 1.0)
+        return self._changed(one, n, hints, mask, score)
+
+    def _exemplified(self, action: Action) -> State:
+        frame, phrase = self._check_frame(action["frame"]), action["phrase"]
+        box = replace(Box(*action["box"]), is_positive=bool(action["positive"]))
+        examples = (*self._state.exemplars.get((phrase or "", frame), ()), box)
+        if phrase is None and not any(one.is_positive for one in examples):
+            raise InputError("a look-alike alone says not what is meant: name a phrase, or show an example first")
+        settings = replace(self.options, frames=(frame,), at=frame, encode=self._encoded)
+        answers = segment(self.image, Prompt(phrase, exemplars=examples), self.model, settings)
+        state = replace(self._state, exemplars={**self._state.exemplars, (phrase or "", frame): examples})
+        for found in answers:
+            about = replace(found, objects=(), shape=self._view.shape)
+            state = replace(state, answers=(*state.answers, about))
+            state = with_found(state, self._view.masks_forth(found), self._view.number(frame))
+        return replace(state, touched=(frame,))
 
     def _boxed(self, action: Action) -> State:
         box = Box(*action["box"])
         Prompt(boxes=(box,)).check_inside(*self.image.shape[1:])
         n = self._view.number(self._check_frame(action["frame"]))
         number = action["object"]
-        one = SessionObject(self._state.next_number, "") if number is None else self._state.object(number)
+        one = SessionObject(self._state.next_number, "") if number is None else self._state.open_object(number)
         hints = replace(one.hints.get(n, FrameHints()), box=box)
         return self._corrected(one, n, hints, is_box_new=True)
 
     def _corrected(self, one: SessionObject, n: int, hints: FrameHints, *, is_box_new: bool) -> State:
         """Ask the model with all that was drawn on a frame, and hold the answer to the clicks."""
-        if one.is_accepted:
-            raise InputError(f"object {one.number} was accepted: undo that first, or begin a new one by select(None)")
         so_far = one.trail.masks.get(n)
         shown = self._view.prompt(Prompt(boxes=(hints.box or ANYWHERE,), points=hints.clicks))
         asked = Hints(
@@ -364,28 +429,20 @@ class Session:
         mask = found.union()[0]
         if is_box_new and not mask.any():
             raise InputError("nothing was found in the box: draw it close around the object")
+        score = max(found.scores, default=one.trail.scores.get(n, one.trail.score))
+        return self._changed(one, n, hints, mask, score)
+
+    def _changed(self, one: SessionObject, n: int, hints: FrameHints, mask: BoolArray, score: float) -> State:
+        """Give an object a mask on a frame, held to what was drawn there."""
         for stroke in hints.strokes:
-            pixels = self._pixels(stroke)
-            mask = mask | pixels if stroke[0].is_positive else mask & ~pixels
-        trail = Trail(dict(one.trail.masks), dict(one.trail.scores))
-        trail.masks[n] = PackedMask.of(mask)
-        trail.scores[n] = max(found.scores, default=trail.scores.get(n, one.trail.score))
+            pixels = pixels_of(stroke, self._view)
+            mask = mask | pixels if stroke.is_positive else mask & ~pixels
+        trail = Trail({**one.trail.masks, n: PackedMask.of(mask)}, {**one.trail.scores, n: score})
         changed = replace(one, trail=trail, hints={**one.hints, n: hints}, unspread=one.unspread | {n})
         return replace(self._state.with_object(changed), touched=(self._view.number(n),))
 
-    def _removed(self, action: Action) -> State:
-        gone = self._state.object(action["object"])
-        left = tuple(one for one in self._state.objects if one is not gone)
-        return replace(self._state, objects=left, current=None, touched=())
-
-    def _accepted(self, action: Action) -> State:
-        one = self._state.object(action["object"])
-        return replace(self._state.with_object(replace(one, is_accepted=True)), current=None, touched=())
-
     def _propagated(self, action: Action, report: Report) -> State:
-        one = self._state.object(action["object"])
-        if one.is_accepted:
-            raise InputError(f"object {one.number} was accepted: undo that first")
+        one = self._state.open_object(action["object"])
         sources = sorted(n for n in one.unspread if not one.trail.masks[n].is_empty)
         if not sources:
             raise InputError("nothing was drawn or corrected since the object was followed last: there is nothing new")
@@ -402,17 +459,6 @@ class Session:
         if key not in self._features:
             self._features[key] = self.model.encode(rgb)
         return self._features[key]
-
-    def _pixels(self, stroke: Sequence[Point]) -> BoolArray:
-        """The pixels of the file along a stroke, as a mask (H, W) of the view."""
-        _, height, width = self._view.turn.new_shape
-        scale_y, scale_x = self._view.scale
-        points = self._view.prompt(Prompt(boxes=(ANYWHERE,), points=tuple(dense_stroke(stroke)))).points
-        mask = np.zeros((height, width), dtype=np.bool_)
-        rows = [min(max(int((point.y + 0.5) / scale_y), 0), height - 1) for point in points]
-        columns = [min(max(int((point.x + 0.5) / scale_x), 0), width - 1) for point in points]
-        mask[rows, columns] = True
-        return self._view.mask_to_view(mask)
 
     def _over_image(self, objects: Sequence[SessionObject], about: Masks) -> Masks:
         items = [item for one in objects if (item := one.trail.to_object()) is not None]
@@ -440,3 +486,14 @@ class Session:
         if not 0 <= frame < self.image.shape[0]:
             raise InputError(f"frame {frame} was named, allowed is 0 to {self.image.shape[0] - 1}")
         return frame
+
+
+def _listed(points: Sequence[Sequence[float]]) -> list[list[float]]:
+    stroke = [[float(x), float(y)] for x, y in points]
+    if not stroke:
+        raise InputError("the stroke is empty: give at least one point (x, y)")
+    return stroke
+
+
+def _stroke(action: Action, positive: bool) -> Stroke:
+    return Stroke(tuple(Point(x, y, is_positive=positive) for x, y in action["stroke"]))

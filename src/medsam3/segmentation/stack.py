@@ -245,6 +245,7 @@ class StackRun:
             concept=prompt.text or "",
             presence=max(asked, default=None),
             is_present=bool(is_held.any()) if asked else None,
+            is_sure=not is_held.any() or any(answer.is_present and answer.is_sure for answer in answers),
             found_as=name,
         )
         return self.view.masks_back(shown)

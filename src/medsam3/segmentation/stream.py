@@ -100,7 +100,8 @@ class _PromptStream:
             objects.append(ObjectMask((0, *mask.start), mask.block()[None], scores[step.track]))
         self._scores = scores
         self._kept = {k: kept for k, kept in self._kept.items() if k in self._sweep.remembered}
-        verdict = (None, None) if self._name else (answer.presence, answer.is_present)  # of the prompt's own phrase
+        of = Answer() if self._name else answer  # of the prompt's own phrase
+        verdict = (of.presence, of.is_present, of.is_sure)
         return Masks((1, *size), tuple(objects), self._prompt.text or "", *verdict), tuple(scores)
 
     def _answer(self, n: int, features: Any) -> Answer:

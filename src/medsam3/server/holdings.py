@@ -18,7 +18,18 @@ from typing import IO
 from medsam3.server.pool import Progress, Worker
 from medsam3.server.problems import RefusedError, not_here
 from medsam3.server.reader import remove
-from medsam3.server.schemas import Found, ImageAnswer, JobAnswer, SessionAnswer, SessionPlace, Step
+from medsam3.server.schemas import (
+    AgentAnswer,
+    Found,
+    ImageAnswer,
+    JobAnswer,
+    SessionAnswer,
+    SessionAsked,
+    SessionPlace,
+    Source,
+    Step,
+    WindowAsked,
+)
 from medsam3.server.settings import Limits
 
 try:
@@ -44,7 +55,7 @@ class HeldResult:
     id: str
     image: HeldImage
     masks: Path
-    window: str | None
+    window: WindowAsked | None
     stem: str
     found: Found = field(default_factory=Found)
 
@@ -55,7 +66,7 @@ class HeldSession:
 
     id: str
     image: HeldImage
-    window: str | None
+    asked: SessionAsked
     worker: Worker
     steps: list[Step] = field(default_factory=list)
     found: Found = field(default_factory=Found)
@@ -63,7 +74,7 @@ class HeldSession:
 
     def place(self) -> SessionPlace:
         """Give what a worker needs to know."""
-        return SessionPlace(self.id, self.image.place, self.window, tuple(self.steps), self.image.about.frames > 1)
+        return SessionPlace(self.id, self.image.source, self.asked, tuple(self.steps), self.image.about.frames > 1)
 
     def answer(self) -> SessionAnswer:
         """Give the session as it stands."""
@@ -102,6 +113,8 @@ class HeldJob:
     error: str | None = None
     result: str | None = None
     session: SessionAnswer | None = None
+    agent: AgentAnswer | None = None
+    transcript: Path | None = None
 
     def answer(self) -> JobAnswer:
         """Give how far it is."""
@@ -115,6 +128,7 @@ class HeldJob:
                 "error": self.error,
                 "result": self.result,
                 "session": self.session,
+                "agent": self.agent,
             }
         )
 
@@ -126,7 +140,7 @@ class HeldImage:
     id: str
     owner: str
     folder: Path
-    place: Path
+    source: Source
     about: ImageAnswer
     used: float = field(default_factory=time.monotonic)
     sessions: dict[str, HeldSession] = field(default_factory=dict)
@@ -165,10 +179,10 @@ class Holdings:
         (folder / "files").mkdir(parents=True, mode=0o700)
         return folder
 
-    def add(self, owner: str, folder: Path, place: Path, about: ImageAnswer) -> HeldImage:
+    def add(self, owner: str, folder: Path, source: Source, about: ImageAnswer) -> HeldImage:
         """Hold an image."""
         name = new_id()
-        held = HeldImage(name, owner, folder, place, about.model_copy(update={"id": name}))
+        held = HeldImage(name, owner, folder, source, about.model_copy(update={"id": name}))
         self._images[name] = held
         return held
 

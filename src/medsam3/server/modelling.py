@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,16 @@ from cachetools import LRUCache
 from medsam3.errors import InputError
 from medsam3.geometry import BoolArray
 from medsam3.image import Image, Masks, ObjectMask
-from medsam3.models.segmenter import Segmenter
-from medsam3.prompts import Box, Point, Prompt
+from medsam3.io.nifti import write_slices
+from medsam3.io.packed_masks import about, packed
+from medsam3.models.segmenter import Segmenter, reader_of
+from medsam3.prompts import Box, Point, Prompt, check_phrase
 from medsam3.segmentation.composing import readings_of
 from medsam3.segmentation.options import Options
-from medsam3.segmentation.run import segment
+from medsam3.segmentation.run import Report, segment
 from medsam3.segmentation.session import Session
 from medsam3.server.pool import report
-from medsam3.server.reader import opened, save_masks, shown
+from medsam3.server.reader import opened, save_masks, shown, window_of
 from medsam3.server.schemas import (
     Click,
     ConceptFound,
@@ -32,15 +35,19 @@ from medsam3.server.schemas import (
     ModelAnswer,
     ObjectFound,
     OnObject,
+    OptionsAsked,
+    Paint,
+    PhraseAnswer,
     Plain,
     Scribble,
     Segment,
     SessionPlace,
+    ShowExample,
+    Source,
     Step,
 )
 from medsam3.server.settings import Load
 from medsam3.view.draw import fullest_frame
-from medsam3.view.grey import window_named
 
 
 @dataclass
@@ -64,9 +71,9 @@ def prepare(load: Load, name: str, most_sessions: int) -> None:
 
 def about_model() -> ModelAnswer:
     """Load the model if it is not there yet, and tell what it is and what it was taught."""
-    model = _model()
-    card = getattr(model, "card", None)
-    return ModelAnswer(name=model.name, concepts=sorted(getattr(card, "concepts", ())))
+    loaded = model()
+    card = getattr(loaded, "card", None)
+    return ModelAnswer(name=loaded.name, concepts=sorted(getattr(card, "concepts", ())))
 
 
 def do_step(place: SessionPlace, step: Step) -> Found:
@@ -74,17 +81,17 @@ def do_step(place: SessionPlace, step: Step) -> Found:
     session = _session(place)
     del _held().sessions[place.id]  # a step that is broken off may leave it half done
     try:
-        _apply(session, step)
+        apply_step(session, step)
     except InputError:
         _held().sessions[place.id] = (session, len(place.steps))
         raise
     _held().sessions[place.id] = (session, len(place.steps) + 1)
-    return _found_by(session)
+    return found_by(session)
 
 
 def look(place: SessionPlace) -> Found:
     """Tell what a session has found so far."""
-    return _found_by(_session(place))
+    return found_by(_session(place))
 
 
 def frame_masks(place: SessionPlace, frame: int, grid: Literal["display", "file"]) -> FrameMasks:
@@ -97,7 +104,7 @@ def frame_masks(place: SessionPlace, frame: int, grid: Literal["display", "file"
     image = session.image
     if not 0 <= frame < image.shape[0]:
         raise InputError(f"frame {frame} was asked for, allowed is 0 to {image.shape[0] - 1}")
-    view = shown(image, place.window)
+    view = shown(image, place.asked.window)
     height, width = view.size if grid == "display" else image.shape[1:]
     masks = []
     for one in session.objects:
@@ -116,7 +123,47 @@ def keep_session(place: SessionPlace, path: Path) -> Found:
     """Keep the masks of a session as they stand now."""
     session = _session(place)
     save_masks(session.masks_by_concept or [Masks(session.image.shape)], path)
-    return _found_by(session)
+    return found_by(session)
+
+
+def session_objects(place: SessionPlace, path: Path) -> None:
+    """Write all that a session has found, each object by itself, for `medsam3.Client`."""
+    session = _session(place)
+    objects = [
+        {
+            "number": one.number,
+            "concept": one.concept,
+            "score": one.score,
+            "is_accepted": one.is_accepted,
+            "masks": [packed(item) for item in session.object_masks(one.number).objects],
+        }
+        for one in session.objects
+    ]
+    joint = about(session.masks)
+    concepts = [about(masks) for masks in session.masks_by_concept]
+    document = {"joint": joint, "concepts": concepts, "objects": objects}
+    path.write_text(json.dumps(document), encoding="ascii")
+
+
+def session_labels(place: SessionPlace, path: Path) -> None:
+    """Write all objects of a session as one label map on the file's grid: object k as k + 1, later ones on top."""
+    session = _session(place)
+    count = max((one.number for one in session.objects), default=0) + 1
+    labels = np.zeros(session.image.shape, dtype=np.uint8 if count <= np.iinfo(np.uint8).max else np.uint16)
+    for one in session.objects:
+        for item in session.object_masks(one.number).objects:
+            labels[item.block][item.crop] = one.number + 1
+    write_slices(session.image, lambda n: labels[n], path)
+
+
+def read_phrase(phrase: str) -> list[PhraseAnswer]:
+    """Tell how a phrase is read, each concept that it joins by itself.
+
+    Raises:
+        InputError: It is not understood.
+    """
+    readings = reader_of(model()).readings(check_phrase(phrase))
+    return [PhraseAnswer(phrase=one.phrase, read_as=one.told, is_taught=one.is_taught) for one in readings]
 
 
 def drop_session(name: str) -> None:
@@ -124,27 +171,54 @@ def drop_session(name: str) -> None:
     _held().sessions.pop(name, None)
 
 
-def segment_image(image: Path, asked: JobAsked, path: Path) -> Found:
+def segment_image(source: Source, asked: JobAsked, path: Path) -> Found:
     """Segment a whole image, and keep the masks.
 
     Raises:
         InputError: As `medsam3.segment`.
     """
-    opened_image, model = opened(image), _model()
-    boxes = tuple(Box(*box) for box in asked.boxes)
-    points = tuple(Point(x, y, is_positive) for x, y, is_positive in asked.points)
-    prompts = [Prompt(phrase, boxes, points) for phrase in asked.phrases or (None,)]
-    options = Options(
+    image = opened(source)
+    prompts = [
+        Prompt(
+            one.text,
+            tuple(Box(*edges) for edges in one.boxes),
+            tuple(Point(x, y, is_positive) for x, y, is_positive in one.points),
+            tuple(Box(*edges) for edges in one.exemplars),
+        )
+        for one in asked.asked
+    ]
+    found = segment(image, prompts, model(), options_of(asked), progress=report)
+    save_masks(found, path)
+    return found_in(found, image)
+
+
+def options_of(asked: OptionsAsked) -> Options:
+    """Read the settings of a request.
+
+    Raises:
+        InputError: A value that is not allowed.
+    """
+    return Options(
         is_followed=asked.propagate,
+        key_every=asked.key_every,
         at=asked.at,
         frames=None if asked.frames is None else tuple(asked.frames),
-        window=None if asked.window is None else window_named(asked.window),
+        plane=asked.plane,
+        window=window_of(asked.window),
+        has_neighbours=asked.neighbours,
         threshold=asked.threshold,
+        weak_score=asked.weak_score,
+        weak_share=asked.weak_share,
+        is_recognised=asked.is_recognised,
+        tracking=asked.tracking,
+        fusion=asked.fusion,
     )
-    found = segment(opened_image, prompts, model, options, progress=report)
-    save_masks(found, path)
-    objects = [_object(number, masks.concept, item, opened_image) for number, (masks, item) in enumerate(_each(found))]
-    return Found(concepts=[_concept(masks, opened_image, model) for masks in found], objects=objects)
+
+
+def found_in(found: Sequence[Masks], image: Image) -> Found:
+    """Tell what was found, all objects numbered through."""
+    objects = [_object(number, masks.concept, item, image) for number, (masks, item) in enumerate(_each(found))]
+    return Found(concepts=[_concept(masks, image, model()) for masks in found], objects=objects)
 
 
 def runs_of(mask: BoolArray) -> list[int]:
@@ -155,18 +229,27 @@ def runs_of(mask: BoolArray) -> list[int]:
     return [0, *lengths] if flat.size and flat[0] else [int(length) for length in lengths]
 
 
-def _apply(session: Session, step: Step) -> None:
+def apply_step(session: Session, step: Step, progress: Report = report) -> None:
+    """Do one step of a session.
+
+    Raises:
+        InputError: As the session says.
+    """
     match step:
         case Segment():
-            session.segment(step.phrase, frame=step.frame, progress=report)
+            session.segment(step.phrase, frame=step.frame, progress=progress)
         case Click():
             session.click(step.x, step.y, positive=step.positive, frame=step.frame, object=step.object)
         case Scribble():
             session.scribble(step.points, positive=step.positive, frame=step.frame, object=step.object)
         case DrawBox():
             session.box(*step.box, frame=step.frame, object=step.object)
+        case ShowExample():
+            session.exemplar(*step.box, positive=step.positive, phrase=step.phrase, frame=step.frame)
+        case Paint():
+            session.paint(step.points, radius=step.radius, adding=step.adding, frame=step.frame, object=step.object)
         case OnObject(do="propagate"):
-            session.propagate(step.object, progress=report)
+            session.propagate(step.object, progress=progress)
         case OnObject():
             chosen: Callable[[int | None], Masks] = getattr(session, step.do)
             chosen(step.object)
@@ -180,10 +263,9 @@ def _session(place: SessionPlace) -> Session:
     held = _held().sessions.get(place.id)
     if held is not None and held[1] == len(place.steps):
         return held[0]
-    options = Options(window=None if place.window is None else window_named(place.window))
-    session = Session(opened(place.image), _model(), options=options)
+    session = Session(opened(place.image), model(), frame=place.asked.frame, options=options_of(place.asked))
     for step in place.steps:
-        _apply(session, step)
+        apply_step(session, step)
     _held().sessions[place.id] = (session, len(place.steps))
     return session
 
@@ -193,7 +275,8 @@ def _held() -> _State:
     return _state
 
 
-def _model() -> Segmenter:
+def model() -> Segmenter:
+    """Give the model of this process, loaded when it is first needed."""
     held = _held()
     if held.model is None:
         held.model = held.load(held.name)
@@ -204,7 +287,8 @@ def _each(found: Sequence[Masks]) -> list[tuple[Masks, ObjectMask]]:
     return [(masks, item) for masks in found for item in masks.objects]
 
 
-def _found_by(session: Session) -> Found:
+def found_by(session: Session) -> Found:
+    """Tell what a session has found so far."""
     objects = []
     for one in session.objects:
         items = session.object_masks(one.number).objects
@@ -225,6 +309,7 @@ def _concept(masks: Masks, image: Image, model: Segmenter) -> ConceptFound:
         phrase=masks.concept,
         presence=masks.presence,
         is_present=masks.is_present,
+        verdict=masks.verdict,
         read_as=None if reading is None else reading.told,
         is_taught=None if reading is None else reading.is_taught,
         objects=len(masks),

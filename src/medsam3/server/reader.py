@@ -19,50 +19,57 @@ import numpy as np
 import PIL.Image
 
 from medsam3.errors import InputError
-from medsam3.image import Image, Masks
+from medsam3.image import Image, Masks, Pixels, Window
 from medsam3.io import FORMATS, read, write_format
 from medsam3.io.files import natural_key
+from medsam3.io.handed import ABOUT, FRAMES, is_handed, open_handed
 from medsam3.io.labels import orientation
+from medsam3.io.nifti import write_slices
+from medsam3.io.packed_masks import dumped
 from medsam3.prompts import Box, Point, Prompt
-from medsam3.server.schemas import Display, ImageAnswer
+from medsam3.server.schemas import Display, ImageAnswer, Source, WindowAsked
 from medsam3.server.settings import Limits
 from medsam3.view.grey import SOFT_TISSUE_HU, WINDOWS, window_named
 from medsam3.view.view import View, view_of
 
+LOSSLESS = "masks"
+"""Format that `medsam3.Client` reads: every object by itself."""
 THUMBNAIL_PIXELS = 160
 _CHUNK_BYTES = 2**20
-_HEADERS = (".mhd", ".nhdr")
+_HEADERS = (".mhd", ".nhdr", ".hdr")
 _MOST_RATIO = 1000
 """Zeros of a mask deflate about a thousandfold; more than that is made to fill disks."""
 
 
-def open_upload(folder: Path, name: str, limits: Limits) -> tuple[Path, ImageAnswer]:
+def open_upload(
+    folder: Path, name: str, limits: Limits, frame: int | None = None, series: str | None = None
+) -> tuple[Source, ImageAnswer]:
     """Open the files of an upload as one image: a zip is unpacked, several files are a series.
 
     Raises:
         InputError: What `medsam3.read` refuses, or more than the limits allow; file names of the server are not told.
     """
     try:
-        place = _place_of(folder, limits)
-        return place, describe(place, name, limits)
+        source = Source(_place_of(folder, limits), frame, series)
+        return source, describe(source, name, limits)
     except InputError as error:
         raise InputError(_without_folder(str(error), folder, name)) from error
 
 
-def describe(place: Path, name: str, limits: Limits) -> ImageAnswer:
+def describe(source: Source, name: str, limits: Limits) -> ImageAnswer:
     """Tell what an image is, and how it is shown.
 
     Raises:
         InputError: As `open_upload`.
     """
-    image = opened(place)
+    image = opened(source)
     frames, height, width = image.shape
     if frames > limits.frames or height * width > limits.frame_pixels:
         raise InputError(
             f"the image has {frames} frames of {width} x {height} pixels, allowed are {limits.frames} frames of "
             f"{limits.frame_pixels} pixels: cut it into parts"
         )
-    view = _view(place, None)
+    view = _view(source, None)
     return ImageAnswer(
         id="",
         name=name,
@@ -80,28 +87,41 @@ def describe(place: Path, name: str, limits: Limits) -> ImageAnswer:
 
 
 @lru_cache(4)
-def opened(place: Path) -> Image:
+def opened(source: Source) -> Image:
     """Open an image, or take it from those that were opened last."""
-    return read(place)
+    if source.path.is_dir() and is_handed(source.path):
+        return open_handed(source.path)
+    return read(source.path, frame=source.frame, series=source.series)
 
 
 @lru_cache(8)
-def _view(place: Path, window: str | None) -> View:
-    return shown(opened(place), window)
+def _view(source: Source, window: str | None) -> View:
+    return shown(opened(source), window)
 
 
-def shown(image: Image, window: str | None) -> View:
-    """Show an image's own slices, in a named window or in the automatic one."""
-    return view_of(image, window=None if window is None else window_named(window), keeps_slices=True)
+def shown(image: Image, window: WindowAsked | None) -> View:
+    """Show an image's own slices, in a window that was asked for or in the automatic one."""
+    return view_of(image, window=window_of(window), keeps_slices=True)
 
 
-def png_of(place: Path, frame: int, window: str | None, longest: int | None = None) -> bytes:
+def window_of(asked: WindowAsked | None) -> Window | None:
+    """Read a window that was asked for by name, by centre and width, or by its two ends.
+
+    Raises:
+        InputError: There is none of that name, or its ends are not in order.
+    """
+    if asked is None or isinstance(asked, str):
+        return None if asked is None else window_named(asked)
+    return Window(*asked)
+
+
+def png_of(source: Source, frame: int, window: str | None, longest: int | None = None) -> bytes:
     """Give a frame as PNG, as it is shown, at most `longest` pixels wide and high.
 
     Raises:
         InputError: No such frame or window, a frame that cannot be decoded.
     """
-    view = _view(place, window)
+    view = _view(source, window)
     if not 0 <= frame < view.count:
         raise InputError(f"frame {frame} was asked for, allowed is 0 to {view.count - 1}")
     picture = PIL.Image.fromarray(view.rgb(view.number(frame)))
@@ -112,39 +132,57 @@ def png_of(place: Path, frame: int, window: str | None, longest: int | None = No
     return stream.getvalue()
 
 
+def write_volume(source: Source, path: Path, limits: Limits) -> Path:
+    """Write an image as NIfTI for a viewer, in the values and on the grid of its file; one that is there is kept.
+
+    Raises:
+        InputError: Larger than is allowed, a slice that cannot be decoded.
+    """
+    image = opened(source)
+    pixels = image.pixels(0)
+    size = pixels.nbytes * image.shape[0]
+    if size > limits.volume_bytes:
+        raise InputError(
+            f"the volume has {size} bytes of voxels, allowed at once are {limits.volume_bytes}: ask for its frames"
+        )
+    if not path.exists():
+        write_slices(image, lambda n: _plain(image.pixels(n)), path)
+    return path
+
+
+def _plain(pixels: Pixels) -> Pixels:
+    """Pixels (H, W) of grey ones, (H, W, 3) of colours."""
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+
+
 def save_masks(masks: Sequence[Masks], path: Path) -> None:
     """Keep masks for `write_result`, in the server's own folder that nobody else can write to."""
     path.write_bytes(pickle.dumps([replace(one, image=None) for one in masks], pickle.HIGHEST_PROTOCOL))
 
 
-def write_result(place: Path, masks: Path, form: str, stem: str, window: str | None) -> Path:
+def write_result(source: Source, masks: Path, form: str, stem: str, window: WindowAsked | None) -> Path:
     """Write kept masks in a format, as the command line does, and name the file.
 
     Raises:
         InputError: A format that is not known, or does not take this image or these masks.
     """
-    image = opened(place)
+    image = opened(source)
     if window is not None:
-        image = replace(image, window=window_named(window))
+        image = replace(image, window=window_of(window))
     kept: list[Masks] = pickle.loads(masks.read_bytes())
+    if form == LOSSLESS:
+        path = masks.parent / f"{stem}.masks.json"
+        path.write_text(dumped(kept), encoding="ascii")
+        return path
     try:
         return write_format(form, kept, image, masks.parent, stem)
     except InputError as error:
         raise InputError(_without_folder(str(error), masks.parent, stem)) from error
 
 
-def check_window(text: str) -> None:
-    """Refuse a window that is not known, before anything waits for it.
-
-    Raises:
-        InputError: Neither a preset nor CENTRE,WIDTH.
-    """
-    window_named(text)
-
-
 def formats() -> list[str]:
     """Name the formats that results can be had in."""
-    return list(FORMATS)
+    return [*FORMATS, LOSSLESS]
 
 
 def _place_of(folder: Path, limits: Limits) -> Path:
@@ -225,7 +263,9 @@ def stored_name(number: int, name: str) -> str:
     """Name an uploaded file on disk: a number, and its ending; headers and their data keep a plain name."""
     base = name.replace("\\", "/").rsplit("/", 1)[-1]
     lower = base.lower()
-    if lower.endswith((*_HEADERS, ".raw", ".zraw")) and is_plain(base):
+    if base in (FRAMES, ABOUT):  # `medsam3.Client` hands an image in memory over by them
+        return base
+    if lower.endswith((*_HEADERS, ".raw", ".zraw", ".img", ".img.gz", ".raw.gz")) and is_plain(base):
         return base
     ending = ".nii.gz" if lower.endswith(".nii.gz") else Path(lower).suffix
     return f"{number:06d}{ending if is_plain(ending) else ''}"

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Query, Request
+from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.background import BackgroundTask
 
 from medsam3 import concepts
+from medsam3.agent.chat import parse_address
 from medsam3.errors import InputError
 from medsam3.server import reader
 from medsam3.server.guard import owner_of
-from medsam3.server.holdings import HeldImage, HeldJob, HeldSession
+from medsam3.server.holdings import HeldImage, HeldJob, HeldSession, new_id
 from medsam3.server.problems import RefusedError, not_here
 from medsam3.server.schemas import (
+    AgentAsked,
+    AgentStep,
+    AnyJob,
     ConceptAnswer,
     EntryAnswer,
     FrameMasks,
     ImageAnswer,
     JobAnswer,
-    JobAsked,
     ModelAnswer,
+    PhraseAnswer,
+    PoliciesAnswer,
+    PreviewAnswer,
     Problem,
     ResultAnswer,
     SampleAnswer,
     SessionAnswer,
     SessionAsked,
+    Source,
     Step,
 )
-from medsam3.server.service import SAMPLES, Service, progress_of
+from medsam3.server.service import FOLLOWING, SAMPLES, Service, events_of, steps_of
 
-EVENT_S = 0.2
 MOST_CONCEPTS = 30
 MOST_ENTRIES = 2000
 _NO_IMAGES = (".md", ".txt", ".csv", ".json", ".py", ".pdf")
@@ -70,9 +76,15 @@ WindowName = Annotated[str | None, Query(max_length=60, description="a preset, o
         }
     },
 )
-async def upload(request: Request, owner: Owner, service: Served) -> ImageAnswer:
+async def upload(
+    request: Request,
+    owner: Owner,
+    service: Served,
+    frame: Annotated[int | None, Query(ge=0, description="of a file that is no one stack")] = None,
+    series: Annotated[str | None, Query(max_length=80, description="number, or end of the UID, of several")] = None,
+) -> ImageAnswer:
     """Upload one image: a file, the files of a series, or a zip of them."""
-    return (await service.upload(request, owner)).about
+    return (await service.upload(request, owner, frame, series)).about
 
 
 @router.get("/images/{image}")
@@ -101,19 +113,29 @@ async def frame_png(image: str, frame: int, owner: Owner, service: Served, windo
     return await _png(service, service.holdings.image(owner, image), frame, window)
 
 
+@router.get("/images/{image}/volume.{ending}", response_class=FileResponse)
+async def volume(
+    image: str, ending: Annotated[str, PathParameter(pattern=r"^nii(\.gz)?$")], owner: Owner, service: Served
+) -> FileResponse:
+    """Give the whole image as NIfTI, its values and grid those of the file; unpacked is faster on one machine."""
+    held = service.holdings.image(owner, image)
+    limits = service.settings.limits
+    path = await service.read(reader.write_volume, held.source, held.folder / f"volume.{ending}", limits)
+    return FileResponse(path, media_type="application/octet-stream")
+
+
 async def _png(
     service: Service, held: HeldImage, frame: int, window: str | None, longest: int | None = None
 ) -> Response:
-    png: bytes = await service.read(reader.png_of, held.place, frame, window, longest)
+    png: bytes = await service.read(reader.png_of, held.source, frame, window, longest)
     return Response(png, media_type="image/png")
 
 
 @router.post("/images/{image}/sessions", status_code=201)
 async def begin_session(image: str, asked: SessionAsked, owner: Owner, service: Served) -> SessionAnswer:
     """Begin a session: masks that are corrected step by step."""
-    if asked.window is not None:
-        reader.check_window(asked.window)
-    return service.new_session(service.holdings.image(owner, image), asked.window).answer()
+    reader.window_of(asked.window)
+    return service.new_session(service.holdings.image(owner, image), asked).answer()
 
 
 @router.get("/images/{image}/sessions/{session}")
@@ -176,6 +198,26 @@ async def masks_of_frame(
     return found
 
 
+@router.get("/images/{image}/sessions/{session}/objects", response_class=FileResponse)
+async def session_objects(image: str, session: str, owner: Owner, service: Served) -> FileResponse:
+    """Give all that a session has found, each object by itself, as `medsam3.Client` reads it."""
+    held = service.holdings.session(owner, image, session)
+    path = held.image.folder / f"objects-{new_id()}.json"
+    async with held.lock:
+        await service.ask(held.worker, "session_objects", held.place(), path)
+    return FileResponse(path, media_type="application/json", background=BackgroundTask(path.unlink, True))
+
+
+@router.get("/images/{image}/sessions/{session}/masks.nii.gz", response_class=FileResponse)
+async def masks_as_nifti(image: str, session: str, owner: Owner, service: Served) -> FileResponse:
+    """Give all objects as one label map over the file's grid: object k as k + 1, later ones on top."""
+    held = service.holdings.session(owner, image, session)
+    path = held.image.folder / f"labels-{new_id()}.nii.gz"
+    async with held.lock:
+        await service.ask(held.worker, "session_labels", held.place(), path)
+    return FileResponse(path, media_type="application/octet-stream", background=BackgroundTask(path.unlink, True))
+
+
 @router.post("/images/{image}/sessions/{session}/results", status_code=201)
 async def keep_session(image: str, session: str, owner: Owner, service: Served) -> ResultAnswer:
     """Keep the masks as they stand, to take them away in any format."""
@@ -184,14 +226,16 @@ async def keep_session(image: str, session: str, owner: Owner, service: Served) 
 
 
 @router.post("/jobs", status_code=202)
-async def begin_job(asked: JobAsked, owner: Owner, service: Served) -> JobAnswer:
-    """Segment a whole image, as `medsam3 segment` does."""
-    if not (asked.phrases or asked.boxes or asked.points):
-        raise InputError("nothing is asked for: give phrases, boxes or points")
-    if asked.window is not None:
-        reader.check_window(asked.window)
+async def begin_job(asked: Annotated[AnyJob, Body()], owner: Owner, service: Served) -> JobAnswer:
+    """Segment a whole image, as `medsam3 segment` does, or follow an instruction, as `medsam3 agent` does."""
     image = service.holdings.image(owner, asked.image)
     worker = min(service.modellers, key=lambda one: one.waiting)
+    if isinstance(asked, AgentAsked):
+        service.check_consent(image, asked)
+        return service.begin_job(image, worker, partial(service.follow, asked=asked)).answer()
+    if not asked.asked:
+        raise InputError("nothing is asked for: give phrases, boxes, points or prompts")
+    reader.window_of(asked.window)
     return service.begin_job(image, worker, partial(service.segment, asked=asked)).answer()
 
 
@@ -205,20 +249,38 @@ async def about_job(job: str, owner: Owner, service: Served) -> JobAnswer:
 async def job_events(job: str, owner: Owner, service: Served) -> StreamingResponse:
     """Tell how far a job is as server-sent events, until it ends."""
     held = service.holdings.job(owner, job)
-    return StreamingResponse(_events(held), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    return StreamingResponse(events_of(held), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
-async def _events(job: HeldJob) -> AsyncIterator[str]:
-    told = ""
-    while True:
-        is_over = job.task is None or job.task.done()
-        event = progress_of(job)
-        if event != told:
-            yield event
-            told = event
-        if is_over:
-            return
-        await asyncio.sleep(EVENT_S)
+@router.get("/jobs/{job}/steps")
+async def job_steps(job: str, owner: Owner, service: Served, after: Annotated[int, Query(ge=0)] = 0) -> list[AgentStep]:
+    """Give the steps of an agent's run, those after a number that was told already."""
+    held = service.holdings.job(owner, job)
+    return [] if held.transcript is None else [one for one in steps_of(held.transcript) if one.number > after]
+
+
+@router.get("/jobs/{job}/transcript", response_class=FileResponse)
+async def job_transcript(job: str, owner: Owner, service: Served) -> FileResponse:
+    """Give the transcript of an agent's run as one HTML page that needs nothing else, to be saved."""
+    held = service.holdings.job(owner, job)
+    if held.transcript is None:
+        raise not_here("transcript")
+    page = await service.ask(held.worker, "transcript_page", held.transcript, module=FOLLOWING)
+    return FileResponse(page, filename="transcript.html", media_type="text/html", content_disposition_type="attachment")
+
+
+@router.get("/agent")
+async def list_policies(service: Served) -> PoliciesAnswer:
+    """Tell who may decide for the agent beside the rules that need no LLM."""
+    settings = service.settings
+    sent_to = None if settings.llm is None else parse_address(settings.llm).provider
+    return PoliciesAnswer(llm=settings.llm, sent_to=sent_to, may_send_images=settings.sends_images)
+
+
+@router.post("/agent/preview")
+async def preview(asked: AgentAsked, owner: Owner, service: Served) -> PreviewAnswer:
+    """Tell what a run of the agent would send where, its first text and pictures; nothing is sent."""
+    return await service.preview(service.holdings.image(owner, asked.image), asked)
 
 
 @router.delete("/jobs/{job}")
@@ -239,7 +301,7 @@ async def take_result(
     if format is None:
         about = ResultAnswer(id=held.id, image=held.image.id, found=held.found, formats=reader.formats())
         return JSONResponse(about.model_dump())
-    path: Path = await service.read(reader.write_result, held.image.place, held.masks, format, held.stem, held.window)
+    path: Path = await service.read(reader.write_result, held.image.source, held.masks, format, held.stem, held.window)
     return FileResponse(path, filename=path.name, content_disposition_type="attachment")
 
 
@@ -254,10 +316,17 @@ async def list_concepts(service: Served, q: Annotated[str, Query(max_length=300)
     return sorted(found, key=lambda one: one.is_taught is False)[:MOST_CONCEPTS]
 
 
+@router.get("/phrases")
+async def read_phrase(service: Served, q: Annotated[str, Query(min_length=1, max_length=300)]) -> list[PhraseAnswer]:
+    """Tell how the model reads a phrase, one answer for each concept that it joins, before anything is segmented."""
+    return await service.read_phrase(q)
+
+
 @router.get("/models")
 async def list_models(service: Served) -> list[ModelAnswer]:
     """List the models that answer: the one that the server was started with, once it is loaded."""
-    return [service.model or ModelAnswer(name=service.settings.model, concepts=[], is_ready=False)]
+    model = service.model or ModelAnswer(name=service.settings.model, concepts=[], is_ready=False)
+    return [model.model_copy(update={"weights_sha256": dict(service.settings.weights_sha256)})]
 
 
 @router.get("/samples")
@@ -271,7 +340,7 @@ async def open_sample(name: str, owner: Owner, service: Served) -> ImageAnswer:
     """Open a sample picture."""
     for one in SAMPLES:
         if one.name == name and one.path is not None:
-            return (await service.open_place(one.path, name, owner)).about
+            return (await service.open_place(Source(one.path), name, owner)).about
     raise not_here("sample")
 
 
@@ -303,7 +372,7 @@ async def open_data(
     place = _below(service.settings.data, path)
     if not place.exists():
         raise not_here("file")
-    return (await service.open_place(place, place.name, owner)).about
+    return (await service.open_place(Source(place), place.name, owner)).about
 
 
 def _below(root: Path, path: str) -> Path:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from medsam3 import __version__
+from medsam3.segmentation.options import FusionRules, Options, TrackingRules
+from medsam3.view.planes import PlaneChoice
+
+_DEFAULTS = Options()
 MOST_STROKE_POINTS = 10_000
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Phrase = Annotated[str, Field(min_length=1, max_length=300)]
@@ -60,6 +65,27 @@ class DrawBox(Asked):
     object: int | None = None
 
 
+class ShowExample(Asked):
+    """Show by a box an example of what is meant, or a look-alike that is not; the frame is searched anew."""
+
+    do: Literal["exemplar"]
+    box: Corners
+    positive: bool = True
+    phrase: Phrase | None = None
+    frame: FrameNumber | None = None
+
+
+class Paint(Asked):
+    """Brush pixels onto an object, or off it, exactly: those under the line and within `radius` of it."""
+
+    do: Literal["paint"]
+    points: Annotated[list[Position], Field(min_length=1, max_length=MOST_STROKE_POINTS)]
+    radius: Annotated[float, Field(gt=0, le=500)] = 3.0
+    adding: bool = True
+    frame: FrameNumber | None = None
+    object: int | None = None
+
+
 class OnObject(Asked):
     """Choose, remove, accept or follow an object, the current one if none is named."""
 
@@ -73,27 +99,82 @@ class Plain(Asked):
     do: Literal["undo", "redo", "reset"]
 
 
-Step = Annotated[Segment | Click | Scribble | DrawBox | OnObject | Plain, Field(discriminator="do")]
+Step = Annotated[
+    Segment | Click | Scribble | DrawBox | ShowExample | Paint | OnObject | Plain, Field(discriminator="do")
+]
 
 
-class SessionAsked(Asked):
-    """Settings of a new session."""
-
-    window: Annotated[str, Field(max_length=60)] | None = None
+WindowAsked = Annotated[str, Field(max_length=60)] | Annotated[tuple[Number, Number], Field(description="low, high")]
 
 
-class JobAsked(Asked):
-    """Segment a whole image by phrases, or by boxes and points on frame `at`."""
+class OptionsAsked(Asked):
+    """How an image is segmented; the fields are those of `medsam3.Options`, where they are explained."""
 
+    window: WindowAsked | None = None
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    frames: Annotated[list[FrameNumber], Field(max_length=20_000)] | None = None
+    at: FrameNumber | None = None
+    propagate: bool | None = None
+    key_every: Annotated[int, Field(ge=1)] = 1
+    plane: PlaneChoice | Literal["vote"] = "auto"
+    neighbours: bool = False
+    weak_score: Annotated[float, Field(ge=0, le=1)] = _DEFAULTS.weak_score
+    weak_share: Annotated[float, Field(ge=0, le=1)] = _DEFAULTS.weak_share
+    is_recognised: bool = _DEFAULTS.is_recognised
+    tracking: TrackingRules = _DEFAULTS.tracking
+    fusion: FusionRules = _DEFAULTS.fusion
+
+
+class SessionAsked(OptionsAsked):
+    """Settings of a new session; `frame` is that of all its steps."""
+
+    frame: FrameNumber | None = None
+
+
+class PromptAsked(Asked):
+    """A prompt of `medsam3.Prompt`: exemplars are x0, y0, x1, y1 and whether it is what is meant."""
+
+    text: Phrase | None = None
+    boxes: Annotated[list[Corners], Field(max_length=100)] = []
+    points: Annotated[list[tuple[Number, Number, bool]], Field(max_length=100)] = []
+    exemplars: Annotated[list[tuple[Number, Number, Number, Number, bool]], Field(max_length=100)] = []
+
+
+class JobAsked(OptionsAsked):
+    """Segment a whole image by phrases, or by what is drawn on frame `at`; or by whole prompts."""
+
+    kind: Literal["segment"] = "segment"
     image: str
     phrases: Annotated[list[Phrase], Field(max_length=50)] = []
     boxes: Annotated[list[Corners], Field(max_length=100)] = []
     points: Annotated[list[tuple[Number, Number, bool]], Field(max_length=100)] = []
-    at: FrameNumber | None = None
-    frames: Annotated[list[FrameNumber], Field(max_length=20_000)] | None = None
-    window: Annotated[str, Field(max_length=60)] | None = None
-    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-    propagate: bool | None = None
+    prompts: Annotated[list[PromptAsked], Field(max_length=50)] = []
+
+    @property
+    def asked(self) -> list[PromptAsked]:
+        """All prompts."""
+        if not (self.phrases or self.boxes or self.points):
+            return self.prompts
+        phrases: list[str | None] = [*self.phrases] or [None]
+        return [*(PromptAsked(text=one, boxes=self.boxes, points=self.points) for one in phrases), *self.prompts]
+
+
+class AgentAsked(Asked):
+    """Follow an instruction in words; `consent` is what the preview gave, and needed if an LLM is asked."""
+
+    kind: Literal["agent"] = "agent"
+    image: str
+    instruction: Phrase
+    policy: Literal["offline", "llm"] = "offline"
+    send_images: bool = False
+    rounds: Annotated[int, Field(ge=1, le=20)] = 3
+    consent: Annotated[str, Field(max_length=100)] | None = None
+
+
+AnyJob = Annotated[
+    Annotated[JobAsked, Tag("segment")] | Annotated[AgentAsked, Tag("agent")],
+    Discriminator(lambda asked: asked.get("kind", "segment") if isinstance(asked, dict) else "segment"),
+]
 
 
 class Display(BaseModel):
@@ -133,6 +214,7 @@ class ConceptFound(BaseModel):
     phrase: str
     presence: float | None = None
     is_present: bool | None = None
+    verdict: Literal["yes", "not sure", "no"] | None = None
     read_as: str | None = None
     is_taught: bool | None = None
     objects: int = 0
@@ -194,8 +276,55 @@ class FrameMasks(BaseModel):
     masks: list[MaskRuns]
 
 
+class PreviewPicture(BaseModel):
+    """A picture as it would be sent: PNG in base64."""
+
+    caption: str
+    width: int
+    height: int
+    png: str
+
+
+class PreviewAnswer(BaseModel):
+    """What an agent's run would send where, before anything is sent; `sent_to` is null if nothing leaves the machine.
+
+    Later turns send what tools say about masks, and their pictures if pictures are sent at all.
+    """
+
+    sent_to: str | None = None
+    model: str | None = None
+    system: str = ""
+    text: str = ""
+    tools: list[str] = []
+    pictures: list[PreviewPicture] = []
+    consent: str | None = None
+
+
+class AgentStep(BaseModel):
+    """A step of an agent's run, told as an event named `step`."""
+
+    number: int
+    turn: int
+    call: str
+    arguments: str
+    text: str
+    is_mistake: bool
+    seconds: float
+
+
+class AgentAnswer(BaseModel):
+    """How an agent's run ended."""
+
+    outcome: Literal["found", "absent", "undecided"]
+    reason: str
+    rounds: int
+    turns: int
+    seconds: float
+    usage: dict[str, Any]
+
+
 class JobAnswer(BaseModel):
-    """Long work, and how far it is; `result` or `session` once it is done."""
+    """Long work, and how far it is; `result`, `session` or `agent` once it is done."""
 
     id: str
     state: Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -204,6 +333,7 @@ class JobAnswer(BaseModel):
     error: str | None = None
     result: str | None = None
     session: SessionAnswer | None = None
+    agent: AgentAnswer | None = None
 
 
 class ResultAnswer(BaseModel):
@@ -223,12 +353,30 @@ class ConceptAnswer(BaseModel):
     is_taught: bool | None
 
 
+class PhraseAnswer(BaseModel):
+    """How one part of a phrase is read: taught as it stands, taught and read as something else, or not taught."""
+
+    phrase: str
+    read_as: str | None = None
+    is_taught: bool | None = None
+
+
 class ModelAnswer(BaseModel):
     """The model that answers."""
 
     name: str
     concepts: list[str]
     is_ready: bool = True
+    version: str = __version__
+    weights_sha256: dict[str, str] = {}
+
+
+class PoliciesAnswer(BaseModel):
+    """Who may decide for the agent: rules alone, or an LLM too, and whether pictures may go to it."""
+
+    llm: str | None = None
+    sent_to: str | None = None
+    may_send_images: bool = False
 
 
 class SampleAnswer(BaseModel):
@@ -257,19 +405,34 @@ class Problem(BaseModel):
 
 
 @dataclass(frozen=True)
+class Source:
+    """An image on the server's disk.
+
+    Attributes:
+        path: Its file or folder.
+        frame: Time point, page or frame of a file that is no one stack; see `medsam3.read`.
+        series: Which of several DICOM series.
+    """
+
+    path: Path
+    frame: int | None = None
+    series: str | None = None
+
+
+@dataclass(frozen=True)
 class SessionPlace:
     """Names a session to a worker, and says how to make it again.
 
     Attributes:
         id: Its name.
-        image: The file or folder.
-        window: The grey window, None for the automatic one.
+        image: The image.
+        asked: Its settings.
         steps: Steps that were done so far.
         is_long: The steps, which a worker may have to do again, may take as long as a job.
     """
 
     id: str
-    image: Path
-    window: str | None
+    image: Source
+    asked: SessionAsked
     steps: tuple[Step, ...]
     is_long: bool

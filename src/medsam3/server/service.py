@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
+import secrets
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,31 @@ from medsam3.server import reader
 from medsam3.server.holdings import HeldImage, HeldJob, HeldResult, HeldSession, Holdings, new_id
 from medsam3.server.pool import StoppedError, Worker
 from medsam3.server.problems import RefusedError
-from medsam3.server.schemas import JobAsked, ModelAnswer, SessionAnswer, SessionPlace, Step
+from medsam3.server.schemas import (
+    AgentAsked,
+    AgentStep,
+    JobAsked,
+    ModelAnswer,
+    PhraseAnswer,
+    PreviewAnswer,
+    SessionAnswer,
+    SessionAsked,
+    SessionPlace,
+    Source,
+    Step,
+    WindowAsked,
+)
 from medsam3.server.settings import Settings
+from medsam3.store import read_lines
 
 _log = logging.getLogger(__name__)
 SWEEP_S = 30.0
+EVENT_S = 0.2
 MOST_RESULTS = 50
 MOST_SESSIONS = 50
 MOST_JOBS = 50
+MOST_PHRASES = 2000
+FOLLOWING = "medsam3.server.following"
 MODELLING = "medsam3.server.modelling"
 """Module of the model processes' tasks, which the HTTP layer must not import: it brings the models in."""
 
@@ -49,6 +68,8 @@ class Service:
             for n in range(settings.workers)
         ]
         self.model: ModelAnswer | None = None
+        self._secret = secrets.token_bytes(32)
+        self._read: dict[str, list[PhraseAnswer]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
@@ -76,21 +97,34 @@ class Service:
         """Do a task in the reading process."""
         return await self.reader.run(function, *arguments, limit_s=self.settings.limits.step_s)
 
-    async def ask(self, worker: Worker, function: str, *arguments: Any, job: HeldJob | None = None) -> Any:
-        """Do a task of `medsam3.server.modelling` in a model process."""
+    async def ask(
+        self, worker: Worker, function: str, *arguments: Any, job: HeldJob | None = None, module: str = MODELLING
+    ) -> Any:
+        """Do a task of `medsam3.server.modelling`, or of another module, in a model process."""
         limits = self.settings.limits
         of_session = next((one for one in arguments if isinstance(one, SessionPlace)), None)
         is_long = job is not None or (of_session is not None and of_session.is_long)
         return await worker.run(
             call,
-            MODELLING,
+            module,
             function,
             *arguments,
             limit_s=limits.job_s if is_long else limits.step_s,
             progress=None if job is None else job.progress,
         )
 
-    async def upload(self, request: Request, owner: str) -> HeldImage:
+    async def read_phrase(self, phrase: str) -> list[PhraseAnswer]:
+        """Tell how a phrase is read; what was asked before waits for no worker."""
+        if phrase not in self._read:
+            worker = min(self.modellers, key=lambda one: one.waiting)
+            self._read[phrase] = await self.ask(worker, "read_phrase", phrase)
+            while len(self._read) > MOST_PHRASES:
+                del self._read[next(iter(self._read))]
+        return self._read[phrase]
+
+    async def upload(
+        self, request: Request, owner: str, frame: int | None = None, series: str | None = None
+    ) -> HeldImage:
         """Take in the files of a form, and open them as one image."""
         limits = self.settings.limits
         folder = self.holdings.new_folder()
@@ -104,29 +138,29 @@ class Service:
                     target = folder / "files" / reader.stored_name(number, one.filename or "")
                     await run_in_threadpool(_save, one, target)
                 name = _shown_name([one.filename or "image" for one in files])
-            place, about = await self.read(reader.open_upload, folder / "files", name, limits)
+            source, about = await self.read(reader.open_upload, folder / "files", name, limits, frame, series)
         except BaseException:
             reader.remove(folder)
             raise
-        return self.holdings.add(owner, folder, place, about)
+        return self.holdings.add(owner, folder, source, about)
 
-    async def open_place(self, place: Path, name: str, owner: str) -> HeldImage:
+    async def open_place(self, source: Source, name: str, owner: str) -> HeldImage:
         """Open a file that is on the server's disk already; it is left where it is."""
         folder = self.holdings.new_folder()
         try:
-            about = await self.read(reader.describe, place, name, self.settings.limits)
+            about = await self.read(reader.describe, source, name, self.settings.limits)
         except BaseException:
             reader.remove(folder)
             raise
-        return self.holdings.add(owner, folder, place, about)
+        return self.holdings.add(owner, folder, source, about)
 
-    def new_session(self, image: HeldImage, window: str | None) -> HeldSession:
+    def new_session(self, image: HeldImage, asked: SessionAsked) -> HeldSession:
         """Begin a session on the worker that has the fewest."""
         if len(image.sessions) >= MOST_SESSIONS:
             raise RefusedError(409, f"the image has {MOST_SESSIONS} sessions, which is what is allowed: remove one")
         counts = self.holdings.sessions_by_worker()
         worker = min(self.modellers, key=lambda one: (counts.get(one.name, 0), one.waiting))
-        session = HeldSession(new_id(), image, window, worker)
+        session = HeldSession(new_id(), image, asked, worker)
         image.sessions[session.id] = session
         return session
 
@@ -155,7 +189,7 @@ class Service:
 
     async def keep(self, session: HeldSession) -> HeldResult:
         """Keep the masks of a session as they stand."""
-        result = self._new_result(session.image, session.window)
+        result = self._new_result(session.image, session.asked.window)
         async with session.lock:
             result.found = await self.ask(session.worker, "keep_session", session.place(), result.masks)
         session.image.results[result.id] = result
@@ -164,7 +198,50 @@ class Service:
     async def segment(self, job: HeldJob, asked: JobAsked) -> None:
         """Segment a whole image, and keep the result."""
         result = self._new_result(job.image, asked.window)
-        result.found = await self.ask(job.worker, "segment_image", job.image.place, asked, result.masks, job=job)
+        result.found = await self.ask(job.worker, "segment_image", job.image.source, asked, result.masks, job=job)
+        job.image.results[result.id] = result
+        job.result = result.id
+
+    async def preview(self, image: HeldImage, asked: AgentAsked) -> PreviewAnswer:
+        """Tell what a run of the agent would send where; consent to it is what the run then needs."""
+        llm = self._llm(asked)
+        if llm is None:
+            return PreviewAnswer()
+        worker = min(self.modellers, key=lambda one: one.waiting)
+        found: PreviewAnswer = await self.ask(worker, "preview", image.source, asked, llm, module=FOLLOWING)
+        return found.model_copy(update={"consent": self._consent(image, asked)})
+
+    def check_consent(self, image: HeldImage, asked: AgentAsked) -> None:
+        """Refuse to ask an LLM without the consent that the preview of the same run gave."""
+        if self._llm(asked) is None:
+            return
+        if not hmac.compare_digest((asked.consent or "").encode(), self._consent(image, asked).encode()):
+            raise InputError(
+                "this would send to an LLM: show what is sent by POST /v1/agent/preview, and give its consent"
+            )
+
+    def _llm(self, asked: AgentAsked) -> str | None:
+        """Name the LLM that would be asked; None for the rules that need none."""
+        if asked.policy == "offline":
+            return None
+        if self.settings.llm is None:
+            raise InputError("no LLM was set up: start the server with --llm, or take the policy 'offline'")
+        if asked.send_images and not self.settings.sends_images:
+            raise InputError(
+                "pictures may not leave this server: start it with --send-images, or leave send_images out"
+            )
+        return self.settings.llm
+
+    def _consent(self, image: HeldImage, asked: AgentAsked) -> str:
+        said = asked.model_copy(update={"consent": None}).model_dump_json()
+        return hmac.new(self._secret, f"{image.id} {said}".encode(), "sha256").hexdigest()
+
+    async def follow(self, job: HeldJob, asked: AgentAsked) -> None:
+        """Run the agent, and keep what it found."""
+        result, llm = self._new_result(job.image, None), self._llm(asked)
+        job.transcript = result.masks.parent / "transcript"
+        about = (job.image.source, asked, llm, result.masks, job.transcript)
+        job.agent, result.found = await self.ask(job.worker, "follow", *about, job=job, module=FOLLOWING)
         job.image.results[result.id] = result
         job.result = result.id
 
@@ -182,7 +259,7 @@ class Service:
         for session in image.sessions.values():
             self.spawn(self._drop(session))
 
-    def _new_result(self, image: HeldImage, window: str | None) -> HeldResult:
+    def _new_result(self, image: HeldImage, window: WindowAsked | None) -> HeldResult:
         while len(image.results) >= MOST_RESULTS:
             reader.remove(image.results.pop(next(iter(image.results))).masks.parent)
         name = new_id()
@@ -273,6 +350,45 @@ def _stem(name: str) -> str:
     base = name.removesuffix(".gz").rsplit(".", 1)[0]
     plain = "".join(one if one.isascii() and (one.isalnum() or one in "_-") else "-" for one in base).strip("-")
     return plain[:60] or "image"
+
+
+async def events_of(job: HeldJob) -> AsyncIterator[str]:
+    """Tell a job as server-sent events until it ends: the steps of an agent, named `step`, and how far it is."""
+    told, steps = "", 0
+    while True:
+        is_over = job.task is None or job.task.done()
+        if job.transcript is not None:
+            for step in steps_of(job.transcript)[steps:]:
+                yield f"event: step\nid: {step.number}\ndata: {step.model_dump_json()}\n\n"
+                steps += 1
+        event = progress_of(job)
+        if event != told:
+            yield event
+            told = event
+        if is_over:
+            return
+        await asyncio.sleep(EVENT_S)
+
+
+def steps_of(transcript: Path) -> list[AgentStep]:
+    """Read the steps that an agent's run has written so far."""
+    try:
+        with (transcript / "transcript.jsonl").open("rb") as stream:
+            lines, _ = read_lines(stream)
+    except OSError:
+        return []
+    return [
+        AgentStep(
+            number=one["number"],
+            turn=one["turn"],
+            call=one["call"]["name"],
+            arguments=one["call"]["arguments"],
+            text=one["seen"]["text"],
+            is_mistake=one["seen"]["is_mistake"],
+            seconds=one["seconds"],
+        )
+        for one in (line["step"] for line in lines if "step" in line)
+    ]
 
 
 def progress_of(job: HeldJob) -> str:

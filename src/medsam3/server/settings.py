@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Limits:
         upload_files: Most files of one upload, and of a zip in it.
         frames: Most slices or frames of an image.
         frame_pixels: Most pixels of one frame.
+        volume_bytes: Most bytes of voxels that a viewer is given at once.
         waiting: Most tasks that wait for one worker; one more is answered by 503.
         steps: Most steps of one session.
         images: Most images that are kept at once.
@@ -50,6 +51,7 @@ class Limits:
     upload_files: int = 5000
     frames: int = 20_000
     frame_pixels: int = 100_000_000
+    volume_bytes: int = 2**30
     waiting: int = 16
     steps: int = 1000
     images: int = 200
@@ -77,6 +79,9 @@ class Settings:
         tokens: Who may ask; empty lets everyone on this machine ask.
         hosts: Names by which browsers may reach the server, beside its own.
         limits: What it takes on.
+        llm: Address of the LLM that the agent may ask, as `--model` of `medsam3 agent`; None for none.
+        sends_images: Pictures may go to it.
+        weights_sha256: Of each file of the model's weights, by name, for clients that keep results by them.
         load: Loads the model in a worker.
 
     Raises:
@@ -91,6 +96,9 @@ class Settings:
     tokens: tuple[str, ...] = field(default=(), repr=False)
     hosts: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    llm: str | None = None
+    sends_images: bool = False
+    weights_sha256: Mapping[str, str] = field(default_factory=dict)
     load: Load = load_model
 
     def __post_init__(self) -> None:
@@ -103,6 +111,8 @@ class Settings:
             raise InputError(f"port is {self.port}, allowed is 0 to 65535")
         if not 1 <= self.workers <= 64:
             raise InputError(f"workers are {self.workers}, allowed is 1 to 64")
+        if self.sends_images and self.llm is None:
+            raise InputError("pictures may go to an LLM, but none is named: give one with --llm, or leave it out")
         if self.data is not None and not self.data.is_dir():
             raise InputError(f"data folder {self.data} is no folder: correct the path")
 

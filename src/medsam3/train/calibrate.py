@@ -3,8 +3,9 @@
 Every choice is a small grid search by Dice: first the share and the agreement of the box decoder, if it is worth its
 time, then the share of the closer look, the mask threshold, and the box decoder's share if a box is drawn. How much the
 closer look says of presence is chosen by AUROC. Each concept of a data set weighs as the square root of its images: one
-of two images says little, and one of two hundred shall not rule. The presence threshold affirms 95 % of what is
-present. Without images that lack their concepts nothing can be said of presence, and its numbers stay.
+of two images says little, and one of two hundred shall not rule. Presence has two limits: at least 95 % of what is
+present is affirmed, and of what is absent at most 5 % surely. Kinds of a lesion have limits of their own. Without
+images that lack their concepts nothing can be said of presence, and its numbers stay.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medsam3.concepts import find
 from medsam3.data.samples import Sample
 from medsam3.geometry import box_of_mask
 from medsam3.measure.outline import dice
 from medsam3.measure.presence import auroc
-from medsam3.models.mini.card import MiniThresholds
+from medsam3.models.mini.card import MiniThresholds, PresenceLimits
 from medsam3.models.mini.letterbox import SIDE, Letterbox, letterbox_labels
 from medsam3.models.mini.objects import blend_where_agreed
 from medsam3.models.mini.segmenter import CloserLook, MiniFeatures, MiniSegmenter, with_second_presence
@@ -38,6 +40,8 @@ WORTH_ITS_TIME = 0.005
 """Least gain in mean Dice for which the box decoder is heard on a phrase: it takes most of the time."""
 LEAST_SENSITIVITY = 0.95
 LEAST_SPECIFICITY = 0.95
+LEAST_POSITIVES = 20
+"""Fewer present answers do not move thresholds that were chosen on more: five polyps chose a second opinion in full."""
 LEAST_NEGATIVES = 10
 """Fewer absent answers say too little of presence: if none of 9 is affirmed, up to 28 % may still be (95 % bound)."""
 NOWHERE = np.full((SIDE, SIDE), np.nan, dtype=np.float32)
@@ -170,13 +174,28 @@ def text_dice(segmenter: MiniSegmenter, samples: Sequence[Sample], cached: Featu
 
 
 def calibrate(answers: Sequence[Answer], prior: MiniThresholds | None = None) -> Calibration:
-    """Choose mask threshold, shares and presence threshold.
+    """Choose mask threshold, shares, and the limits of presence.
 
     Args:
         answers: Of the validation split.
-        prior: Thresholds of the weights that training started from; None takes the default ones.
+        prior: Thresholds of the weights that training started from, which stay where val holds too little to choose
+            others; None takes the default ones.
     """
-    prior = prior or MiniThresholds()
+    present = sum(answer.is_present for answer in answers)
+    shares = prior if prior is not None and present < LEAST_POSITIVES else _with_shares(prior, answers)
+    chosen, reached = _with_presence(shares, answers)
+    mixed = _looked_closer(_refined(chosen.refine_share, chosen.refine_iou), chosen.closer_share)
+    return Calibration(
+        thresholds=chosen,
+        dice_text=dice_by_concept(answers, mixed, chosen.mask),
+        dice_text_box=dice_by_concept(answers, _boxed(chosen.box_share, chosen.closer_share), chosen.mask),
+        presence_auroc=reached,
+        presence_kept=why_presence_stays(_of_kinds(answers, is_kind=False), shares.presence),
+    )
+
+
+def _with_shares(prior: MiniThresholds | None, answers: Sequence[Answer]) -> MiniThresholds:
+    """Choose mask threshold and shares by Dice."""
     counts = Counter(f"{answer.dataset}/{answer.concept}" for answer in answers if answer.is_present)
 
     def merit(logits: Callable[[Answer], Logits], level: float) -> float:
@@ -192,21 +211,36 @@ def calibrate(answers: Sequence[Answer], prior: MiniThresholds | None = None) ->
     mixed = _looked_closer(whole, closer)
     mask = max(MASK_GRID, key=lambda level: merit(mixed, level))
     share = max(SHARE_GRID, key=lambda value: merit(_boxed(value, closer), mask))
-    truth = np.array([answer.is_present for answer in answers])
-    presence, of_look, reached = prior.presence, prior.closer_presence, None
-    kept = why_presence_stays(answers, prior.presence)
-    if not kept:
-        of_look = max(CLOSER_GRID, key=lambda value: auroc(truth, presences(answers, value)))
-        probabilities = presences(answers, of_look)
-        presence, reached = presence_threshold(truth, probabilities, prior.presence), auroc(truth, probabilities)
-    chosen = MiniThresholds(presence, mask, share, refine, least_iou, closer, of_look)
-    return Calibration(
-        thresholds=chosen,
-        dice_text=dice_by_concept(answers, mixed, mask),
-        dice_text_box=dice_by_concept(answers, _boxed(share, closer), mask),
-        presence_auroc=reached,
-        presence_kept=kept,
+    return replace(
+        prior or MiniThresholds(),
+        mask=mask,
+        box_share=share,
+        refine_share=refine,
+        refine_iou=least_iou,
+        closer_share=closer,
     )
+
+
+def _with_presence(prior: MiniThresholds, answers: Sequence[Answer]) -> tuple[MiniThresholds, float | None]:
+    """Choose the limits of presence, and give its AUROC; without enough negatives they stay, and there is none."""
+    concepts, kinds = (_of_kinds(answers, is_kind=is_kind) for is_kind in (False, True))
+    chosen, reached = prior, None
+    if not why_presence_stays(concepts, prior.presence):
+        truth = np.array([answer.is_present for answer in answers])
+        of_look = max(CLOSER_GRID, key=lambda value: auroc(truth, presences(answers, value)))
+        limits = presence_limits(concepts, of_look, prior.of_concepts)
+        chosen = replace(prior, closer_presence=of_look, presence=limits.affirmed, presence_sure=limits.sure)
+        reached = auroc(truth, presences(answers, of_look))
+    if not why_presence_stays(kinds, prior.presence):
+        limits = presence_limits(kinds, chosen.closer_presence, prior.of_kinds or MiniThresholds().of_concepts)
+        chosen = replace(chosen, kind_presence=limits.affirmed, kind_sure=limits.sure)
+    return chosen, reached
+
+
+def _of_kinds(answers: Sequence[Answer], *, is_kind: bool) -> list[Answer]:
+    """Choose the answers about kinds of a lesion, or those about anything else."""
+    named = [(answer, find(answer.concept)) for answer in answers]
+    return [answer for answer, concept in named if (concept is not None and concept.kind_of is not None) == is_kind]
 
 
 def why_presence_stays(answers: Sequence[Answer], threshold: float) -> str:
@@ -264,16 +298,16 @@ def dice_by_concept(
     return {name: float(np.mean(values)) for name, values in sorted(found.items())}
 
 
-def presence_threshold(truth: NDArray[np.bool_], probabilities: NDArray[np.float64], prior: float) -> float:
-    """Choose the level nearest to `prior` that affirms 95 % of what is present and denies 95 % of what is absent.
+def presence_limits(answers: Sequence[Answer], of_look: float, prior: PresenceLimits) -> PresenceLimits:
+    """Choose from which presence on a concept is affirmed, and from which on surely, rounded to thousandths.
 
-    If no level does both, it is the highest that affirms 95 %, rounded down to thousandths: to miss a lesion is worse
-    than to draw one too many, which is seen at once. A level that was fitted to probabilities near 1 would miss what
-    other images show less clearly, so it moves from `prior` only as far as it must.
+    It is affirmed from the prior level on, or from a lower one if it takes that to affirm 95 % of what is present: to
+    miss a lesion is worse than to draw one too many, which is seen at once. A level that was fitted to probabilities
+    near 1 would miss what other images show less clearly. It is sure from the lowest level on that denies 95 % of what
+    is absent.
     """
-    if truth.all() or not truth.any():
-        return prior
+    truth, probabilities = np.array([answer.is_present for answer in answers]), presences(answers, of_look)
     highest = np.quantile(probabilities[truth], 1 - LEAST_SENSITIVITY, method="lower")
     lowest = np.quantile(probabilities[~truth], LEAST_SPECIFICITY, method="higher")
-    least, most = np.floor(lowest * 1000 + 1) / 1000, np.floor(highest * 1000) / 1000
-    return float(min(max(prior, least), most))
+    affirmed = min(prior.affirmed, float(np.floor(highest * 1000) / 1000))
+    return PresenceLimits(affirmed, max(affirmed, float(np.floor(lowest * 1000 + 1) / 1000)))

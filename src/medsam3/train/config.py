@@ -17,6 +17,8 @@ Trains = Literal["detector", "text", "lora", "all"]
 Sam3Trains = Literal["detector", "lora", "all"]
 TRAINS: tuple[Sam3Trains, ...] = get_args(Sam3Trains)
 TEXT_RANK = 8
+INIT_RATE = 1e-4
+"""Peak rate for weights that know something already; at a fresh start's 8e-4 they lose of it (docs/experiments.md)."""
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,7 @@ def png_of(masks: Masks) -> bytes | None:
 
 def html_of(masks: Masks) -> str:
     """Show masks as HTML: what was asked and how sure the answer is, the picture, a row for each object."""
-    said = "" if masks.is_present is None else ("present" if masks.is_present else "absent")
-    presence = "" if masks.presence is None else f"presence {masks.presence:.2f}, {said}"
+    presence = "" if masks.presence is None else f"presence {masks.presence:.2f}, {masks.verdict or ''}"
     head = ", ".join(filter(None, [escape(masks.concept or "object"), presence, f"{len(masks)} objects"]))
     png = png_of(masks)
     picture = "" if png is None else f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="masks">'

@@ -25,7 +25,7 @@ from medsam3.models.mini.detector import ImageEncoderName, MiniDetector, MiniDet
 from medsam3.models.mini.encoder_files import EncoderFiles
 from medsam3.models.mini.letterbox import Letterbox, letterbox, letterbox_labels
 from medsam3.models.mini.lite_medsam import BoxMasks, LiteMedSam
-from medsam3.models.mini.objects import agreeing, blend_where_agreed, split_objects
+from medsam3.models.mini.objects import agreeing, blend_where_agreed
 from medsam3.models.mini.segmenter import (
     SHIPPED_WEIGHTS,
     ConceptMap,
@@ -35,6 +35,7 @@ from medsam3.models.mini.segmenter import (
     load_mini,
 )
 from medsam3.models.mini.text_encoder import TextEncoder, TextTokens
+from medsam3.models.objects import split_objects
 from medsam3.prompts import Box, Point, Prompt
 
 TINY = MiniDetectorConfig(width=16, heads=2, feed_forward=16, encoder_layers=1, decoder_layers=2, queries=4)
@@ -278,6 +279,20 @@ def test_parts_are_objects_and_specks_are_not() -> None:
     assert agreeing(parts, (200, 300), ()) == parts
 
 
+def test_round_objects_that_touch_are_told_apart_and_long_ones_stay_whole() -> None:
+    rows, columns = np.mgrid[:60, :120]
+    two = ((rows - 30) ** 2 + (columns - 30) ** 2 <= 15**2) | ((rows - 30) ** 2 + (columns - 54) ** 2 <= 12**2)
+    rod = (abs(rows - 30) <= 4) & (abs(columns - 95) <= 20)
+    probability = np.where(two | rod, 0.9, 0.0).astype(np.float32)
+    parts = split_objects(probability, 0.5, is_round=True)
+    assert sorted(part.start[2] for part in parts) == [15, parts[1].start[2], 75]
+    assert sum(part.voxels for part in parts) == (two | rod).sum()  # no pixel is lost
+    large, small, _ = sorted(parts, key=lambda part: part.start[2])
+    # The circles meet where columns - 30 is (24^2 + 15^2 - 12^2) / 48 = 13.7, at column 43.7.
+    assert large.box[2] == pytest.approx(43.7, abs=1.5) and small.box[0] == pytest.approx(43.7, abs=1.5)
+    assert len(split_objects(probability, 0.5)) == 2
+
+
 def test_a_ring_leaves_the_click_in_its_hole_out() -> None:
     probability = np.zeros((60, 80), np.float32)
     probability[10:40, 20:60] = 0.8
@@ -474,3 +489,59 @@ def test_the_open_weights_saw_only_data_under_open_licences() -> None:
     seen = read_card(SHIPPED_WEIGHTS.with_name("mini-open.safetensors")).about
     assert seen["started_from"] is None
     assert all(is_open(dataset) for dataset in seen["data"]["images"])
+
+
+def knowing_kinds(presences: dict[str, float], **thresholds: float) -> MiniSegmenter:
+    """A model that was taught melanoma and skin lesion, with these presences and a square of 40 px for the lesion."""
+    model = segmenter(**{"presence": 0.5, "presence_sure": 0.8, "kind_presence": 0.1, "kind_sure": 0.7, **thresholds})
+    model.card = replace(model.card, about={"concepts": ["melanoma", "skin lesion", "polyp"]})
+    lesion = torch.full((256, 256), -9.0)
+    lesion[100:140, 60:100] = 9.0
+    maps = {name: ConceptMap(value, lesion if name != "melanoma" else -lesion) for name, value in presences.items()}
+
+    def answer(features: MiniFeatures, text: str | None, exemplars: tuple[Box, ...] = ()) -> ConceptMap:
+        return maps[text or ""]
+
+    model.concept_map = answer  # type: ignore[method-assign]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("lesion", "kind", "verdict", "presence"),
+    [
+        (0.99, 0.9, "yes", 0.9),
+        (0.99, 0.3, "not sure", 0.3),
+        (0.6, 0.9, "not sure", 0.6),  # it may be no lesion at all
+        (0.99, 0.05, "no", 0.05),
+        (0.2, 0.9, "no", 0.2),
+    ],
+)
+def test_a_kind_of_lesion_is_outlined_as_the_lesion_with_the_kind_s_probability(
+    lesion: float, kind: float, verdict: str, presence: float
+) -> None:
+    model = knowing_kinds({"melanoma": kind, "skin lesion": lesion})
+    features = model.encode(frame(256, 256))
+    found = model.decode(features, Prompt("melanoma"))
+    assert (found.verdict, found.presence, found.concept) == (verdict, presence, "melanoma")
+    expected = np.zeros((256, 256), np.bool_)
+    expected[100:140, 60:100] = verdict != "no"
+    assert (found.union()[0] == expected).all()
+    assert (model.probability_map(features, Prompt("melanoma")) > 0.5).sum() == 40 * 40
+
+
+def test_a_concept_between_its_two_limits_is_given_with_not_sure() -> None:
+    verdicts = []
+    for presence in (0.49, 0.5, 0.79, 0.8):
+        model = knowing_kinds({"polyp": presence})
+        found = model.decode(model.encode(frame(256, 256)), Prompt("polyp"))
+        assert bool(len(found)) == bool(found.is_present)
+        verdicts.append(found.verdict)
+    assert verdicts == ["no", "not sure", "not sure", "yes"]
+
+
+def test_kinds_are_asked_like_any_concept_where_the_card_has_no_limits_for_them() -> None:
+    model = knowing_kinds({"melanoma": 0.6, "skin lesion": 0.99})
+    thresholds = replace(model.card.thresholds, kind_presence=None)
+    model.card = replace(model.card, thresholds=thresholds)
+    found = model.decode(model.encode(frame(256, 256)), Prompt("melanoma"))
+    assert found.presence == 0.6 and found.union().sum() == 256 * 256 - 40 * 40  # its own map is outside the lesion

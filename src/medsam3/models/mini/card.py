@@ -13,11 +13,23 @@ from medsam3.store import sha256_of
 
 
 @dataclass(frozen=True)
+class PresenceLimits:
+    """Presence probabilities from which on a concept is affirmed, and from which on that is sure."""
+
+    affirmed: float
+    sure: float
+
+
+@dataclass(frozen=True)
 class MiniThresholds:
     """Fitted on the validation split and stored beside the weights.
 
     Attributes:
-        presence: Least presence probability at which a concept counts as there.
+        presence: Least presence probability at which a concept is affirmed, and masks are given.
+        presence_sure: Least one at which that is sure; between the two the answer is "not sure". None: as `presence`.
+        kind_presence: Like `presence`, of a kind of lesion, such as a melanoma, which is outlined as the lesion that it
+            is a kind of. None: kinds are asked and outlined like any other concept.
+        kind_sure: Like `presence_sure`, of a kind; None: as `kind_presence`.
         mask: Probability above which a pixel belongs to the concept.
         box_share: Weight in 0..1 of the box decoder's logits where a phrase and a box are given.
         refine_share: Weight in 0..1 of the box decoder's logits where a phrase alone is given and both agree.
@@ -33,6 +45,21 @@ class MiniThresholds:
     refine_iou: float = 0.8
     closer_share: float = 0.0
     closer_presence: float = 0.0
+    presence_sure: float | None = None
+    kind_presence: float | None = None
+    kind_sure: float | None = None
+
+    @property
+    def of_concepts(self) -> PresenceLimits:
+        """The limits of a concept that is no kind of another."""
+        return PresenceLimits(self.presence, self.presence if self.presence_sure is None else self.presence_sure)
+
+    @property
+    def of_kinds(self) -> PresenceLimits | None:
+        """The limits of a kind of lesion; None if kinds are asked like any other concept."""
+        if self.kind_presence is None:
+            return None
+        return PresenceLimits(self.kind_presence, self.kind_presence if self.kind_sure is None else self.kind_sure)
 
     @property
     def looks_closer(self) -> bool:

@@ -1,4 +1,4 @@
-"""From a map of probabilities to single objects: connected parts without specks, each with a score."""
+"""What a second opinion changes in a map of logits, and which objects a user's clicks leave."""
 
 from __future__ import annotations
 
@@ -6,32 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medsam3.image import ObjectMask
 from medsam3.prompts import Point
-
-LEAST_SHARE = 0.0001
-"""Parts smaller than this share of the frame are noise, unless nothing larger was found."""
-
-
-def split_objects(probability: NDArray[np.float32], threshold: float) -> list[ObjectMask]:
-    """The 8-connected parts of (H, W) where the probability exceeds the threshold, scored by its mean inside each.
-
-    They lie over one frame, (1, H, W), as crops: a section may hold hundreds of nuclei.
-    """
-    labels, count = ndimage.label(probability > threshold, structure=np.ones((3, 3)))
-    if count == 0:
-        return []
-    numbers = np.arange(1, count + 1)
-    sizes = ndimage.sum_labels(np.ones_like(labels), labels, numbers)
-    means = ndimage.mean(probability, labels, numbers)
-    least = min(max(4.0, LEAST_SHARE * probability.size), float(sizes.max()))
-    return [
-        ObjectMask((0, rows.start, columns.start), (labels[rows, columns] == number)[None], float(mean))
-        for number, size, mean, (rows, columns) in zip(numbers, sizes, means, ndimage.find_objects(labels), strict=True)
-        if size >= least
-    ]
 
 
 def blend_where_agreed(

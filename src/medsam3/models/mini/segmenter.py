@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from medsam3.concepts import side_of
+from medsam3.concepts import find, side_of
 from medsam3.errors import InputError
 from medsam3.geometry import BoolArray, box_of_mask, normalised_cxcywh_from_xyxy
 from medsam3.image import Masks, ObjectMask
@@ -30,9 +30,10 @@ from medsam3.models.mini.detector import MiniDetector
 from medsam3.models.mini.encoder_files import EncoderFiles
 from medsam3.models.mini.letterbox import SIDE, Letterbox, letterbox, square_tensor
 from medsam3.models.mini.lite_medsam import LiteMedSam
-from medsam3.models.mini.objects import agreeing, blend_where_agreed, split_objects
+from medsam3.models.mini.objects import agreeing, blend_where_agreed
 from medsam3.models.mini.phrase_table import vectors_of
 from medsam3.models.mini.text_encoder import TextEncoder
+from medsam3.models.objects import split_objects
 from medsam3.models.phrase_reader import PhraseReader, Reading
 from medsam3.models.refiner import Hints, refine_by_boxes
 from medsam3.models.tracker import Tracker
@@ -253,10 +254,19 @@ class MiniSegmenter:
     def probability_map(self, features: MiniFeatures, prompt: Prompt) -> NDArray[np.float32]:
         """Probability (H, W) in 0..1 that a pixel belongs to the phrase's concept, given that it is there."""
         with torch.inference_mode():
-            found = self.concept_map(features, prompt.text, prompt.exemplars)
-            look = self.closer_look(features, prompt, found) if self.card.thresholds.looks_closer else None
-            probability: NDArray[np.float32] = self._settled(features, prompt, found, look).sigmoid().numpy()
+            outlined = self.outlined_as(prompt)
+            found = self.concept_map(features, outlined.text, outlined.exemplars)
+            look = self.closer_look(features, outlined, found) if self.card.thresholds.looks_closer else None
+            probability: NDArray[np.float32] = self._settled(features, outlined, found, look).sigmoid().numpy()
             return probability
+
+    def outlined_as(self, prompt: Prompt) -> Prompt:
+        """The prompt whose outline answers a prompt: of a kind of lesion alone, the lesion's, if it was taught."""
+        if prompt.text is None or prompt.boxes or prompt.exemplars or self.card.thresholds.of_kinds is None:
+            return prompt
+        concept = find(self.read(prompt.text).text)
+        lesion = None if concept is None else concept.kind_of
+        return prompt if lesion is None or lesion not in self.card.concepts else replace(prompt, text=lesion)
 
     def refined(self, features: MiniFeatures, logits: Tensor) -> Tensor:
         """LiteMedSAM's logits (256, 256) for boxes around the parts of a concept's logits (256, 256).
@@ -292,23 +302,42 @@ class MiniSegmenter:
         return CloserLook(window, again.presence, near.place.logits_to_frame(again.logits[None])[0])
 
     def _decode_concept(self, features: MiniFeatures, prompt: Prompt, threshold: float | None) -> Masks:
-        limits = self.card.thresholds
-        found = self.concept_map(features, prompt.text, prompt.exemplars + prompt.boxes)
-        look = self.closer_look(features, prompt, found) if limits.looks_closer else None
+        limits, outlined = self.card.thresholds, self.outlined_as(prompt)
+        found = self.concept_map(features, outlined.text, prompt.exemplars + prompt.boxes)
+        look = self.closer_look(features, outlined, found) if limits.looks_closer else None
         presence = with_second_presence(found.presence, None if look is None else look.presence, limits.closer_presence)
         # A drawn box or an example says that the concept is there; the phrase alone has to earn it.
-        is_present = presence >= limits.presence or bool(prompt.boxes) or prompt.text is None
+        is_drawn = bool(prompt.boxes) or prompt.text is None
+        is_present = is_drawn or presence >= limits.of_concepts.affirmed
+        is_sure = is_drawn or presence >= limits.of_concepts.sure
+        if outlined is not prompt and limits.of_kinds is not None:
+            of_kind = self._presence_of_kind(features, prompt)
+            is_present &= of_kind >= limits.of_kinds.affirmed
+            is_sure &= of_kind >= limits.of_kinds.sure
+            presence = min(presence, of_kind)
         objects: list[ObjectMask] = []
         frame = (features.place.height, features.place.width)
         if is_present if threshold is None else presence >= threshold:
-            probability = self._settled(features, prompt, found, look).sigmoid().numpy()
-            parts = agreeing(split_objects(probability, limits.mask), frame, prompt.points)
+            probability = self._settled(features, outlined, found, look).sigmoid().numpy()
+            parts = split_objects(probability, limits.mask, is_round=self._is_round(prompt))
+            parts = agreeing(parts, frame, prompt.points)
             scored = [replace(part, score=presence * part.score) for part in parts]
             kept = [part for part in scored if part.score >= (threshold or 0.0)]
             objects = sorted(kept, key=lambda part: -part.score)
         if prompt.text is None:
             return Masks((1, *frame), tuple(objects))
-        return Masks((1, *frame), tuple(objects), prompt.text, presence, is_present)
+        return Masks((1, *frame), tuple(objects), prompt.text, presence, is_present, is_sure or not is_present)
+
+    def _is_round(self, prompt: Prompt) -> bool:
+        """Whether the objects of the prompt's concept are told apart at their waists."""
+        concept = None if prompt.text is None else find(self.read(prompt.text).text)
+        return concept is not None and concept.is_round
+
+    def _presence_of_kind(self, features: MiniFeatures, prompt: Prompt) -> float:
+        """How probable a kind of lesion is by its own phrase."""
+        found, share = self.concept_map(features, prompt.text), self.card.thresholds.closer_presence
+        look = self.closer_look(features, prompt, found) if share else None
+        return with_second_presence(found.presence, None if look is None else look.presence, share)
 
     def _settled(self, features: MiniFeatures, prompt: Prompt, found: ConceptMap, look: CloserLook | None) -> Tensor:
         """A concept's logits over the frame (H, W) after the closer look and the box decoder were heard, the latter on

@@ -303,6 +303,7 @@ function sentence(one) {
   if (one.objects && one.is_present === false) return `Not sure: the model says that it is not there${percent}, but ${counted(one.objects)} found.`;
   if (!one.objects && one.is_present) return `Not sure: it seems to be there${percent}, but no outline was found.`;
   if (!one.objects) return `The image does not show it${percent}.`;
+  if (one.verdict === "not sure") return `Not sure whether the image shows it${percent}: ${counted(one.objects)}.`;
   return `The image shows it${percent}: ${counted(one.objects)}.`;
 }
 
@@ -339,7 +340,7 @@ function conceptLine(one) {
   if (one.presence !== null) {
     const fill = element("i");
     fill.style.width = `${Math.round(one.presence * 100)}%`;
-    const bar = element("div", { className: one.is_present ? "bar yes" : "bar" }, fill);
+    const bar = element("div", { className: one.verdict === "yes" ? "bar yes" : "bar" }, fill);
     bar.setAttribute("role", "meter");
     bar.setAttribute("aria-valuenow", String(Math.round(one.presence * 100)));
     bar.setAttribute("aria-label", "Presence in percent");

@@ -43,3 +43,8 @@ class BlocksSegmenter:
         parts = [ObjectMask.from_dense((labels == n)[None], 0.9 - 0.1 * n) for n in range(1, count + 1)]
         found = tuple(part for part in parts if part is not None)
         return Masks(shape, found, prompt.text or "", 0.9 if found else 0.1, bool(found))
+
+
+def load_blocks(name: str) -> BlocksSegmenter:
+    """Load it in a worker process."""
+    return BlocksSegmenter()

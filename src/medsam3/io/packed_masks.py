@@ -1,0 +1,86 @@
+"""Masks as one JSON document that loses nothing: every object by itself, at one bit a voxel of its crop.
+
+For programs that hand masks to each other; people take a format of `medsam3.io.FORMATS`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from medsam3.errors import InputError
+from medsam3.image import Masks, ObjectMask
+
+FORMAT = 1
+
+
+def packed(item: ObjectMask) -> dict[str, Any]:
+    """Give an object as JSON takes it."""
+    bits = base64.b64encode(zlib.compress(np.packbits(item.crop).tobytes())).decode()
+    return {"start": item.start, "shape": item.crop.shape, "score": item.score, "bits": bits}
+
+
+def unpacked(entry: Any) -> ObjectMask:
+    """Read what `packed` gave.
+
+    Raises:
+        KeyError, TypeError, ValueError, zlib.error: It is of another form.
+    """
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(entry["bits"])), dtype=np.uint8)
+    n_size, height, width = (int(size) for size in entry["shape"])
+    crop = np.unpackbits(bits, count=n_size * height * width).astype(np.bool_).reshape(n_size, height, width)
+    n, row, column = (int(place) for place in entry["start"])
+    return ObjectMask((n, row, column), crop, float(entry["score"]))
+
+
+def about(masks: Masks) -> dict[str, Any]:
+    """Give what is said of a concept, without its objects."""
+    return {
+        "shape": masks.shape,
+        "concept": masks.concept,
+        "presence": masks.presence,
+        "is_present": masks.is_present,
+        "found_as": masks.found_as,
+    }
+
+
+def from_about(entry: Any, objects: Sequence[ObjectMask] = ()) -> Masks:
+    """Read what `about` gave, with the objects that belong to it; errors as `unpacked`."""
+    n, height, width = (int(size) for size in entry["shape"])
+    return Masks(
+        (n, height, width),
+        tuple(objects),
+        concept=entry["concept"],
+        presence=entry["presence"],
+        is_present=entry["is_present"],
+        found_as=entry["found_as"],
+    )
+
+
+def dumped(masks: Sequence[Masks]) -> str:
+    """Write masks as JSON."""
+    entries = [about(one) | {"objects": [packed(item) for item in one.objects]} for one in masks]
+    return json.dumps({"format": FORMAT, "masks": entries})
+
+
+def loaded(text: str | bytes) -> list[Masks]:
+    """Read what `dumped` wrote.
+
+    Raises:
+        InputError: It is of another form.
+    """
+    try:
+        document = json.loads(text)
+        if document["format"] != FORMAT:
+            raise InputError(f"the masks are in format {document['format']}, allowed is {FORMAT}: update medsam3")
+        return [from_about(entry, [unpacked(one) for one in entry["objects"]]) for entry in document["masks"]]
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, zlib.error, binascii.Error) as error:
+        raise InputError(f"the masks are not in the form that medsam3 writes ({error!r})") from error

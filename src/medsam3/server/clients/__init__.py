@@ -1,0 +1,1 @@
+"""Dialects: what programs of others ask, answered by the same sessions and readers as everything else."""
