@@ -117,7 +117,7 @@ def _slide_image(dataset: Any, path: Path, part: SlidePart) -> Image:
     try:
         check_size(1, rows, columns)  # before as many places are counted
     except InputError as error:
-        raise InputError(f"{error}; of a slide, give a smaller level's file, or a region (--region)") from error
+        raise InputError(f"{error}; of a slide, give a smaller level's file, or a region=, a part of it") from error
     count, shown = frame_count(dataset), shown_by(dataset)
     read = DicomFrames((path,), list(range(count)))
     about = describe(dataset, has_position=False) | {"tiles": str(count)}
@@ -292,5 +292,7 @@ def _undecodable(error: Exception, dataset: Any, file: str = "") -> InputError:
     is_missing = importlib.util.find_spec("gdcm") is None
     if is_missing and ("plugin" in str(error) or "dependencies" in str(error)):
         return InputError(f"{what} need a decoder: pip install 'medsam3[dicom]'")
+    if isinstance(error, NotImplementedError) or "missing dependencies" in str(error):
+        return InputError(f"{what} are in a form that is not read here: convert them to Explicit VR Little Endian")
     # The library's own message may quote the header, so it is only chained.
     return InputError(f"{what} cannot be decoded: the file is damaged or cut short, replace it")

@@ -88,8 +88,8 @@ def open_slide(path: Path, asked: SlidePart) -> Image:
         about[SLIDE_PLACE] = f"{x} {y} {part.scale[0]:.9g}"
     if asked.level is None and part.level > 0:
         _log.warning(
-            "level %d of 0 to %d is read, %d x %d of %d x %d pixels: choose another with --level, or a part with "
-            "--region",
+            "level %d of 0 to %d is read, %d x %d of %d x %d pixels: choose another with level=, or a part with "
+            "region=",
             *(part.level, len(slide.levels) - 1, width, height, *slide.levels[0]),
         )
     if slide.pixel_mm is not None:
