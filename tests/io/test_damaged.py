@@ -8,6 +8,8 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 from fuzz_seeds import seeds
 
@@ -127,6 +129,17 @@ def test_a_line_break_in_a_dicom_class(tmp_path: Path) -> None:
     del made.PixelData
     made.save_as(tmp_path / "a.dcm")
     assert "DICOM without pixels (1.2 3)" in one_line(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize(
+    "legend", ['[{"value": NaN}]', '[{"value": [1]}]', "7", '[{"value": 1, "score": "much"}]', "["]
+)
+def test_a_legend_of_a_label_map_that_makes_no_sense(tmp_path: Path, legend: str) -> None:
+    text = PIL.PngImagePlugin.PngInfo()
+    text.add_text("medsam3", legend)
+    PIL.Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "a.png", pnginfo=text)
+    with pytest.raises(InputError, match="the legend in the file is damaged"):
+        read_masks(tmp_path / "a.png")
 
 
 def test_metaimage_fields_that_are_no_utf8(tmp_path: Path) -> None:

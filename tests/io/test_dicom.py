@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 
 from made_dicom import (
@@ -367,3 +368,16 @@ def test_a_deflated_file_is_counted_before_it_is_unpacked(tmp_path: Path, monkey
     monkeypatch.setattr(files, "MAX_UNPACKED_BYTES", 15_000)
     with pytest.raises(InputError, match=r"unpacks to 20,\d{3} bytes, allowed are 15,000"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "name"),
+    [("1.2.840.10008.1.2.4.201", "High-Throughput JPEG 2000"), ("1.2.840.10008.1.2.4.100", "MPEG2 Main Profile")],
+)
+def test_a_form_that_nothing_here_decodes_is_not_called_damaged(tmp_path: Path, syntax: str, name: str) -> None:
+    made = dataset(GREY)
+    made.file_meta.TransferSyntaxUID = syntax
+    made.PixelData = encapsulate([bytes(20)])
+    made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
+    with pytest.raises(InputError, match=f"{name}.* not read here: convert them"):
+        read(save(made, tmp_path / "a.dcm"))

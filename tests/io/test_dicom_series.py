@@ -184,4 +184,4 @@ def test_a_picture_beside_or_above_a_series_is_passed_over_and_said(
     picture.save(tmp_path / "cd" / "ct" / "preview.jpg")
     for folder in (tmp_path / "cd", tmp_path / "cd" / "ct"):
         assert read(folder).shape == (4, 5, 6)
-        assert caplog.messages[-1] == f"{folder}: the DICOM series is read, the 1 pictures beside it are not"
+        assert caplog.messages[-1] == f"{folder}: the DICOM series is read, not the pictures beside it (1)"

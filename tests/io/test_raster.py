@@ -1,18 +1,21 @@
 import json
 import resource
 import struct
+import sys
 import time
 import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL.features
 import PIL.Image
 import pytest
 
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io import read, write
-from medsam3.io.raster import open_picture
+from medsam3.io.files import natural_key
+from medsam3.io.raster import frame_files, open_picture
 from medsam3.io.read_masks import read_masks
 
 RED, GREY_16 = (255, 0, 0), np.array([[0, 256, 65535], [1, 2, 40000]], dtype=np.uint16)
@@ -240,3 +243,42 @@ def test_a_palettes_numbers_are_labels_and_a_jpeg_holds_none(tmp_path: Path) -> 
     PIL.Image.fromarray(labels * 100).save(tmp_path / "a.jpg")
     with pytest.raises(InputError, match="a JPEG cannot hold labels"):
         read_masks(tmp_path / "a.jpg")
+
+
+@pytest.mark.skipif(not PIL.features.check("avif"), reason="needs a Pillow with AVIF")
+def test_an_avif_picture_is_read_upright(tmp_path: Path) -> None:
+    wide = np.zeros((20, 32, 3), dtype=np.uint8)
+    wide[:, :16] = 255  # the left half is white
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise: what was left is above
+    PIL.Image.fromarray(wide).save(tmp_path / "a.avif", exif=exif)
+    found = read(tmp_path / "a.avif")
+    assert (found.kind, found.shape, found.metadata["format"]) == ("picture", (1, 32, 20), "AVIF")
+    assert found.array()[0, 4].min() > 200 and found.array()[0, 28].max() < 50
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_a_damaged_heic_picture_is_one_line(tmp_path: Path, brand: bytes) -> None:
+    pytest.importorskip("pi_heif", reason="needs pi-heif, of the extra heic")
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(400))
+    with pytest.raises(InputError, match="the picture cannot be decoded"):
+        read(tmp_path / "a.heic")
+
+
+def test_heic_without_its_reader_says_which_extra_brings_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(400))
+    with pytest.raises(InputError, match=r"pip install 'medsam3\[heic\]'"):
+        read(tmp_path / "a.heic")
+
+
+def test_digits_of_names_that_are_no_numbers_sort_as_text(tmp_path: Path) -> None:
+    for name in ("a10.png", "a9.png", "a².png"):
+        PIL.Image.new("L", (4, 3)).save(tmp_path / name)
+    assert [path.name for path in frame_files(tmp_path)] == ["a9.png", "a10.png", "a².png"]
+
+
+def test_natural_order_takes_numbers_of_any_length() -> None:
+    assert sorted(["s10.png", "s9.png", "S1.png", "a2/s1", "3", "9" * 5000], key=natural_key) == [
+        *("3", "9" * 5000, "a2/s1", "S1.png", "s9.png", "s10.png")
+    ]

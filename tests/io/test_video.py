@@ -14,7 +14,7 @@ from medsam3.errors import InputError
 from medsam3.io import read
 from medsam3.io.video import write_mp4
 
-pytest.importorskip("av", reason="needs PyAV, of the extra video")
+av = pytest.importorskip("av", reason="needs PyAV, of the extra video")
 
 HEIGHT, WIDTH = 48, 64
 
@@ -160,7 +160,28 @@ def test_avi_with_dropped_frames_is_whole(tmp_path: Path) -> None:
     assert read(tmp_path / "clip.avi").shape[0] == 40
 
 
-def test_a_still_in_a_videos_container_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "photo.mp4").write_bytes(b"\0\0\0\x18ftypheic" + bytes(400))
-    with pytest.raises(InputError, match="a HEIC picture, which is not read here: save it as PNG"):
-        read(tmp_path / "photo.mp4")
+def test_sequences_of_pictures_in_the_container_of_mp4_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "burst.mp4").write_bytes(b"\0\0\0\x18ftypavis" + bytes(400))
+    with pytest.raises(InputError, match="a sequence of AVIF pictures, which is not read here"):
+        read(tmp_path / "burst.mp4")
+
+
+@pytest.mark.parametrize(
+    ("ending", "codec"), [("ts", "libx264"), ("m2ts", "libx264"), ("mpg", "mpeg2video"), ("wmv", "wmv2")]
+)
+def test_other_containers_give_their_frames_in_the_order_of_ffmpeg(tmp_path: Path, ending: str, codec: str) -> None:
+    path = tmp_path / "named.mp4"  # what the file holds decides
+    forms = {"ts": "mpegts", "m2ts": "mpegts", "mpg": "mpeg", "wmv": "asf"}
+    options = {"mpegts_m2ts_mode": "1"} if ending == "m2ts" else {}
+    with av.open(str(path), "w", format=forms[ending], options=options) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        for frame in grey_frames(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        shown = [float(frame.to_ndarray(format="rgb24").mean()) for frame in container.decode(video=0)]
+    image = read(path)
+    assert image.shape[0] == len(shown) >= 39
+    for n in (0, 21, 7, len(shown) - 1):
+        assert float(image.pixels(n).mean()) == pytest.approx(shown[n], abs=0.01)

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from cyclopts import Parameter
 
 from medsam3.cli.inputs import Input, frame_ranges, part, read_chosen
-from medsam3.cli.job import Help
+from medsam3.cli.job import FLAT, Help, SlideChoice
 from medsam3.cli.terminal import print_table, say, say_json
 from medsam3.errors import InputError
 
@@ -34,6 +34,7 @@ class Info:
         Parameter(name=("--frame", "--slice")),
         Help("N or A-B: of these frames or slices alone, from 0; of a 4-D NIfTI, of the time point"),
     ] = None
+    slide: Annotated[SlideChoice, FLAT] = field(default_factory=SlideChoice)
     json: Annotated[bool, Help("print JSON to stdout")] = False
 
     def run(self) -> int:
@@ -41,7 +42,7 @@ class Info:
         from medsam3.io import facts  # noqa: PLC0415
 
         ranges = frame_ranges(None if self.frame is None else [self.frame])
-        item = Input(self.file, self.series)
+        item = Input(self.file, self.series, self.slide.part())
         found = facts(part(read_chosen(item, ranges)))
         if self.json:
             say_json(found)
@@ -70,6 +71,7 @@ Label maps of others have no names; each of their numbers becomes a concept `lab
     _: KW_ONLY
     image: Annotated[Path | None, Help("the image that the masks are over")] = None
     series: Annotated[str | None, Help("NUMBER or UID: of a folder with several DICOM series, this one")] = None
+    slide: Annotated[SlideChoice, FLAT] = field(default_factory=SlideChoice)
     format: Annotated[str | None, Help("name of the format, default: by the ending of TARGET")] = None
     resample: Annotated[bool, Help("lay a label map of another grid over the image, by nearest")] = False
     overwrite: Annotated[bool, Help("replace TARGET if it exists")] = False
@@ -88,7 +90,7 @@ Label maps of others have no names; each of their numbers becomes a concept `lab
         needs_pixels = self.format in NEEDS_PIXELS or self.target.name.lower().endswith("_overlay.png")
         if needs_pixels and self.image is None:
             raise InputError("the format shows the image: give it with --image")
-        image = None if self.image is None else read(self.image, series=self.series)
+        image = None if self.image is None else read(self.image, series=self.series, part=self.slide.part())
         masks, over = read_masks(self.source, image, is_resampled=self.resample)
         self.target.parent.mkdir(parents=True, exist_ok=True)
         write(masks, self.target, over, format=self.format)

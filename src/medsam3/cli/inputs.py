@@ -15,11 +15,13 @@ from medsam3.errors import InputError, check_frame, printable
 if TYPE_CHECKING:
     from medsam3.cli.archive import ArchiveInput
     from medsam3.image import Image
+    from medsam3.io.files import SlidePart
 
 _log = logging.getLogger(__name__)
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".nii.gz", ".nii"),
-    *(".nrrd", ".nhdr", ".mha", ".mhd", ".mp4", ".mov", ".avi", ".mkv", ".gif"),
+    *(".nrrd", ".nhdr", ".mha", ".mhd", ".mp4", ".mov", ".avi", ".mkv", ".gif", ".m4v", ".webm", ".mpg", ".mpeg"),
+    *(".ts", ".m2ts", ".mts", ".wmv", ".avif", ".heic", ".heif", ".svs", ".scn", ".bif"),
 )
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 
@@ -31,16 +33,28 @@ class Input:
     Attributes:
         path: The file or folder.
         series: Which series of the folder: its number, or the end of its UID; None where it holds one.
+        part: Of a whole slide, which level and region; None where it was not told.
     """
 
     path: Path
     series: str | None = None
+    part: SlidePart | None = None
 
     @property
     def source(self) -> str:
         """The name that tells it from every other input."""
         place = str(self.path.resolve())
+        if self.part is not None:
+            return f"{place} part {self._part_name}"
         return place if self.series is None else f"{place} series {self.series}"
+
+    @property
+    def _part_name(self) -> str:
+        """Level and region, as they may stand in a file's name."""
+        if self.part is None:
+            return ""
+        level = "" if self.part.level is None else f"level-{self.part.level}"
+        return "_".join(filter(None, (level, "-".join(str(value) for value in self.part.region or ()))))
 
     @property
     def label(self) -> str:
@@ -55,7 +69,7 @@ class Input:
             return f"{name}_series-{self.series}"
         lower = name.lower()
         suffix = next((suffix for suffix in SUFFIXES if lower.endswith(suffix)), "")
-        return name[: len(name) - len(suffix)] or name
+        return "_".join(filter(None, (name[: len(name) - len(suffix)] or name, self._part_name)))
 
     def fingerprint(self) -> str:
         """Changes when a file of the image does: its newest time of change and its size.
@@ -244,10 +258,10 @@ def read_chosen(item: Input | ArchiveInput, ranges: Sequence[FrameRange]) -> Cho
     from medsam3.io import read  # noqa: PLC0415  no reader is needed for what is done
 
     try:
-        image = read(item.path, series=item.series)
+        image = read(item.path, series=item.series, part=item.part)
     except InputError:
         single = ranges[0].first if len(ranges) == 1 and ranges[0].first == ranges[0].last else None
-        if single is None or item.path.is_dir():
+        if single is None or item.path.is_dir() or item.part is not None:
             raise
         return Chosen(read(item.path, frame=single), None)
     return Chosen(image, _frames_within(ranges, image.shape[0]))

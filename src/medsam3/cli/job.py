@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -23,6 +24,7 @@ from medsam3.store import remembered_sha256
 if TYPE_CHECKING:
     from medsam3.cli.inputs import FrameRange
     from medsam3.cli.remote import Answering, ServedModel
+    from medsam3.io.files import SlidePart
     from medsam3.models.registry import Precision
     from medsam3.models.sam3.lora import LoraSource
     from medsam3.models.segmenter import Segmenter
@@ -43,6 +45,7 @@ SEVERAL = Parameter(consume_multiple=True)
 
 _SHIPPED = Path(medsam3.__file__).parent / "weights"
 _PRECISIONS: dict[str, Precision] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_REGION = re.compile(r"\d{1,9}(,\d{1,9}){3}")
 _BESIDE = ("config.json", "vocab.json", "merges.txt", "tokenizer.json")
 
 
@@ -188,6 +191,35 @@ def _sha256_of(path: Path) -> str:
         return remembered_sha256(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): give a file that you may read") from error
+
+
+@dataclass(frozen=True)
+class SlideChoice:
+    """What is read of a whole slide."""
+
+    level: Annotated[
+        int | None, FROM_0, Help("of a whole slide, this level: 0 is the finest (default: by the size of what is read)")
+    ] = None
+    region: Annotated[
+        str | None, Help("X,Y,WIDTH,HEIGHT: of a whole slide, this part, in pixels of its finest level")
+    ] = None
+
+    def part(self) -> SlidePart | None:
+        """Give it as `medsam3.io.read` takes it; None if nothing was told.
+
+        Raises:
+            InputError: A region that is not four whole numbers.
+        """
+        from medsam3.io.files import SlidePart  # noqa: PLC0415  numpy
+
+        if self.region is not None and not _REGION.fullmatch(self.region):
+            raise InputError(f"--region is {self.region!r}, allowed is X,Y,WIDTH,HEIGHT in pixels of the finest level")
+        if self.level is None and self.region is None:
+            return None
+        if self.region is None:
+            return SlidePart(self.level)
+        x, y, width, height = (int(value) for value in self.region.split(","))
+        return SlidePart(self.level, (x, y, width, height))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from medsam3.cli.archive import STORED_FORMATS, ArchiveChoice, ArchiveInput, inputs_of_archives
 from medsam3.cli.inputs import Input, files_at, find_inputs, find_stacks, frame_ranges, read_chosen
-from medsam3.cli.job import FLAT, SHARE, Help, Job, ModelChoice, StackChoice, formats_from, prompts_from
+from medsam3.cli.job import FLAT, SHARE, Help, Job, ModelChoice, SlideChoice, StackChoice, formats_from, prompts_from
 from medsam3.cli.remote import OpenedImage, ServerChoice, chosen_model
 from medsam3.cli.report import InputFacts, Stopwatch, check_report, facts_of, write_report
 from medsam3.cli.terminal import ProgressBar, in_options, print_table, progress_bar, say, say_json, unexpected
@@ -46,6 +46,7 @@ class SegmentFiles:
   medsam3 segment breast.png --text "breast tumor" --box 80,40,210,160 --format png,coco --json
   medsam3 segment ct.nii.gz --text "liver and kidney" --text "kidney without tumor" --frame 40-59
   medsam3 segment study/ --series 3 --text liver --format seg,rtstruct,csv
+  medsam3 segment slide.svs --text nucleus --region 20000,15000,1024,1024 --format geojson
   medsam3 segment clip.mp4 --box 80,40,210,160 --format mp4,coco
   medsam3 segment colonoscopy.png --text polyp --model sam3.pt --lora best_lora_weights.pt
   medsam3 segment ct.nii.gz --text liver --server http://127.0.0.1:8080
@@ -86,6 +87,7 @@ A bad file is reported and the others go on. Exit codes: 0 all done; 2 bad input
         tuple[str, ...],
         Help("NUMBER or UID: of a folder with several DICOM series, this one, by its number or the end of its UID"),
     ] = ()
+    slide: Annotated[SlideChoice, FLAT] = field(default_factory=SlideChoice)
     threshold: Annotated[float | None, SHARE, Help("least score, 0 to 1, of an object that is kept")] = None
     stacks: Annotated[StackChoice, FLAT] = field(default_factory=StackChoice)
     out: Annotated[Path, Help("folder of the results, default: medsam3_out")] = Path("medsam3_out")
@@ -151,7 +153,8 @@ A bad file is reported and the others go on. Exit codes: 0 all done; 2 bad input
     def _local_inputs(self) -> list[Input]:
         files = [one for one in self.files if not is_address(one)]
         find = find_stacks if self.stacks.propagate else find_inputs
-        return find(files, leave_out=self.out, series=self.series)
+        found, chosen = find(files, leave_out=self.out, series=self.series), self.slide.part()
+        return found if chosen is None else [replace(item, part=chosen) for item in found]
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,7 @@ def error_line(message: str) -> str:
 
 def in_options(message: str) -> str:
     """Say a message of the library in the command line's terms: `choose one with frame=` becomes `... with --frame`."""
-    return re.sub(r"(?<![\w-])(frame|series|vocabulary|format)=(?=[\s,;:)]|$)", r"--\1", message)
+    return re.sub(r"(?<![\w-])(frame|series|level|region|vocabulary|format)=(?=[\s,;:)]|$)", r"--\1", message)
 
 
 def unexpected(error: Exception) -> str:

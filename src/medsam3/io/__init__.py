@@ -17,7 +17,7 @@ import numpy as np
 
 from medsam3.errors import InputError, printable
 from medsam3.image import Frames, Image, LazyFrames, Masks, Pixels
-from medsam3.io.files import file_format
+from medsam3.io.files import SlidePart, file_format
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +68,17 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 )
 NEEDS_PIXELS = frozenset({"overlay", "mp4", "montage", "planes"})
 """Formats that show the image; all others write masks alone, and read no pixels."""
-_SHOWN = ("format", "modality", "sop_class", "transfer_syntax", "photometric", "bits_stored", "pixel_spacing_mm")
+_SHOWN = (
+    "format",
+    "level",
+    "levels",
+    "modality",
+    "sop_class",
+    "transfer_syntax",
+    "photometric",
+    "bits_stored",
+    "pixel_spacing_mm",
+)
 _BY_ENDING = {
     ".nii.gz": "nifti",
     ".nii": "nifti",
@@ -81,7 +91,9 @@ _BY_ENDING = {
 }
 
 
-def read(path: str | Path, *, frame: int | None = None, series: str | int | None = None) -> Image:
+def read(
+    path: str | Path, *, frame: int | None = None, series: str | int | None = None, part: SlidePart | None = None
+) -> Image:
     """Open a picture, a volume or a video; what the file holds decides, not its name.
 
     The frames of a stack are read when they are asked for, so the files have to stay where they are.
@@ -91,6 +103,7 @@ def read(path: str | Path, *, frame: int | None = None, series: str | int | None
             with pictures, which are then the frames of a video.
         frame: Time point of a 4-D NIfTI, else a frame, slice or page of one file, from 0.
         series: Which series of a folder with several: its number, or the last 8 or more characters of its UID.
+        part: Of a whole slide, which level and which region of it; None takes the finest level that is not too large.
 
     Raises:
         InputError: In one line, beginning with the path; of a frame that cannot be decoded, when it is asked for.
@@ -98,12 +111,14 @@ def read(path: str | Path, *, frame: int | None = None, series: str | int | None
     place = Path(path)
     try:
         if place.is_dir():
+            if part is not None:
+                raise InputError("a level or region is of one slide file, this is a folder: give the file")
             if frame is not None:
                 raise InputError("frame= does not apply to a folder: read the volume and take one slice of it")
             return _named(place, _open_folder(place, None if series is None else str(series)))
         if series is not None:
             raise InputError("series= applies to a folder of DICOM files only: leave it out")
-        return _named(place, _open_file(place, frame))
+        return _named(place, _open_file(place, frame, part))
     except (InputError, OSError) as error:
         raise _as_input(place, error) from error
 
@@ -224,17 +239,17 @@ def _open_folder(folder: Path, series: str | None) -> Image:
         return open_frame_folder(folder)
     if pictures:
         _log.warning(
-            "%s: the DICOM series is read, the %d pictures beside it are not", printable(str(folder)), len(pictures)
+            "%s: the DICOM series is read, not the pictures beside it (%d)", printable(str(folder)), len(pictures)
         )
     return open_series(folder, series=series)
 
 
-def _open_file(path: Path, frame: int | None) -> Image:
+def _open_file(path: Path, frame: int | None, part: SlidePart | None) -> Image:
     found = file_format(path)
     if found == "raster":
-        from medsam3.io.raster import read_raster  # noqa: PLC0415
-
-        return read_raster(path, frame=frame)
+        return _open_raster(path, frame, part)
+    if part is not None and found != "dicom":
+        raise InputError(f"a level or region is of a whole slide, this file is {found}: leave it out")
     if found == "nifti":
         from medsam3.io.nifti import open_nifti  # noqa: PLC0415
 
@@ -242,7 +257,7 @@ def _open_file(path: Path, frame: int | None) -> Image:
     if found == "dicom":
         from medsam3.io.dicom import open_dicom  # noqa: PLC0415
 
-        return open_dicom(path, frame=frame)
+        return open_dicom(path, frame=frame, part=part)
     if found == "video":
         from medsam3.io.video import open_video  # noqa: PLC0415
 
@@ -251,6 +266,17 @@ def _open_file(path: Path, frame: int | None) -> Image:
     from medsam3.io.itk import open_itk  # noqa: PLC0415
 
     return open_itk(path, found, frame=frame)
+
+
+def _open_raster(path: Path, frame: int | None, part: SlidePart | None) -> Image:
+    from medsam3.io.raster import read_raster  # noqa: PLC0415
+    from medsam3.io.slides import is_slide, open_slide  # noqa: PLC0415
+
+    if frame is None and is_slide(path):
+        return open_slide(path, part or SlidePart())
+    if part is not None:
+        raise InputError("a level or region is of a whole slide, this is one picture: leave it out")
+    return read_raster(path, frame=frame)
 
 
 @dataclass(frozen=True)

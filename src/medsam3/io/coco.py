@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,7 +105,7 @@ def join_coco(parts: Sequence[tuple[Path, str]], path: Path) -> None:
 
 def _name_below(root: str, source: str, entry: dict[str, Any]) -> str:
     """Name an image's file from the root on; slices of a folder lie in it."""
-    place = source if Path(source).exists() else source.rpartition(" series ")[0] or source
+    place = source if Path(source).exists() else re.sub(r" (series|part) .*$", "", source)
     below = Path(os.path.relpath(place, root))
     return (below / entry["file_name"] if Path(place).is_dir() else below).as_posix()
 

@@ -36,7 +36,7 @@ from medsam3.io.dicom_pixels import (
     shown_by,
     stored_window,
 )
-from medsam3.io.files import check_size
+from medsam3.io.files import SLIDE_PLACE, SlidePart, check_size
 
 _SEGMENTATION_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.5", "1.2.840.10008.5.1.4.1.1.66.7")
 _DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
@@ -44,7 +44,7 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _MOVING = ("US", "IVUS", "XA", "RF", "ES", "GM", "XC", "OP", "EPS")
 
 
-def open_dicom(path: Path, *, frame: int | None = None) -> Image:
+def open_dicom(path: Path, *, frame: int | None = None, part: SlidePart | None = None) -> Image:
     """Open one DICOM file; its frames are decoded when they are asked for.
 
     One frame is a picture; several are a volume where they are told to lie in an even stack, a video where the file
@@ -53,6 +53,7 @@ def open_dicom(path: Path, *, frame: int | None = None) -> Image:
     Args:
         path: The file.
         frame: One frame of several, from 0; None takes all.
+        part: Of a whole slide, which region; its levels are files of their own.
 
     Raises:
         InputError: Not DICOM, no image in it, no such frame, frames that make no even stack; of pixels that cannot be
@@ -63,7 +64,7 @@ def open_dicom(path: Path, *, frame: int | None = None) -> Image:
         _check_has_pixels(dataset, path)
         try:
             check_size(frame_count(dataset), int(dataset.Rows), int(dataset.Columns))
-            return _image(dataset, path, frame)
+            return _image(dataset, path, frame) if part is None else _slide_image(dataset, path, part)
         except InputError:
             raise
         except DICOM_ERRORS as error:
@@ -74,24 +75,16 @@ def _image(dataset: Any, path: Path, frame: int | None) -> Image:
     count = frame_count(dataset)
     if frame is not None:
         check_frame(frame, count)
-    corners = None
-    if frame is None and count > 1 and dataset.get("TotalPixelMatrixRows") and dataset.get("TotalPixelMatrixColumns"):
-        _slide_size(dataset)  # before as many places are counted
-        corners = tile_corners(dataset, count)
-    placed = None
-    if corners is None:
-        placed = frame_places(dataset, count) if frame is None else _frame_place(dataset, count, frame)
+    elif count > 1 and _is_slide(dataset):
+        return _slide_image(dataset, path, SlidePart())
+    placed = frame_places(dataset, count) if frame is None else _frame_place(dataset, count, frame)
     order = (np.arange(count) if frame is None else np.array([frame])) if placed is None else placed.order
     read = DicomFrames((path,), order.tolist())
     about = describe(dataset, has_position=placed is not None)
     shown, window = shown_by(dataset), stored_window(dataset)
     if window is not None:
         about["stored_window"] = f"{window.low:g} {window.high:g}"
-    if corners is None:
-        frames = LazyFrames((len(order), int(dataset.Rows), int(dataset.Columns), shown.channels), read)
-    else:
-        frames = LazyFrames((1, *_slide_size(dataset), shown.channels), _Slide(read, corners, _slide_size(dataset)))
-        about["tiles"] = str(count)
+    frames = LazyFrames((len(order), int(dataset.Rows), int(dataset.Columns), shown.channels), read)
     kind, fps = ("volume", None) if placed and len(order) > 1 else _kind(dataset, frames.shape[0])
     return Image(
         frames if frames.shape[0] > 1 else frames[0][None],  # a picture that cannot be decoded is said to be so at once
@@ -103,6 +96,40 @@ def _image(dataset: Any, path: Path, frame: int | None) -> Image:
         source=(path,),
         metadata=about if frame is None else about | {"frame": str(frame)},
     )
+
+
+def _slide_image(dataset: Any, path: Path, part: SlidePart) -> Image:
+    """Put the tiles of a whole slide, or of a region of it, together to one picture.
+
+    Raises:
+        InputError: No slide, a region outside it, too many pixels, or a level, which is another file.
+    """
+    if not _is_slide(dataset):
+        raise InputError("a level or region is of a whole slide, this DICOM file is none: leave it out")
+    if part.level is not None:
+        raise InputError("the levels of a DICOM slide are files of their own: give the file of the level that is meant")
+    height, width = int(dataset.TotalPixelMatrixRows), int(dataset.TotalPixelMatrixColumns)
+    x, y, columns, rows = part.region or (0, 0, width, height)
+    if columns < 1 or rows < 1 or x < 0 or y < 0 or x + columns > width or y + rows > height:
+        raise InputError(
+            f"the region is {columns} x {rows} from ({x}, {y}), the slide {width} x {height} pixels: give one within it"
+        )
+    try:
+        check_size(1, rows, columns)  # before as many places are counted
+    except InputError as error:
+        raise InputError(f"{error}; of a slide, give a smaller level's file, or a region=, a part of it") from error
+    count, shown = frame_count(dataset), shown_by(dataset)
+    read = DicomFrames((path,), list(range(count)))
+    about = describe(dataset, has_position=False) | {"tiles": str(count)}
+    if part.region is not None:
+        about[SLIDE_PLACE] = f"{x} {y} 1"
+    put = _Slide(read, tile_corners(dataset, count) - np.array([y, x]), (int(dataset.Rows), int(dataset.Columns)))
+    pixels = put((rows, columns, shown.channels))
+    return Image(pixels[None], window=shown.window, padding=shown.padding, source=(path,), metadata=about)
+
+
+def _is_slide(dataset: Any) -> bool:
+    return bool(dataset.get("TotalPixelMatrixRows") and dataset.get("TotalPixelMatrixColumns"))
 
 
 class DicomFrames:
@@ -137,28 +164,23 @@ class DicomFrames:
 class _Slide:
     """Puts the tiles of a whole-slide image together; what no tile covers is white, as glass is."""
 
-    def __init__(self, read: DicomFrames, corners: NDArray[np.int64], size: tuple[int, int]) -> None:
-        self._read, self._corners, self._size = read, corners, size
+    def __init__(self, read: DicomFrames, corners: NDArray[np.int64], tile: tuple[int, int]) -> None:
+        self._read, self._corners, self._tile = read, corners, tile
 
-    def __call__(self, n: int) -> Pixels:
+    def __call__(self, shape: tuple[int, int, int]) -> Pixels:
+        """Read the tiles that touch the first `shape` rows and columns."""
+        reach = np.array(self._tile)
+        touched = ((self._corners < shape[:2]) & (self._corners + reach > 0)).all(axis=1)
         whole: Pixels | None = None
-        for k, (row, column) in enumerate(self._corners.tolist()):
+        for k in np.flatnonzero(touched).tolist():
             tile = self._read(k)
             if whole is None:
-                whole = np.full((*self._size, tile.shape[2]), 255, dtype=tile.dtype)
-            held = whole[row : row + tile.shape[0], column : column + tile.shape[1]]
-            held[...] = tile[: held.shape[0], : held.shape[1]]
-        assert whole is not None, "there are tiles"
-        return whole
-
-
-def _slide_size(dataset: Any) -> tuple[int, int]:
-    size = int(dataset.TotalPixelMatrixRows), int(dataset.TotalPixelMatrixColumns)
-    try:
-        check_size(1, *size)
-    except InputError as error:
-        raise InputError(f"{error}; of a slide, give a file of a smaller level, or one tile with frame=") from error
-    return size
+                whole = np.full(shape, 255, dtype=tile.dtype)
+            (top, left), (rows, columns) = self._corners[k].tolist(), tile.shape[:2]
+            held = whole[max(0, top) : max(0, top + rows), max(0, left) : max(0, left + columns)]
+            inner = tile[max(0, -top) :, max(0, -left) :]
+            held[...] = inner[: held.shape[0], : held.shape[1]]
+        return np.full(shape, 255, dtype=np.uint8) if whole is None else whole
 
 
 def check_is_image(dataset: Any) -> None:
@@ -270,5 +292,7 @@ def _undecodable(error: Exception, dataset: Any, file: str = "") -> InputError:
     is_missing = importlib.util.find_spec("gdcm") is None
     if is_missing and ("plugin" in str(error) or "dependencies" in str(error)):
         return InputError(f"{what} need a decoder: pip install 'medsam3[dicom]'")
+    if isinstance(error, NotImplementedError) or "missing dependencies" in str(error):
+        return InputError(f"{what} are in a form that is not read here: convert them to Explicit VR Little Endian")
     # The library's own message may quote the header, so it is only chained.
     return InputError(f"{what} cannot be decoded: the file is damaged or cut short, replace it")

@@ -13,13 +13,29 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medsam3.errors import InputError
 from medsam3.image import Frames
+
+SLIDE_PLACE = "slide_place"
+"""Key of `Image.metadata`: x and y of the first pixel's corner in the finest level, and its pixels for one of these."""
+
+
+class SlidePart(NamedTuple):
+    """What is read of a whole slide.
+
+    Attributes:
+        level: 0 is the finest; None takes the finest at which what is asked is not too large.
+        region: x, y, width and height in pixels of the finest level; None takes all.
+    """
+
+    level: int | None = None
+    region: tuple[int, int, int, int] | None = None
+
 
 FileFormat = Literal["raster", "nifti", "dicom", "nrrd", "metaimage", "video"]
 
@@ -30,16 +46,19 @@ MAX_STACK_VOXELS = 2**30
 MAX_UNPACKED_BYTES = 2**31 - 1
 """Bytes that one file may take once it is unpacked, whatever the format: more is refused before it is unpacked."""
 
-RASTER_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+RASTER_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif")
 NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
 METAIMAGE_SUFFIXES = (".mha", ".mhd")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".gif")
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".gif"),
+    *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv"),
+)
 STACK_SUFFIXES = NIFTI_SUFFIXES + NRRD_SUFFIXES + METAIMAGE_SUFFIXES + VIDEO_SUFFIXES
 ALLOWED = (
-    "allowed are PNG, JPEG, TIFF, BMP, DICOM (a file or a folder with one series), NIfTI (.nii, .nii.gz), NRRD, "
-    "MetaImage (.mha, .mhd) and videos (.mp4, .mov, .avi, .mkv, .gif)"
+    "allowed are PNG, JPEG, TIFF, BMP, AVIF, HEIC, DICOM (a file or a folder with one series), NIfTI (.nii, .nii.gz), "
+    "NRRD, MetaImage (.mha, .mhd) and videos (.mp4, .mov, .avi, .mkv, .gif, .mpg, .ts, .wmv)"
 )
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -53,8 +72,13 @@ _VIDEO_MAGIC_AT = (
     (0, b"\x1aE\xdf\xa3"),
     (0, b"GIF87a"),
     (0, b"GIF89a"),
+    (0, b"\0\0\1\xba"),  # MPEG program stream
+    (0, b"0&\xb2u\x8ef\xcf\x11"),  # ASF: WMV
 )
-_STILL_BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF", b"avif": "AVIF", b"avis": "AVIF"}
+_TS_SYNC_AT = ((0, 188), (4, 196))
+"""Where two packets of an MPEG transport stream begin, plain or with times before them (M2TS)."""
+_STILL_BRANDS = frozenset((b"avif", b"heic", b"heix", b"heim", b"heis", b"mif1"))
+_SEQUENCE_BRANDS = {b"avis": "AVIF", b"msf1": "HEIF", b"hevc": "HEIF"}
 _METAIMAGE_STARTS = (b"ObjectType", b"NDims", b"Comment")
 _NIFTI_MAGIC_AT = ((344, b"n+1\0"), (344, b"ni1\0"), (4, b"n+2\0\r\n\x1a\n"), (4, b"ni2\0\r\n\x1a\n"))
 _HEAD_BYTES = 352
@@ -188,11 +212,8 @@ def on_disk(array: NDArray[np.generic]) -> NDArray[np.generic]:
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key by which slice 10 comes after slice 9: digits compare as numbers, the rest as lower-case text."""
-    parts = re.findall(r"\d+|\D+", name.lower())
-    digits = [part.lstrip("0") if part[0].isdecimal() else None for part in parts]
-    return [
-        (1, 0, part) if number is None else (0, len(number), number) for part, number in zip(parts, digits, strict=True)
-    ]
+    parts = re.findall(r"[0-9]+|[^0-9]+", name.lower())
+    return [(0, len(part.lstrip("0")), part.lstrip("0")) if part[0] in "0123456789" else (1, 0, part) for part in parts]
 
 
 @contextmanager
@@ -274,10 +295,13 @@ def _stack_format(head: bytes) -> FileFormat | None:
         return "nrrd"
     if head.startswith(_METAIMAGE_STARTS) and b"=" in head[:64]:
         return "metaimage"
+    if head[4:8] == b"ftyp" and head[8:12] in _SEQUENCE_BRANDS:
+        name = _SEQUENCE_BRANDS[head[8:12]]
+        raise InputError(f"the file is a sequence of {name} pictures, which is not read here: save it as MP4 or PNG")
     if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS:
-        name = _STILL_BRANDS[head[8:12]]
-        raise InputError(f"the file is a {name} picture, which is not read here: save it as PNG, JPEG or TIFF")
+        return "raster"
     is_video = any(head[start : start + len(magic)] == magic for start, magic in _VIDEO_MAGIC_AT)
+    is_video = is_video or any(head[a : a + 1] == head[b : b + 1] == b"G" for a, b in _TS_SYNC_AT)
     return "video" if is_video else None
 
 

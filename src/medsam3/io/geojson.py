@@ -20,13 +20,12 @@ from medsam3.errors import InputError, printable
 from medsam3.geometry import BoolArray, FloatArray
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.contours import filled, rings
+from medsam3.io.files import SLIDE_PLACE
 from medsam3.io.labels import check_masks
 from medsam3.store import replacing
 from medsam3.view.draw import COLOURS
 
 _log = logging.getLogger(__name__)
-SLIDE_PLACE = "slide_place"
-"""Key of `Image.metadata`: x and y of the first pixel's corner in the finest level, and its pixels for one of these."""
 UNNAMED = "object"
 
 

@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and BMP pictures in, a folder of them as a video; label maps out as PNG.
+"""PNG, JPEG, TIFF, BMP, AVIF and HEIC pictures in, a folder of them as a video; label maps out as PNG.
 
 Grey stays grey in its own depth (1 bit becomes 0 and 255); every colour form becomes 8-bit RGB. Transparent pixels are
 laid over black. EXIF orientation is applied, so that rows and columns are those that a viewer shows.
@@ -6,6 +6,7 @@ laid over black. EXIF orientation is applied, so that rows and columns are those
 
 from __future__ import annotations
 
+import importlib
 import json
 import struct
 import warnings
@@ -17,18 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.features
 import PIL.Image
 import PIL.ImageOps
 import PIL.PngImagePlugin
 import PIL.TiffImagePlugin
 
-from medsam3.errors import InputError, check_frame
+from medsam3.errors import InputError, check_frame, require
 from medsam3.image import Image, LazyFrames, Masks, Pixels
 from medsam3.io.files import MAX_PICTURE_PIXELS, RASTER_SUFFIXES, check_size, first_line, natural_key
 from medsam3.io.labels import Legend, combined_labels
 from medsam3.store import replacing
 
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "MPO")
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, struct.error, zlib.error)
 LEGEND_KEY = "medsam3"
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # TIFF tags
@@ -72,7 +74,10 @@ def open_picture(path: Path, *, also: Sequence[str] = ()) -> Iterator[PIL.Image.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own size warning; the limit is checked below
             # By a stream: Pillow maps files that it opens by name, and then scrambles TIFFs that are to be turned.
-            with path.open("rb") as stream, PIL.Image.open(stream, formats=(*_FORMATS, *also)) as picture:
+            with (
+                path.open("rb") as stream,
+                PIL.Image.open(stream, formats=[*_FORMATS, *also, *_container_formats(path)]) as picture,
+            ):
                 yield picture
     except PIL.Image.DecompressionBombError as error:
         message = (
@@ -88,6 +93,25 @@ def open_picture(path: Path, *, also: Sequence[str] = ()) -> Iterator[PIL.Image.
                 f"{kind}, which is not read here: save it as 8 or 16-bit, or 32-bit real numbers"
             ) from error
         raise InputError(f"the picture cannot be decoded, it may be cut short ({_reason(error)})") from error
+
+
+def _container_formats(path: Path) -> list[str]:
+    """Name Pillow's format of AVIF and HEIC pictures, which come in the container of MP4; [] for other files.
+
+    Raises:
+        InputError: It is one, and what reads it is missing.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(64)
+    if head[4:8] != b"ftyp":
+        return []
+    if b"avif" not in head[8:]:
+        require("pi_heif", extra="heic").register_heif_opener()
+        return ["HEIF"]
+    if not PIL.features.check("avif"):
+        raise InputError("the file is an AVIF picture, which this Pillow cannot read: pip install 'pillow>=11.3'")
+    importlib.import_module("PIL.AvifImagePlugin")
+    return ["AVIF"]
 
 
 def _kind_of_tiff(path: Path) -> str:

@@ -5,7 +5,6 @@ A label map is read with the legend that our writers leave in it; without one, e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -112,14 +111,22 @@ def _legend(path: Path, found: FileFormat) -> Legend:
             from medsam3.io.raster import raster_legend  # noqa: PLC0415
 
             entries = raster_legend(path)
-    except json.JSONDecodeError as error:
+        return [
+            {
+                "value": int(entry["value"]),
+                "concept": str(entry.get("concept", "")),
+                "score": min(1.0, max(0.0, float(entry.get("score", 1.0)))),
+            }
+            for entry in entries
+            if isinstance(entry, dict) and "value" in entry
+        ]
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError("the legend in the file is damaged: write the file again") from error
-    return [entry for entry in entries if isinstance(entry, dict) and "value" in entry]
 
 
 def _named(labels: NDArray[np.uint16], legend: Sequence[dict[str, Any]]) -> list[Masks]:
     """One `Masks` for each concept, in the order of the numbers."""
-    known = {int(entry["value"]): (str(entry.get("concept", "")), float(entry.get("score", 1.0))) for entry in legend}
+    known = {entry["value"]: (entry["concept"], entry["score"]) for entry in legend}
     objects: dict[str, list[ObjectMask]] = {name: [] for name, _ in known.values()}
     for value in np.unique(labels):
         if value:

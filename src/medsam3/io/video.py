@@ -1,4 +1,4 @@
-"""MP4, MOV, AVI, MKV and GIF in, frame by frame; MP4 out. The only module that uses PyAV.
+"""MP4, MOV, AVI, MKV, GIF, MPEG streams and WMV in, frame by frame; MP4 out. The only module that uses PyAV.
 
 Frames come as 8-bit RGB in the order in which they are shown. Reading forward decodes each frame once; going back
 starts again at the key frame before.
@@ -90,8 +90,8 @@ class _Reader:
                 if packet.size and not packet.is_corrupt and not packet.is_discard:
                     self.times.append(packet.pts if packet.pts is not None else (packet.dts or len(self.times)))
             self.times.sort()
-            # AVI tells when frames are decoded, not when they are shown; GIF cannot be sought in.
-            self._is_timed = self.container_name not in ("AVI", "GIF") and len(set(self.times)) == len(self.times)
+            # Others tell when frames are decoded, as AVI, cannot be sought in, as GIF, or only about, as MPEG streams.
+            self._is_timed = self.container_name in ("MOV", "MATROSKA") and len(set(self.times)) == len(self.times)
             self._restart()
             first = next(self._decoded or iter(()), None) if self.times else None
         if first is None:
