@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from medsam3.agent.frames import objects_of
-from medsam3.agent.frames import pasted
+from medsam3.agent.frames import objects_of, pasted
 from medsam3.view.crops import Crop, closer_window, quarters
 
 

@@ -67,7 +67,7 @@ class ArchiveInput:
     path: Path
     is_stored: bool
 
-    series = None  # the folder holds this one alone
+    series, part = None, None  # the folder holds this one alone, and whole
 
     @property
     def source(self) -> str:

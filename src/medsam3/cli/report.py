@@ -20,7 +20,7 @@ from medsam3.store import sha256_of, without_nan, write_json
 
 if TYPE_CHECKING:
     from medsam3.cli.job import Job
-    from medsam3.cli.segment import Outcome
+    from medsam3.cli.segment import RunOutcome
 
 _PACKAGES = ("torch", "numpy", "pydicom", "highdicom", "nibabel", "SimpleITK", "scipy", "transformers")
 
@@ -75,7 +75,7 @@ def facts_of(name: str, files: Sequence[Path], folder: Path, seconds: dict[str, 
     return InputFacts(name, len(files), digest, seconds)
 
 
-def write_report(path: Path, job: Job, run: Outcome, out: Path, stopwatch: Stopwatch) -> None:
+def write_report(path: Path, job: Job, run: RunOutcome, out: Path, stopwatch: Stopwatch) -> None:
     """Write the report of a run.
 
     Raises:
