@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 NEEDS_PYTHON := Python 3.11 or newer with its venv module is needed: install python3.11 and python3.11-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app test lint types unit fuzz clean
+.PHONY: help demo app docs test lint types unit fuzz clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
@@ -33,8 +33,11 @@ unit: $(VENV)/.installed-dev $(VENV)/.weights-dev ## pytest, with the tests that
 fuzz: $(VENV)/.installed-dev ## read damaged files for SECONDS (600), and keep those that are not answered in one line
 	$(BIN)/python benchmarks/fuzz.py --seconds $(or $(SECONDS),600)
 
+docs: $(VENV)/.installed-docs ## build the documentation's site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean: ## remove what this file has made
-	rm -rf $(VENV) demo_out dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo_out dist site .pytest_cache .mypy_cache .ruff_cache
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:
@@ -52,6 +55,10 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP_INSTALL) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.weights: src/medsam3/models/mini/encoder_files.py | $(VENV)/.installed
