@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 NEEDS_PYTHON := Python 3.11 or newer with its venv module is needed: install python3.11 and python3.11-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app test test-all lint types unit fuzz clean
+.PHONY: help demo app docs test test-all lint types unit fuzz clean
 
 # Two tests and more at a time, each on one thread: torch's threads would only get in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -39,8 +39,11 @@ unit: $(VENV)/.installed-dev $(VENV)/.weights-dev ## pytest, with the tests that
 fuzz: $(VENV)/.installed-dev ## read damaged files for SECONDS (600), and keep those that are not answered in one line
 	$(BIN)/python benchmarks/fuzz.py --seconds $(or $(SECONDS),600)
 
+docs: $(VENV)/.installed-docs ## build the documentation's site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean: ## remove what this file has made
-	rm -rf $(VENV) demo_out dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo_out dist site .pytest_cache .mypy_cache .ruff_cache
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:
@@ -58,6 +61,10 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP_INSTALL) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.weights: src/medsam3/models/mini/encoder_files.py | $(VENV)/.installed

@@ -29,8 +29,8 @@ def test_weights_that_are_not_there_are_named_with_what_to_do(
     monkeypatch.setenv("MEDSAM3_HOME", str(tmp_path))
     assert main(["doctor", "--json"]) == 2
     found = checks(capsys)
-    assert found["tokenizer.json"] == {
-        "name": "tokenizer.json",
+    assert found["minilm_tokenizer.json"] == {
+        "name": "minilm_tokenizer.json",
         "state": "broken",
         "found": f"missing in {tmp_path / 'encoders'}",
         "advice": "medsam3 weights fetch",
