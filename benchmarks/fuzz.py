@@ -79,7 +79,7 @@ def _bytes(content: bytes, chance: random.Random) -> bytes:
 
 def _integer(content: bytes, chance: random.Random) -> bytes:
     at, size = _place(content, chance), chance.choice((1, 2, 4, 8))
-    value = chance.choice(_INTEGERS) % 2 ** (8 * size)
+    value: int = chance.choice(_INTEGERS) % (1 << 8 * size)
     return content[:at] + value.to_bytes(size, chance.choice(("little", "big"))) + content[at + size :]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import random
 import time
+import zlib
 from pathlib import Path
 
 import fuzz
@@ -31,7 +32,7 @@ def test_what_a_gzip_file_holds_is_damaged_too() -> None:
     for one in held:
         try:
             whole += gzip.decompress(one) != bytes(range(256)) * 4
-        except (OSError, EOFError, ValueError, fuzz.zlib.error):
+        except (OSError, EOFError, ValueError, zlib.error):
             continue
     assert whole > 5
 
