@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -173,7 +172,7 @@ class Bars:
         if self._has_bars or (now - self._last_line < SECONDS_BETWEEN_LINES and self._done != self._total):
             return
         self._last_line = now
-        print(f"{self._name}: {self._done}/{self._total}{rest}", file=sys.stderr, flush=True)
+        tell(f"{self._name}: {self._done}/{self._total}{rest}")
 
 
 @dataclass(frozen=True)
