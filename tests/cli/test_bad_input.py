@@ -178,7 +178,8 @@ def test_every_bad_file_of_a_folder_is_reported_and_the_others_are_done(
     answer = json.loads(captured.out)
     assert [row["file"] for row in answer["results"]] == ["good.png"]
     assert [failure["file"] for failure in answer["failures"]] == [*names, "missing.png"]
-    lines = captured.err.splitlines()
+    warning, *lines = captured.err.splitlines()
+    assert warning.startswith("medsam3: warning: .: passed over: 3 DICOM files without an image")
     assert len(lines) == len(BAD_FILES) - len(passed_over)
     assert all(line.startswith("medsam3: error: ") for line in lines)
     written = sorted(path.name for path in (work / "out").iterdir())

@@ -18,6 +18,8 @@ FILES; str, several; required
 --exemplar; str, repeated; -
 --frame --slice; str, repeated; -
 --series; str, repeated; -
+--level; int; -
+--region; str; -
 --threshold; float; -
 --propagate; flag; -
 --each-slice; flag; -
@@ -31,10 +33,10 @@ FILES; str, several; required
 --json; flag; -
 --report; Path; -
 --store; flag; -
+--overwrite; flag; -
 --archive-token --token; str; -
 --ca-file; Path; -
 --timeout; float; 60.0
---overwrite; flag; -
 --model; str; mini
 --weights; Path; -
 --flips; flag; -
@@ -106,6 +108,8 @@ INSTRUCTION; str; required
 --rank; int; -
 --vocabulary; Path; -
 --device; str; cpu
+--server; str; -
+--token-file; Path; -
 """,
     "serve": """
 --host; str; 127.0.0.1
@@ -115,7 +119,12 @@ INSTRUCTION; str; required
 --data; Path; -
 --token-file; Path; -
 --allow-host; str, repeated; -
+--allow-origin; str, repeated; -
+--enable; str, repeated; -
 --max-upload; str; 2GiB
+--max-memory; str; 8GiB
+--llm; str; -
+--send-images; flag; -
 --open; flag; -
 --rule; Path; -
 --dicom-out; Path; medsam3_watch
@@ -125,14 +134,14 @@ INSTRUCTION; str; required
 --allow-ae; str, repeated; -
 --send-to; str; -
 --max-waiting; str; 50GiB
---llm; str; -
---send-images; flag; -
 """,
     "convert": """
 MASKS; Path; required
 TARGET; Path; required
 --image; Path; -
 --series; str; -
+--level; int; -
+--region; str; -
 --format; str; -
 --resample; flag; -
 --overwrite; flag; -
@@ -141,6 +150,8 @@ TARGET; Path; required
 FILE; Path; required
 --series; str; -
 --frame --slice; str; -
+--level; int; -
+--region; str; -
 --json; flag; -
 """,
     "concepts": """
@@ -251,6 +262,62 @@ DATA_DIR; Path; -
 --send-images; str; -
 --pool; Path, several; -
 --compare; Path Path; -
+""",
+    "batch": """
+SOURCE; str, several; required
+--out; str; required
+--text; str, repeated; -
+--box; str, repeated; -
+--format; str; -
+--threshold; float; -
+--retry-failed; flag; -
+--json; flag; -
+--propagate; flag; -
+--each-slice; flag; -
+--at; int; -
+--key-every; int; 1
+--plane; auto|native|axial|coronal|sagittal|vote; auto
+--window; str; -
+--neighbours; flag; -
+--cluster; str; auto
+--workers; int; -
+--gpus; float; -
+--memory; str; -
+--timeout; float; 3600.0
+--shard; str; -
+--model; str; mini
+--weights; Path; -
+--flips; flag; -
+--lora; Path; -
+--lora-config; Path; -
+--alpha; float; -
+--rank; int; -
+--vocabulary; Path; -
+--device; str; cpu
+--precision; fp32|bf16|fp16; -
+--image-size; int; -
+""",
+    "mcp": """
+--data; Path, repeated; -
+--out; Path; medsam3_out
+--show; flag; -
+--transport; stdio|http; stdio
+--port; int; 8090
+--model; str; mini
+--weights; Path; -
+--flips; flag; -
+--lora; Path; -
+--lora-config; Path; -
+--alpha; float; -
+--rank; int; -
+--vocabulary; Path; -
+--device; str; cpu
+--precision; fp32|bf16|fp16; -
+--image-size; int; -
+""",
+    "doctor": """
+--json; flag; -
+--no-test; flag; -
 """,
 }
 """By command: names, values, default (`-` for none, nothing, or off), one argument a line."""

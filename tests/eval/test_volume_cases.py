@@ -186,8 +186,8 @@ def test_the_report_has_volumes_in_mm_with_a_middle_slice_and_none_left_out(
     assert command(folder, "--model", "bright", "--modes", "T,I", "--tolerance", "1", "--out", out) == 0
     printed = capsys.readouterr().out
     assert re.search(r"belly +liver +text +1 +\.750", printed) and "NSD at 1 mm" in printed
-    note = "1 volumes were segmented whole (each slice for itself) and measured in mm; they were asked by"
-    assert note in printed and "not in modes I: a box belongs to one slice" in printed
+    note = "1 volumes were segmented whole (each slice for itself) and measured in mm; they were not asked"
+    assert note in printed and "in modes I: a box belongs to one slice" in printed
     page = (out / "report.html").read_text()
     assert "<td>volumes left out</td><td>0</td>" in page
     assert "liver, v.nii.gz, slice 3 of 7: Dice 0.750" in page  # 2 to 4 are outlined, cut from below upwards

@@ -352,7 +352,7 @@ def test_slides_that_are_too_large_or_of_several_planes_are_refused(tmp_path: Pa
     tiles = tiled(np.zeros((5, 7, 3), dtype=np.uint8))
     huge = save(slide(tiles, TotalPixelMatrixRows=50_000, TotalPixelMatrixColumns=60_000), tmp_path / "huge.dcm")
     with pytest.raises(
-        InputError, match=r"60000 x 50000 pixels, allowed are .*; of a slide, give a file of a smaller level"
+        InputError, match=r"60000 x 50000 pixels, allowed are .*; of a slide, give a smaller level's file"
     ):
         read(huge)
     with pytest.raises(InputError, match="18 tiles for 9 places"):
