@@ -33,10 +33,22 @@ def test_tall_pixels_are_stretched_and_prompts_with_them() -> None:
     assert (moved.points[0].x, moved.points[0].y) == (2.0, 6.5)
 
 
-def test_a_mask_goes_into_the_view_and_comes_back() -> None:
-    view = view_of(stack(np.zeros((2, 10, 12), dtype=np.int16), row_mm=2.0))
+@pytest.mark.parametrize("row_mm", [0.4, 0.9, 1.0, 1.1, 1.5, 2.0, 2.6])
+def test_a_mask_goes_into_the_view_and_comes_back(row_mm: float) -> None:
+    view = view_of(stack(np.zeros((2, 10, 12), dtype=np.int16), row_mm=row_mm))
     mask = np.random.default_rng(0).random((10, 12)) > 0.5
     np.testing.assert_array_equal(view.mask_to_slice(view.mask_to_view(mask)), mask)
+
+
+def test_a_pixel_that_is_covered_by_less_than_half_is_left_out() -> None:
+    view = view_of(
+        stack(np.zeros((2, 4, 5), dtype=np.int16), row_mm=1.5)
+    )  # (6, 5): a row is one and a half of the view
+    mask = np.zeros((6, 5), dtype=np.bool_)
+    mask[1] = True  # half of it in row 0, half in row 1: a third of each
+    assert not view.mask_to_slice(mask).any()
+    mask[2] = True  # row 1 is covered whole
+    np.testing.assert_array_equal(view.mask_to_slice(mask).any(axis=1), [False, True, False, False])
 
 
 def test_neighbouring_slices_are_the_other_colours() -> None:

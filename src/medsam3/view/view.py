@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -128,8 +129,8 @@ class View:
         _, height, width = self.turn.new_shape
         if mask.shape == (height, width):
             return mask
-        coverage = PIL.Image.fromarray(mask.astype(np.float32)).resize((width, height), PIL.Image.Resampling.BOX)
-        covered: BoolArray = np.asarray(coverage) >= 0.5
+        share = mask.size / (height * width)
+        covered: BoolArray = _areas(_areas(mask, height, 0), width, 1) >= share / 2 - 1e-9
         return covered
 
     def mask_to_view(self, mask: BoolArray) -> BoolArray:
@@ -164,6 +165,18 @@ class View:
             return found
         objects = [_resized_object(item, size, resize) for item in found.objects]
         return replace(found, shape=shape, objects=tuple(item for item in objects if item is not None))
+
+
+def _areas(values: NDArray[Any], count: int, axis: int) -> NDArray[np.float64]:
+    """Sum values over `count` equal stretches of an axis; one that a stretch holds in part counts by that part."""
+    sums = np.insert(np.cumsum(values, axis=axis, dtype=np.float64), 0, 0, axis=axis)
+    ends = np.arange(count + 1) * (values.shape[axis] / count)
+    before = np.minimum(ends.astype(np.intp), values.shape[axis] - 1)
+    shape = (-1, 1) if axis == 0 else (1, -1)
+    part = (ends - before).reshape(shape)
+    reached = np.take(sums, before, axis) * (1 - part) + np.take(sums, before + 1, axis) * part
+    areas: NDArray[np.float64] = np.diff(reached, axis=axis)
+    return areas
 
 
 def view_of(
