@@ -1,10 +1,12 @@
 # The server with the small model. Written with care, not built by the project's tests.
 FROM python:3.11-slim AS build
+# TORCH_INDEX: PyTorch's own index of CPU builds, to leave CUDA out.
+ARG TORCH_INDEX=""
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE THIRD_PARTY.md constraints.txt ./
 COPY src src
 RUN python -m venv /opt/medsam3 \
- && /opt/medsam3/bin/pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu ".[all]" \
+ && /opt/medsam3/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} ".[all]" \
  && MEDSAM3_HOME=/opt/medsam3/home /opt/medsam3/bin/medsam3 weights fetch
 
 FROM python:3.11-slim
