@@ -15,8 +15,9 @@ from medsam3.errors import InputError
 from medsam3.eval.cases import EvalQuestion, Truth, object_numbers
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks
-from medsam3.measure.next_click import next_click
 from medsam3.measure.outline import dice
+from medsam3.models.refiner import depth_in
+from medsam3.prompts import Point
 from medsam3.segmentation.session import Session
 
 MOST_CLICKS = 20
@@ -119,6 +120,21 @@ def _through_slices(session: Session, goal: BoolArray) -> tuple[float, ...]:
         dices.append(dice(goal, found))
         n = int((goal ^ found).sum(axis=(1, 2)).argmax())
     return tuple(dices)
+
+
+def next_click(reference: BoolArray, predicted: BoolArray) -> Point | None:
+    """Find the pixel that lies deepest in what is missed, or in what is too much; None if the masks (H, W) agree.
+
+    Source: the centre of the largest error, as by Sofiiuk et al., ICIP 2022; which error is the largest is told by how
+    far its middle lies from its rim.
+    """
+    missed, extra = depth_in(reference & ~predicted), depth_in(predicted & ~reference)
+    is_positive = bool(missed.max() >= extra.max())
+    chosen = missed if is_positive else extra
+    if chosen.max() <= 0:
+        return None
+    row, column = np.unravel_index(int(chosen.argmax()), chosen.shape)
+    return Point(float(column), float(row), is_positive=is_positive)
 
 
 def _click(session: Session, goal: BoolArray, mask: BoolArray, n: int) -> bool:

@@ -109,11 +109,7 @@ def _slide_image(dataset: Any, path: Path, part: SlidePart) -> Image:
     if part.level is not None:
         raise InputError("the levels of a DICOM slide are files of their own: give the file of the level that is meant")
     height, width = int(dataset.TotalPixelMatrixRows), int(dataset.TotalPixelMatrixColumns)
-    x, y, columns, rows = part.region or (0, 0, width, height)
-    if columns < 1 or rows < 1 or x < 0 or y < 0 or x + columns > width or y + rows > height:
-        raise InputError(
-            f"the region is {columns} x {rows} from ({x}, {y}), the slide {width} x {height} pixels: give one within it"
-        )
+    x, y, columns, rows = part.region_of(width, height)
     try:
         check_size(1, rows, columns)  # before as many places are counted
     except InputError as error:

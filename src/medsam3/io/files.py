@@ -36,6 +36,20 @@ class SlidePart(NamedTuple):
     level: int | None = None
     region: tuple[int, int, int, int] | None = None
 
+    def region_of(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Give the region as x, y, width and height, that of the whole slide if none was asked for.
+
+        Raises:
+            InputError: It is empty, or reaches beyond the slide.
+        """
+        x, y, columns, rows = self.region or (0, 0, width, height)
+        if columns < 1 or rows < 1 or x < 0 or y < 0 or x + columns > width or y + rows > height:
+            raise InputError(
+                f"the region is {columns} x {rows} from ({x}, {y}), the slide {width} x {height} pixels: "
+                "give one within it"
+            )
+        return x, y, columns, rows
+
 
 FileFormat = Literal["raster", "nifti", "dicom", "nrrd", "metaimage", "video"]
 

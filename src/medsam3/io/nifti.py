@@ -54,7 +54,7 @@ class _File(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Slices:
+class _NiftiSlices:
     """Reads slices of one time point, in the units that scl_slope and scl_inter give."""
 
     voxels: NDArray[Any]  # (N, H, W), on disk
@@ -279,7 +279,7 @@ def _lazy(voxels: NDArray[Any], header: Any) -> LazyFrames:
     slope, intercept = header.get_slope_inter()
     slope, intercept = 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
     count, height, width = voxels.shape
-    frames = LazyFrames((count, height, width, 1), _Slices(voxels, slope, intercept))
+    frames = LazyFrames((count, height, width, 1), _NiftiSlices(voxels, slope, intercept))
     if voxels.dtype.kind == "f":
         check_finite(frames)
     return frames

@@ -30,7 +30,7 @@ _ERRORS = (
 )
 
 
-class _Slide(NamedTuple):
+class _SlideHeader(NamedTuple):
     """What a slide's header tells: width and height of each level, the finest first, and mm of its pixels."""
 
     levels: tuple[tuple[int, int], ...]
@@ -98,14 +98,10 @@ def open_slide(path: Path, asked: SlidePart) -> Image:
     return Image(pixels[None], source=(path,), metadata=about)
 
 
-def _chosen(slide: _Slide, asked: SlidePart) -> _Part:
+def _chosen(slide: _SlideHeader, asked: SlidePart) -> _Part:
     width, height = slide.levels[0]
     level = asked.level
-    x, y, columns, rows = asked.region or (0, 0, width, height)
-    if columns < 1 or rows < 1 or x < 0 or y < 0 or x + columns > width or y + rows > height:
-        raise InputError(
-            f"the region is {columns} x {rows} from ({x}, {y}), the slide {width} x {height} pixels: give one within it"
-        )
+    x, y, columns, rows = asked.region_of(width, height)
     if level is not None and not 0 <= level < len(slide.levels):
         sizes = ", ".join(f"{k}: {w} x {h}" for k, (w, h) in enumerate(slide.levels))
         raise InputError(f"level {level} was asked for, the slide has {sizes}: choose one of them")
@@ -119,14 +115,14 @@ def _chosen(slide: _Slide, asked: SlidePart) -> _Part:
     return next((part for part in parts if part.size[0] * part.size[1] <= MOST_PIXELS), parts[-1])
 
 
-def _header(path: Path) -> _Slide:
+def _header(path: Path) -> _SlideHeader:
     tiffslide = require("tiffslide", extra="slides")
     try:
         with tiffslide.TiffSlide(path) as slide:
             told = [slide.properties.get(f"tiffslide.mpp-{axis}") for axis in "xy"]
             sizes = [float(value) / 1000 for value in told if value]
             pixel_mm = (sizes[0], sizes[1]) if len(sizes) == 2 and all(0 < size < 1 for size in sizes) else None
-            return _Slide(tuple((int(w), int(h)) for w, h in slide.level_dimensions), pixel_mm)
+            return _SlideHeader(tuple((int(w), int(h)) for w, h in slide.level_dimensions), pixel_mm)
     except _ERRORS as error:
         raise _damaged(error) from error
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medsam3.errors import InputError
-from medsam3.geometry import BoolArray, box_of_mask
+from medsam3.geometry import BoolArray, FloatArray, box_of_mask
 from medsam3.image import Masks, ObjectMask
 from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Box, Point, Prompt
@@ -164,6 +164,12 @@ def follow_click(mask: BoolArray, click: Point, candidates: Candidates) -> BoolA
     if parts:
         changed = changed | parts[len(parts) // 2]
     return mask | changed if click.is_positive else mask & ~changed
+
+
+def depth_in(mask: BoolArray) -> FloatArray:
+    """Measure how far each pixel of (H, W) is from what is not in the mask; the frame's rim is outside it."""
+    inside: FloatArray = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    return inside
 
 
 def error_depth(mask: BoolArray, click: Point) -> float:

@@ -13,7 +13,7 @@ import medsam3
 from medsam3.errors import InputError
 from medsam3.models.mini.letterbox import Letterbox
 from medsam3.models.mini.segmenter import MiniSegmenter
-from medsam3.models.mini.tracker import FollowRules, KeptFrame, KeptLevels, MiniTracker, SliceTracker
+from medsam3.models.mini.tracker import FollowRules, KeptFrame, KeptSlice, MiniTracker, SliceTracker
 from medsam3.models.tracker import Past, slice_tracker_of
 from medsam3.prompts import Box
 
@@ -115,7 +115,7 @@ class TwoBlocks:
         return SliceTracker(cast(Any, self))
 
 
-KEPT = KeptLevels(PLACE, (), torch.zeros(1))
+KEPT = KeptSlice(PLACE, (), torch.zeros(1))
 
 
 def test_through_slices_the_part_that_touches_the_one_before_is_followed() -> None:
@@ -137,7 +137,7 @@ def test_through_slices_what_touches_nothing_is_lost_and_what_runs_far_is_cut() 
 
 
 def test_levels_of_a_slice_are_kept_at_half_precision() -> None:
-    kept = KeptLevels(PLACE, ((torch.ones(1, 2, 8, 8).half(), torch.ones(1, 2, 4, 4).half()),), torch.zeros(1))
+    kept = KeptSlice(PLACE, ((torch.ones(1, 2, 8, 8).half(), torch.ones(1, 2, 4, 4).half()),), torch.zeros(1))
     assert SliceTracker(cast(Any, None)).kept_bytes(kept) == 2 * (2 * 64 + 2 * 16)
     (levels,) = kept.features().levels
     assert [one.dtype for one in levels.maps] == [torch.float32, torch.float32]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medsam3.geometry import BoolArray, box_iou, box_of_mask
-from medsam3.models.refiner import error_depth, follow_click, pixel_of
+from medsam3.models.refiner import depth_in, error_depth, follow_click, pixel_of
 from medsam3.prompts import Box, Point
 from medsam3.view.crops import Crop, closer_window
 
@@ -99,7 +99,7 @@ def corrected(ask: Ask, mask: BoolArray | None, clicks: Sequence[Point], shape: 
 def is_middle(mask: BoolArray, click: Point) -> bool:
     """Tell whether a click is nearly as deep in its part of a mask (H, W) as one can be: all of that part is meant."""
     part = _part_at(mask, click)
-    depth = ndimage.distance_transform_edt(np.pad(part, 1))[1:-1, 1:-1]
+    depth = depth_in(part)
     return bool(depth[pixel_of(click, mask.shape)] >= MIDDLE * depth.max())
 
 

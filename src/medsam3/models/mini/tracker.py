@@ -173,7 +173,7 @@ class MiniTracker:
 
 
 @dataclass(frozen=True)
-class KeptLevels:
+class KeptSlice:
     """What is kept of a slice: where it lies in the square, and the maps of each detector, in half precision."""
 
     place: Letterbox
@@ -196,18 +196,18 @@ class SliceTracker:
     def __init__(self, segmenter: MiniSegmenter) -> None:
         self.segmenter = segmenter
 
-    def keep(self, features: MiniFeatures) -> KeptLevels:
+    def keep(self, features: MiniFeatures) -> KeptSlice:
         """Place and levels, about 4 MiB a detector."""
         maps = tuple(tuple(one.half() for one in levels.maps) for levels in features.levels)
-        return KeptLevels(features.place, maps, features.levels[0].position)
+        return KeptSlice(features.place, maps, features.levels[0].position)
 
-    def kept_bytes(self, kept: KeptLevels) -> int:
+    def kept_bytes(self, kept: KeptSlice) -> int:
         """What the levels take."""
         return sum(one.nbytes for own in kept.maps for one in own)
 
     def follow(self, n: int, past: Sequence[Past], kept_of: KeptOf) -> BoolArray:
         """See `Tracker.follow`."""
-        kept: KeptLevels = kept_of(n)
+        kept: KeptSlice = kept_of(n)
         before = past[0].mask
         edges = box_of_mask(before)
         assert edges is not None, "a past mask is not empty"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from medsam3.measure.next_click import depth, next_click
+from medsam3.eval.clicking import next_click
+from medsam3.models.refiner import depth_in
 from medsam3.prompts import Point
 
 
@@ -16,8 +17,8 @@ def rectangle(shape: tuple[int, int], rows: slice, columns: slice) -> np.ndarray
 
 def test_depth_counts_from_the_rim_and_from_the_edge_of_the_frame() -> None:
     mask = rectangle((5, 9), slice(0, 3), slice(2, 7))  # rows 0 to 2, touching the upper edge
-    assert depth(mask)[1].tolist() == [0, 0, 1, 2, 2, 2, 1, 0, 0]
-    assert depth(mask)[0, 4] == 1  # what is outside the frame is not in the mask
+    assert depth_in(mask)[1].tolist() == [0, 0, 1, 2, 2, 2, 1, 0, 0]
+    assert depth_in(mask)[0, 4] == 1  # what is outside the frame is not in the mask
 
 
 def test_the_first_click_lies_in_the_middle_of_what_is_missed() -> None:
