@@ -23,7 +23,7 @@ from medsam3 import __version__
 from medsam3.errors import InputError, printable
 from medsam3.io.dicom_uids import heading_of
 from medsam3.pacs.multipart import DICOM, PartFiles, Upload
-from medsam3.pacs.series import Address, Series, UnreachableError, is_uid
+from medsam3.pacs.series import ArchiveAddress, Series, UnreachableError, is_uid
 
 _log = logging.getLogger(__name__)
 Report = Callable[[int, int], None]
@@ -134,7 +134,7 @@ class Archive:
         """Close the connections."""
         self._client.close()
 
-    def series_at(self, address: Address) -> list[Series]:
+    def series_at(self, address: ArchiveAddress) -> list[Series]:
         """List the series at an address, without their instances.
 
         Raises:

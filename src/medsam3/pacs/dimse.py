@@ -53,7 +53,7 @@ def check_title(title: str) -> str:
 
 
 @dataclass(frozen=True)
-class Limits:
+class IntakeLimits:
     """Bounds on what is taken in.
 
     Attributes:
@@ -73,7 +73,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Node:
-    """A place in the network that takes results by C-STORE; a `Target`.
+    """A place in the network that takes results by C-STORE; a `ResultTarget`.
 
     Attributes:
         title: Its AE title.
@@ -143,7 +143,7 @@ class Node:
 class Intake:
     """Takes series in by C-STORE, and gives those that are complete to a line. A context manager."""
 
-    def __init__(self, line: Line, title: str, callers: tuple[str, ...], limits: Limits, tell: Tell) -> None:
+    def __init__(self, line: Line, title: str, callers: tuple[str, ...], limits: IntakeLimits, tell: Tell) -> None:
         """Prepare; nothing is listened to yet.
 
         Args:
