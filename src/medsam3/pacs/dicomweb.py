@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx2
 
@@ -25,8 +25,10 @@ from medsam3.io.dicom_uids import heading_of
 from medsam3.pacs.multipart import DICOM, PartFiles, Upload
 from medsam3.pacs.series import ArchiveAddress, Series, UnreachableError, is_uid
 
+if TYPE_CHECKING:  # models, which an archive needs none of
+    from medsam3.segmentation.run import Report
+
 _log = logging.getLogger(__name__)
-Report = Callable[[int, int], None]
 JSON = "application/dicom+json"
 PAGE = 1000
 """Matches that are asked for at once; an archive may give fewer."""
@@ -244,16 +246,15 @@ class Archive:
             "ask its keeper whether it takes results of this kind"
         )
 
-    def _search(self, path: str, query: Sequence[tuple[str, str]]) -> list[Any]:
-        """Collect all matches, page by page: an archive may give fewer at once than it is asked for."""
-        found: list[Any] = []
+    def _search(self, path: str, query: Sequence[tuple[str, str]]) -> Iterator[Any]:
+        """Give all matches, page by page as they are wanted: an archive may give fewer at once than it is asked for."""
         seen: set[str] = set()
         while True:
-            page = self._json(path, [*query, ("limit", str(PAGE)), ("offset", str(len(found)))])
+            page = self._json(path, [*query, ("limit", str(PAGE)), ("offset", str(len(seen)))])
             fresh = {json.dumps(item, sort_keys=True): item for item in page}
-            found.extend(item for key, item in fresh.items() if key not in seen)
             if fresh.keys() <= seen:  # also if the archive heeds no offset and gives the same again
-                return found
+                return
+            yield from (item for key, item in fresh.items() if key not in seen)
             seen.update(fresh)
 
     def _json(self, path: str, query: Sequence[tuple[str, str]] = ()) -> list[Any]:

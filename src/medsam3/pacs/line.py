@@ -24,11 +24,11 @@ from medsam3.models.segmenter import Segmenter
 from medsam3.pacs.series import Rule, Series, fitting
 from medsam3.prompts import Prompt
 from medsam3.segmentation.options import Options
-from medsam3.segmentation.run import segment
+from medsam3.segmentation.run import Report, segment
 from medsam3.store import Journal
 
 _log = logging.getLogger("medsam3.pacs")
-Report = Callable[[int, int], None]
+Tell = Callable[[str], None]
 Bring = Callable[[Series, Path, Report], None]
 """Brings the images of a series into a folder; nothing to do if they lie there."""
 _HEADING = {"list": "results of medsam3 watch", "version": 1}
@@ -127,8 +127,7 @@ class Line:
 
     def is_done(self, series: Series) -> bool:
         """Tell whether all results of a series are stored, or it was found that it cannot be segmented."""
-        wanted = self.wanted(series)
-        return _key(wanted) in self._failed or all(one.instance in self._done for one in wanted)
+        return self._are_done(self.wanted(series))
 
     def work(self, series: Series, bring: Bring, report: Report) -> int:
         """Make and store what is wanted of a series, and remove its files; what is stored already is not made again.
@@ -141,7 +140,7 @@ class Line:
             InputError: Images or results cannot be had or stored now; what has been made is kept for the next try.
         """
         wanted = self.wanted(series)
-        count = 0 if self.is_done(series) else self._work(series, wanted, bring, report)
+        count = 0 if self._are_done(wanted) else self._work(series, wanted, bring, report)
         self.remove(series)
         return count
 
@@ -153,6 +152,9 @@ class Line:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         if {path.stem for path in images.glob("*.dcm")} <= set(series.instances):
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _are_done(self, wanted: Sequence[WantedResult]) -> bool:
+        return _key(wanted) in self._failed or all(one.instance in self._done for one in wanted)
 
     def _work(self, series: Series, wanted: Sequence[WantedResult], bring: Bring, report: Report) -> int:
         left = [one for one in wanted if one.instance not in self._done]

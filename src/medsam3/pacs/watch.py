@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from medsam3.errors import InputError
 from medsam3.pacs.dicomweb import Archive
-from medsam3.pacs.line import Line, Report, SeriesError
-from medsam3.pacs.series import ArchiveAddress, Series, UnreachableError, fitting
+from medsam3.pacs.line import Line, SeriesError, Tell
+from medsam3.pacs.series import ArchiveAddress, Series, UnreachableError
+from medsam3.segmentation.run import Report
 
 _log = logging.getLogger("medsam3.pacs")
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ class Follower:
 
     def _deal_with(self, series: Series, report: Report) -> None:
         whole = self._with_body_part(self._archive.with_instances(series))
-        if fitting(self._line.recipe.rules, whole) and not self._line.is_done(whole):
+        if not self._line.is_done(whole):
             count = self._line.work(whole, self._archive.fetch, report)
             self._tell(f"series {series.uid}: {count} results stored")
 
