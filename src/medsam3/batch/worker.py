@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from medsam3.batch.pieces import Piece, is_local, place_of, stamp_of
 from medsam3.batch.target import Known, OutputTarget, Row, hash_of
 from medsam3.errors import InputError
@@ -297,22 +295,12 @@ def _rows_of_masks(base: Row, masks: Masks, image: Image) -> list[Row]:
         rows=height,
         columns=width,
     )
-    size = image.pixel_size_mm
-    mm2 = None if size is None or image.kind != "picture" else size[0] * size[1]
-    ml = (
-        None
-        if image.affine is None or image.kind != "volume"
-        else abs(float(np.linalg.det(image.affine[:3, :3]))) / 1e3
-    )
     rows = []
     for number, one in enumerate(masks.objects, start=1):
         x0, y0, x1, y1 = (float(side) for side in one.box)
-        rows.append(replace(base, object=number, score=float(one.score), x0=x0, y0=y0, x1=x1, y1=y1, voxels=one.voxels))
-        rows[-1] = replace(
-            rows[-1],
-            area_mm2=None if mm2 is None else one.voxels * mm2,
-            volume_ml=None if ml is None else one.voxels * ml,
-        )
+        found = replace(base, object=number, score=float(one.score), x0=x0, y0=y0, x1=x1, y1=y1, voxels=one.voxels)
+        area = image.area_mm2(one.voxels) if image.kind == "picture" else None
+        rows.append(replace(found, area_mm2=area, volume_ml=image.volume_ml(one.voxels)))
     return rows or [base]
 
 
