@@ -6,7 +6,7 @@ import hashlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -14,14 +14,14 @@ from typing import Any
 
 from medsam3.batch.pieces import Piece, is_local, place_of, stamp_of
 from medsam3.batch.target import Known, OutputTarget, Row, hash_of
-from medsam3.errors import InputError
-from medsam3.image import Image, Masks
+from medsam3.errors import InputError, reason_of
+from medsam3.image import Image, Kind, Masks
 from medsam3.io import write_format
 from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Prompt
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.run import segment
-from medsam3.store import sha256_of, slug
+from medsam3.store import name_bytes, sha256_of, slug
 
 _LOG = logging.getLogger(__name__)
 _HEADERS = (".mhd", ".nhdr", ".hdr")
@@ -57,7 +57,7 @@ class BatchWork:
     load: Callable[[], Segmenter]
     find: Callable[[Path], Iterable[FoundInput]]
     key: Callable[[Prompt], str]
-    default_formats: dict[str, tuple[str, ...]]
+    default_formats: Mapping[Kind, tuple[str, ...]]
     weights: str = ""
 
     def job(self, piece: Piece) -> str:
@@ -157,16 +157,12 @@ class BatchWorker:
                 made = made or self._segmented(piece, path, row)
         except InputError as error:
             said = " ".join(str(error).removeprefix(f"{place}: ").split())
-            return [_failed(replace(row, error=said), report)]
+            return [_failed(row, said, report)]
         except Exception as error:
             _LOG.debug("unexpected error", exc_info=True)
-            said = (
-                "the memory is full"
-                if isinstance(error, MemoryError)
-                else f"unexpected {type(error).__name__}: {error}"
-            )
-            is_ours = not isinstance(error, MemoryError | OSError)
-            return [_failed(replace(row, error=" ".join(said.split()), is_ours=is_ours), report)]
+            is_full = isinstance(error, MemoryError)
+            said = "the memory is full" if is_full else f"unexpected {type(error).__name__}: {reason_of(error)}"
+            return [_failed(replace(row, is_ours=not isinstance(error, MemoryError | OSError)), said, report)]
         report.copied += is_copied
         report.done += not is_copied
         report.objects += sum(one.object > 0 for one in made)
@@ -221,19 +217,13 @@ def fetched(piece: Piece) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="medsam3-") as temporary:
         folder = Path(temporary) / _name(path)
         folder.mkdir()
-        try:
+        with _refused("does not exist any more: correct the path", "be fetched", "run again to try it anew"):
             if is_local(system):
                 for name in piece.names:
                     (folder / name).symlink_to(Path(path).resolve() / name)
             else:
                 for source in _sources(system, piece, path):
                     system.get_file(source, str(folder / _name(source)))
-        except FileNotFoundError as error:
-            raise InputError("it does not exist any more: correct the path") from error
-        except OSError as error:
-            raise InputError(
-                f"it cannot be fetched ({' '.join(str(error).split())}): run again to try it anew"
-            ) from error
         yield folder if piece.names else folder / _name(path)
 
 
@@ -255,14 +245,19 @@ def _name(path: str) -> str:
 
 def _stamp(url: str) -> str:
     system, path = place_of(url)
-    try:
+    with _refused("does not exist: correct the list", "be read", "correct the list, or the rights"):
         return stamp_of(system.info(path))
+
+
+@contextmanager
+def _refused(if_missing: str, what: str, advice: str) -> Iterator[None]:
+    """Tell in one line what a file system refuses."""
+    try:
+        yield
     except FileNotFoundError as error:
-        raise InputError("it does not exist: correct the list") from error
+        raise InputError(f"it {if_missing}") from error
     except OSError as error:
-        raise InputError(
-            f"it cannot be read ({' '.join(str(error).split())}): correct the list, or the rights"
-        ) from error
+        raise InputError(f"it cannot {what} ({reason_of(error)}): {advice}") from error
 
 
 def _sha256(path: Path) -> str:
@@ -272,7 +267,7 @@ def _sha256(path: Path) -> str:
     if not path.is_dir():
         raise InputError("it does not exist: correct the path")
     lines = "\n".join(f"{file.name} {sha256_of(file)}" for file in sorted(path.iterdir()) if file.is_file())
-    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
+    return hashlib.sha256(name_bytes(lines)).hexdigest()
 
 
 def _answers(
@@ -304,8 +299,8 @@ def _rows_of_masks(base: Row, masks: Masks, image: Image) -> list[Row]:
     return rows or [base]
 
 
-def _failed(row: Row, report: Report) -> Row:
+def _failed(row: Row, error: str, report: Report) -> Row:
     report.failed += 1
     report.ours += row.is_ours
-    report.errors.append(f"{row.file}: {row.error}")
-    return row
+    report.errors.append(f"{row.file}: {error}")
+    return replace(row, error=error)

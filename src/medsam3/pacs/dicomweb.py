@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx2
 
 from medsam3 import __version__
-from medsam3.errors import InputError, printable
+from medsam3.errors import InputError, printable, reason_of
 from medsam3.io.dicom_uids import heading_of
 from medsam3.pacs.multipart import DICOM, PartFiles, Upload
 from medsam3.pacs.series import ArchiveAddress, Series, UnreachableError, is_uid
@@ -352,7 +352,7 @@ _REFUSALS = {
 
 def _cause(error: Exception) -> str:
     """Say what lies at the bottom of an error of the network, in a few words."""
-    return printable(" ".join(str(error).split())[:120]) or type(error).__name__
+    return printable(reason_of(error)[:120])
 
 
 def _certificate_error(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
