@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from medsam3.batch.target import Known, OutputTarget
 from medsam3.cli.batch import bytes_from
 from medsam3.cli.main import main
 from medsam3.errors import InputError
+from threshold_segmenter import ThresholdSegmenter
 
 
 @pytest.fixture
@@ -111,6 +113,15 @@ def test_a_list_brings_its_own_prompts(scans: Path, tmp_path: Path) -> None:
     report = run([str(scans / "more.jsonl")], str(tmp_path / "out"))
     assert (report.done, report.failed) == (1, 1)
     assert "does not exist" in report.errors[0]
+
+
+def test_all_phrases_of_a_picture_are_asked_of_one_encoding(scans: Path, tmp_path: Path) -> None:
+    segmenter = ThresholdSegmenter()
+    target = OutputTarget(str(tmp_path / "out"))
+    work = replace(work_for("polyp", "absent", "lesion"), load=lambda: segmenter)
+    [report] = work_here(find_pieces([str(scans / "a.png")]), work, target.url, target.known())
+    assert (report.objects, segmenter.encoded, segmenter.decoded) == (2, 1, 3)
+    assert [row["concept"] for row in manifest(tmp_path / "out")] == ["absent", "lesion", "polyp"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -183,11 +184,11 @@ class BatchWorker:
         assert self._segmenter is not None
         prompts, rows = piece.prompts or self._work.prompts, []
         for found in self._work.find(path):
-            image = found.open()
-            for masks, prompt in _answers(image, prompts, self._segmenter, self._work.options):
-                names = self._write(masks, image, replace(row, series=found.series))
-                base = replace(row, series=found.series, outputs=names, mode=prompt.mode)
-                rows += _rows_of_masks(base, masks, image)
+            image, base = found.open(), replace(row, series=found.series)
+            for mode, alike in groupby(prompts, lambda prompt: prompt.mode):  # at once, so that frames are encoded once
+                for masks in segment(image, list(alike), self._segmenter, self._work.options):
+                    names = self._write(masks, image, base)
+                    rows += _rows_of_masks(replace(base, outputs=names, mode=mode), masks, image)
         return rows
 
     def _write(self, masks: Masks, image: Image, row: Row) -> tuple[str, ...]:
@@ -268,15 +269,6 @@ def _sha256(path: Path) -> str:
         raise InputError("it does not exist: correct the path")
     lines = "\n".join(f"{file.name} {sha256_of(file)}" for file in sorted(path.iterdir()) if file.is_file())
     return hashlib.sha256(name_bytes(lines)).hexdigest()
-
-
-def _answers(
-    image: Image, prompts: Sequence[Prompt], segmenter: Segmenter, options: Options
-) -> Iterator[tuple[Masks, Prompt]]:
-    """Give masks with the prompt that they answer; a phrase that joins concepts has several."""
-    for prompt in prompts:
-        for masks in segment(image, prompt, segmenter, options):
-            yield masks, prompt
 
 
 def _rows_of_masks(base: Row, masks: Masks, image: Image) -> list[Row]:
