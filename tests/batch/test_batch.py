@@ -115,6 +115,15 @@ def test_a_list_brings_its_own_prompts(scans: Path, tmp_path: Path) -> None:
     assert "does not exist" in report.errors[0]
 
 
+def test_boxes_of_one_file_have_masks_of_their_own(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", (5, 6, 15, 16))
+    (tmp_path / "tasks.csv").write_text('file,box\na.png,"4,5,16,17"\na.png,"5,6,9,9"\n')
+    assert run([str(tmp_path / "tasks.csv")], str(tmp_path / "out")).done == 1
+    files = [row["outputs"][0] for row in manifest(tmp_path / "out")]
+    assert len(set(files)) == 2
+    assert all((tmp_path / "out" / file).is_file() for file in files)
+
+
 def test_all_phrases_of_a_picture_are_asked_of_one_encoding(scans: Path, tmp_path: Path) -> None:
     segmenter = ThresholdSegmenter()
     target = OutputTarget(str(tmp_path / "out"))

@@ -182,20 +182,19 @@ class BatchWorker:
     def _segmented(self, piece: Piece, path: Path, row: Row) -> list[Row]:
         self.ready()
         assert self._segmenter is not None
-        prompts, rows = piece.prompts or self._work.prompts, []
+        prompts, rows, taken = piece.prompts or self._work.prompts, list[Row](), set[str]()
         for found in self._work.find(path):
             image, base = found.open(), replace(row, series=found.series)
             for mode, alike in groupby(prompts, lambda prompt: prompt.mode):  # at once, so that frames are encoded once
                 for masks in segment(image, list(alike), self._segmenter, self._work.options):
-                    names = self._write(masks, image, base)
+                    stem = _stem(base, masks.concept, taken)
+                    names = self._write(masks, image, stem)
                     rows += _rows_of_masks(replace(base, outputs=names, mode=mode), masks, image)
         return rows
 
-    def _write(self, masks: Masks, image: Image, row: Row) -> tuple[str, ...]:
-        """Write the masks in each format, named by the content and the concept."""
-        place = f"masks/{row.sha256[:2]}"
-        series = f"_series-{slug(row.series)}" if row.series else ""
-        stem = f"{row.sha256[:16]}{series}_{slug(masks.concept) or 'prompt'}_{row.job[:8]}"
+    def _write(self, masks: Masks, image: Image, stem: str) -> tuple[str, ...]:
+        """Write the masks in each format."""
+        place = f"masks/{stem[:2]}"
         formats = self._work.formats or self._work.default_formats[image.kind]
         with tempfile.TemporaryDirectory(prefix="medsam3-") as temporary:
             files = [write_format(name, [masks], image, Path(temporary), stem) for name in formats]
@@ -269,6 +268,17 @@ def _sha256(path: Path) -> str:
         raise InputError("it does not exist: correct the path")
     lines = "\n".join(f"{file.name} {sha256_of(file)}" for file in sorted(path.iterdir()) if file.is_file())
     return hashlib.sha256(name_bytes(lines)).hexdigest()
+
+
+def _stem(row: Row, concept: str, taken: set[str]) -> str:
+    """Name the files of masks by the content and the concept, and number those of prompts that have one name."""
+    series = f"_series-{slug(row.series)}" if row.series else ""
+    number, named = 1, slug(concept) or "prompt"
+    while (stem := f"{row.sha256[:16]}{series}_{named}_{row.job[:8]}") in taken:
+        number += 1
+        named = f"{slug(concept) or 'prompt'}-{number}"
+    taken.add(stem)
+    return stem
 
 
 def _rows_of_masks(base: Row, masks: Masks, image: Image) -> list[Row]:
