@@ -22,7 +22,7 @@ from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Prompt
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.run import segment
-from medsam3.store import name_bytes, sha256_of, slug
+from medsam3.store import sha256_of, sha256_of_all, slug
 
 _LOG = logging.getLogger(__name__)
 _HEADERS = (".mhd", ".nhdr", ".hdr")
@@ -266,8 +266,7 @@ def _sha256(path: Path) -> str:
         return sha256_of(path)
     if not path.is_dir():
         raise InputError("it does not exist: correct the path")
-    lines = "\n".join(f"{file.name} {sha256_of(file)}" for file in sorted(path.iterdir()) if file.is_file())
-    return hashlib.sha256(name_bytes(lines)).hexdigest()
+    return sha256_of_all((file for file in path.iterdir() if file.is_file()), path)
 
 
 def _stem(row: Row, concept: str, taken: set[str]) -> str:
