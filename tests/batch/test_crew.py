@@ -95,6 +95,17 @@ def test_a_file_that_takes_too_long_is_set_aside(one_machine: None, tmp_path: Pa
     assert done["error"] is None
 
 
+def test_a_file_that_needs_too_much_memory_fails_alone(one_machine: None, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "scans", 2)
+    pieces = [
+        Piece(str(file), prompts=(Prompt(text),))
+        for file, text in zip(sorted(folder.iterdir()), ("greedy", "polyp"), strict=True)
+    ]
+    report = run_on_ray(iter(pieces), tmp_path / "out", Cluster(workers=1, memory_bytes=1200 << 20))
+    assert (report.done, report.failed, report.ours) == (1, 1, 0)
+    assert [row["error"] for row in manifest(tmp_path / "out")] == ["the memory is full", None]
+
+
 def test_weights_that_are_not_there_end_the_run_in_one_line(one_machine: None, tmp_path: Path) -> None:
     folder = pictures(tmp_path / "scans", 2)
     work = replace(work_for("polyp"), load=ModelChoice(weights=tmp_path / "gone.safetensors").load)
