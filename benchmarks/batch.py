@@ -28,11 +28,11 @@ from medsam3.batch.pieces import Piece, find_pieces
 from medsam3.batch.target import OutputTarget
 from medsam3.batch.worker import BatchWork, Report
 from medsam3.cli.batch import found_at
-from medsam3.image import Masks
+from medsam3.image import Kind, Masks
 from medsam3.prompts import Prompt
 from medsam3.segmentation.options import Options
 
-FORMATS = {"picture": ("png",), "volume": ("nifti",), "video": ("coco",)}
+FORMATS: dict[Kind, tuple[str, ...]] = {"picture": ("png",), "volume": ("nifti",), "video": ("coco",)}
 
 
 class Sleeper:

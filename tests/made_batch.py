@@ -15,11 +15,12 @@ from medsam3.batch.pieces import find_pieces
 from medsam3.batch.target import OutputTarget
 from medsam3.batch.worker import BatchWork, Report
 from medsam3.cli.batch import found_at
+from medsam3.image import Kind
 from medsam3.prompts import Prompt
 from medsam3.segmentation.options import Options
 from slow_segmenter import load_fake
 
-FORMATS: dict[str, tuple[str, ...]] = {"picture": ("png",), "volume": ("nifti",), "video": ("coco",)}
+FORMATS: dict[Kind, tuple[str, ...]] = {"picture": ("png",), "volume": ("nifti",), "video": ("coco",)}
 
 
 def work_for(*phrases: str) -> BatchWork:

@@ -21,6 +21,14 @@ def picture(folder: Path, number: int) -> tuple[Path, Path]:
     return paths
 
 
+def bright_picture(path: Path) -> None:
+    """Write a picture of 8 x 6 pixels (x, y), 3 x 2 of them bright from (2, 1) on."""
+    pixels = np.full((6, 8), 20, dtype=np.uint8)
+    pixels[1:3, 2:5] = 250
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(pixels).save(path)
+
+
 def data_folder(folder: Path) -> Path:
     folder.mkdir()
     with (folder / "index.csv").open("w", newline="") as stream:

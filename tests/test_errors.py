@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from medsam3.errors import InputError, printable, require
+from medsam3.errors import InputError, printable, reason_of, require
 
 
 def test_require_returns_the_module() -> None:
@@ -26,6 +26,11 @@ def test_imports_load_no_torch_and_no_format_library(names: str) -> None:
     code = f"import sys, {names}; print([name for name in {heavy!r} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_a_reason_is_one_line_and_never_empty() -> None:
+    assert reason_of(OSError("no\n  such  file ")) == "no such file"
+    assert reason_of(TimeoutError()) == "TimeoutError"
 
 
 def test_what_cannot_be_printed_is_shown_as_escapes() -> None:

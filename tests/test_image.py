@@ -43,6 +43,15 @@ def test_shape_and_spacing_follow_the_axes_n_row_col() -> None:
     assert Image(STACK, kind="volume").spacing_mm is None
 
 
+def test_sizes_are_those_of_what_is_sheared_too() -> None:
+    image = Image(STACK, kind="volume", affine=OBLIQUE)  # slices shifted by .5 mm each: 4 x .6 x .5 mm a voxel
+    assert image.volume_ml(1000) == pytest.approx(1.2)
+    assert image.volume_ml(0) == 0
+    assert image.frame(0).area_mm2(10) == pytest.approx(10 * 0.6 * 0.5)
+    assert image.frame(0).volume_ml(10) is None
+    assert (Image(STACK, "volume").volume_ml(9), Image(STACK, "volume").area_mm2(9)) == (None, None)
+
+
 def test_a_frame_is_a_picture_in_its_own_place() -> None:
     files = tuple(Path(f"{n}.dcm") for n in range(3))
     image = Image(STACK, "volume", OBLIQUE, window=Window(0, 9), source=files, metadata={"modality": "CT"})

@@ -41,6 +41,11 @@ def first_few(names: Iterable[object], *, most: int = 3, joined_by: str = ", ") 
     return joined_by.join([*listed[:most], *(["..."] if len(listed) > most else [])])
 
 
+def reason_of(error: Exception) -> str:
+    """Give what an error says, in one line; its kind if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def require(module: str, *, extra: str) -> ModuleType:
     """Import an optional package, or say which extra brings it.
 

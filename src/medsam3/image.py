@@ -142,6 +142,17 @@ class Image:
         along_rows, along_columns = (float(size) for size in known.split())
         return along_rows, along_columns
 
+    def area_mm2(self, pixels: int) -> float | None:
+        """Give the area of so many pixels, of a stack those of all slices together; None if their size is unknown."""
+        size = self.pixel_size_mm
+        return None if size is None else pixels * size[0] * size[1]
+
+    def volume_ml(self, voxels: int) -> float | None:
+        """Give the volume of so many voxels; None for a picture or video, and where no spacing is known."""
+        if self.affine is None or self.kind != "volume":
+            return None
+        return voxels * abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+
     def pixels(self, n: int) -> Pixels:
         """Read frame n as (H, W, C).
 

@@ -123,6 +123,12 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_all(paths: Iterable[Path], folder: Path) -> str:
+    """SHA-256 of the lines "SHA-256  name" of files in a folder or below it, as sha256sum writes them, by name."""
+    lines = (f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in sorted(paths))
+    return hashlib.sha256(name_bytes("".join(lines))).hexdigest()
+
+
 def slug(concept: str) -> str:
     """Make a part of a file name of a concept: lower case, letters and digits of any script, the rest single dashes."""
     words = "".join(letter if letter.isalnum() else " " for letter in concept.lower()).split()

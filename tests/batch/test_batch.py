@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from medsam3.batch.target import Known, OutputTarget
 from medsam3.cli.batch import bytes_from
 from medsam3.cli.main import main
 from medsam3.errors import InputError
+from threshold_segmenter import ThresholdSegmenter
 
 
 @pytest.fixture
@@ -111,6 +113,24 @@ def test_a_list_brings_its_own_prompts(scans: Path, tmp_path: Path) -> None:
     report = run([str(scans / "more.jsonl")], str(tmp_path / "out"))
     assert (report.done, report.failed) == (1, 1)
     assert "does not exist" in report.errors[0]
+
+
+def test_boxes_of_one_file_have_masks_of_their_own(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", (5, 6, 15, 16))
+    (tmp_path / "tasks.csv").write_text('file,box\na.png,"4,5,16,17"\na.png,"5,6,9,9"\n')
+    assert run([str(tmp_path / "tasks.csv")], str(tmp_path / "out")).done == 1
+    files = [row["outputs"][0] for row in manifest(tmp_path / "out")]
+    assert len(set(files)) == 2
+    assert all((tmp_path / "out" / file).is_file() for file in files)
+
+
+def test_all_phrases_of_a_picture_are_asked_of_one_encoding(scans: Path, tmp_path: Path) -> None:
+    segmenter = ThresholdSegmenter()
+    target = OutputTarget(str(tmp_path / "out"))
+    work = replace(work_for("polyp", "absent", "lesion"), load=lambda: segmenter)
+    [report] = work_here(find_pieces([str(scans / "a.png")]), work, target.url, target.known())
+    assert (report.objects, segmenter.encoded, segmenter.decoded) == (2, 1, 3)
+    assert [row["concept"] for row in manifest(tmp_path / "out")] == ["absent", "lesion", "polyp"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from medsam3.batch.crew import Cluster, Crew
 from medsam3.batch.pieces import Piece, find_pieces
 from medsam3.batch.target import OutputTarget
 from medsam3.batch.worker import Report
+from medsam3.cli.job import ModelChoice
 from medsam3.errors import InputError
 from medsam3.prompts import Prompt
 
@@ -84,26 +86,33 @@ def test_a_file_that_takes_too_long_is_set_aside(one_machine: None, tmp_path: Pa
     folder = pictures(tmp_path / "scans", 2)
     pieces = [
         Piece(str(file), prompts=(Prompt(text),))
-        for file, text in zip(sorted(folder.iterdir()), ("slow", "polyp"), strict=True)
+        for file, text in zip(sorted(folder.iterdir()), ("stuck", "polyp"), strict=True)
     ]
-    report = run_on_ray(iter(pieces), tmp_path / "out", Cluster(workers=1, timeout_s=0.05))
-    assert report.failed >= 1
-    assert any("longer than 0.05 s" in (row["error"] or "") for row in manifest(tmp_path / "out"))
+    report = run_on_ray(iter(pieces), tmp_path / "out", Cluster(workers=1, timeout_s=3))
+    assert (report.done, report.failed) == (1, 1)
+    stuck, done = manifest(tmp_path / "out")
+    assert "it took longer than 3 s, 3 times" in stuck["error"]
+    assert done["error"] is None
+
+
+def test_a_file_that_needs_too_much_memory_fails_alone(one_machine: None, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "scans", 2)
+    pieces = [
+        Piece(str(file), prompts=(Prompt(text),))
+        for file, text in zip(sorted(folder.iterdir()), ("greedy", "polyp"), strict=True)
+    ]
+    report = run_on_ray(iter(pieces), tmp_path / "out", Cluster(workers=1, memory_bytes=1200 << 20))
+    assert (report.done, report.failed, report.ours) == (1, 1, 0)
+    assert [row["error"] for row in manifest(tmp_path / "out")] == ["the memory is full", None]
 
 
 def test_weights_that_are_not_there_end_the_run_in_one_line(one_machine: None, tmp_path: Path) -> None:
-    from dataclasses import replace  # noqa: PLC0415
-
     folder = pictures(tmp_path / "scans", 2)
-    work = replace(work_for("polyp"), load=_refuse)
+    work = replace(work_for("polyp"), load=ModelChoice(weights=tmp_path / "gone.safetensors").load)
     crew = Crew(work, str(tmp_path / "out"), OutputTarget(str(tmp_path / "out")).known(), Cluster(workers=1))
-    with pytest.raises(InputError, match="no such weights"):
+    with pytest.raises(InputError, match=r"gone\.safetensors are not a file"):
         list(crew.run(find_pieces([str(folder)])))
     crew.close()
-
-
-def _refuse() -> Any:
-    raise InputError("no such weights: correct the path")
 
 
 def test_a_node_that_is_killed_loses_and_doubles_nothing(tmp_path: Path) -> None:

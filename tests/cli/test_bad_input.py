@@ -23,6 +23,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from made_data import bright_picture
 from medsam3.cli.main import main
 from medsam3.models.mini import encoder_files
 from medsam3.models.mini.encoder_files import EncoderFiles
@@ -37,9 +38,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threshold_model: Thres
     """A working folder with one good picture, `good.png`, of 8 x 6 pixels (x, y)."""
     del threshold_model
     monkeypatch.chdir(tmp_path)
-    pixels = np.full((6, 8), 20, dtype=np.uint8)
-    pixels[1:3, 2:5] = 250
-    PIL.Image.fromarray(pixels).save("good.png")
+    bright_picture(tmp_path / "good.png")
     return tmp_path
 
 

@@ -9,8 +9,42 @@ import pytest
 
 from medsam3.cli.main import COMMANDS, Command, app_for, parse
 
+SAM3 = """--lora; Path; -
+--lora-config; Path; -
+--alpha; float; -
+--rank; int; -
+--vocabulary; Path; -"""
+MODEL = f"""--model; str; mini
+--weights; Path; -
+--flips; flag; -
+{SAM3}
+--device; str; cpu
+--precision; fp32|bf16|fp16; -
+--image-size; int; -"""
+STACKS = """--propagate; flag; -
+--each-slice; flag; -
+--at; int; -
+--key-every; int; 1
+--plane; auto|native|axial|coronal|sagittal|vote; auto
+--window; str; -
+--neighbours; flag; -"""
+ARCHIVE = """--archive-token --token; str; -
+--ca-file; Path; -
+--timeout; float; 60.0"""
+SERVER = """--server; str; -
+--token-file; Path; -"""
+SLIDE = """--level; int; -
+--region; str; -"""
+INTAKE = """--dicom-port; int; -
+--ae-title; str; MEDSAM3
+--dicom-host; str; 127.0.0.1
+--allow-ae; str, repeated; -
+--send-to; str; -
+--max-waiting; str; 50GiB"""
+"""Arguments that commands share, one a line."""
+
 ARGUMENTS = {
-    "segment": """
+    "segment": f"""
 FILES; str, several; required
 --text; str, repeated; -
 --box; str, repeated; -
@@ -18,40 +52,20 @@ FILES; str, several; required
 --exemplar; str, repeated; -
 --frame --slice; str, repeated; -
 --series; str, repeated; -
---level; int; -
---region; str; -
+{SLIDE}
 --threshold; float; -
---propagate; flag; -
---each-slice; flag; -
---at; int; -
---key-every; int; 1
---plane; auto|native|axial|coronal|sagittal|vote; auto
---window; str; -
---neighbours; flag; -
+{STACKS}
 --out; Path; medsam3_out
 --format; str; -
 --json; flag; -
 --report; Path; -
 --store; flag; -
 --overwrite; flag; -
---archive-token --token; str; -
---ca-file; Path; -
---timeout; float; 60.0
---model; str; mini
---weights; Path; -
---flips; flag; -
---lora; Path; -
---lora-config; Path; -
---alpha; float; -
---rank; int; -
---vocabulary; Path; -
---device; str; cpu
---precision; fp32|bf16|fp16; -
---image-size; int; -
---server; str; -
---token-file; Path; -
+{ARCHIVE}
+{MODEL}
+{SERVER}
 """,
-    "watch": """
+    "watch": f"""
 ADDRESS; str; -
 --rule; Path; -
 --out; Path; medsam3_watch
@@ -60,35 +74,12 @@ ADDRESS; str; -
 --settle; float; -
 --days; int; -
 --threshold; float; -
---dicom-port; int; -
---ae-title; str; MEDSAM3
---dicom-host; str; 127.0.0.1
---allow-ae; str, repeated; -
---send-to; str; -
---max-waiting; str; 50GiB
---propagate; flag; -
---each-slice; flag; -
---at; int; -
---key-every; int; 1
---plane; auto|native|axial|coronal|sagittal|vote; auto
---window; str; -
---neighbours; flag; -
---archive-token --token; str; -
---ca-file; Path; -
---timeout; float; 60.0
---model; str; mini
---weights; Path; -
---flips; flag; -
---lora; Path; -
---lora-config; Path; -
---alpha; float; -
---rank; int; -
---vocabulary; Path; -
---device; str; cpu
---precision; fp32|bf16|fp16; -
---image-size; int; -
+{INTAKE}
+{STACKS}
+{ARCHIVE}
+{MODEL}
 """,
-    "agent": """
+    "agent": f"""
 FILE; str; required
 INSTRUCTION; str; required
 --model; str; offline
@@ -102,16 +93,11 @@ INSTRUCTION; str; required
 --json; flag; -
 --segmenter; str; mini
 --weights; Path; -
---lora; Path; -
---lora-config; Path; -
---alpha; float; -
---rank; int; -
---vocabulary; Path; -
+{SAM3}
 --device; str; cpu
---server; str; -
---token-file; Path; -
+{SERVER}
 """,
-    "serve": """
+    "serve": f"""
 --host; str; 127.0.0.1
 --port; int; 8080
 --model; str; mini
@@ -128,30 +114,23 @@ INSTRUCTION; str; required
 --open; flag; -
 --rule; Path; -
 --dicom-out; Path; medsam3_watch
---dicom-port; int; -
---ae-title; str; MEDSAM3
---dicom-host; str; 127.0.0.1
---allow-ae; str, repeated; -
---send-to; str; -
---max-waiting; str; 50GiB
+{INTAKE}
 """,
-    "convert": """
+    "convert": f"""
 MASKS; Path; required
 TARGET; Path; required
 --image; Path; -
 --series; str; -
---level; int; -
---region; str; -
+{SLIDE}
 --format; str; -
 --resample; flag; -
 --overwrite; flag; -
 """,
-    "info": """
+    "info": f"""
 FILE; Path; required
 --series; str; -
 --frame --slice; str; -
---level; int; -
---region; str; -
+{SLIDE}
 --json; flag; -
 """,
     "concepts": """
@@ -165,14 +144,10 @@ QUERY; str; -
     "weights list": """
 --json; flag; -
 """,
-    "weights convert": """
+    "weights convert": f"""
 SOURCE; str; required
 --out; Path; required
---lora; Path; -
---lora-config; Path; -
---alpha; float; -
---rank; int; -
---vocabulary; Path; -
+{SAM3}
 --dtype; fp32|bf16|fp16; fp32
 --json; flag; -
 """,
@@ -263,7 +238,7 @@ DATA_DIR; Path; -
 --pool; Path, several; -
 --compare; Path Path; -
 """,
-    "batch": """
+    "batch": f"""
 SOURCE; str, several; required
 --out; str; required
 --text; str, repeated; -
@@ -272,48 +247,22 @@ SOURCE; str, several; required
 --threshold; float; -
 --retry-failed; flag; -
 --json; flag; -
---propagate; flag; -
---each-slice; flag; -
---at; int; -
---key-every; int; 1
---plane; auto|native|axial|coronal|sagittal|vote; auto
---window; str; -
---neighbours; flag; -
+{STACKS}
 --cluster; str; auto
 --workers; int; -
 --gpus; float; -
 --memory; str; -
 --timeout; float; 3600.0
 --shard; str; -
---model; str; mini
---weights; Path; -
---flips; flag; -
---lora; Path; -
---lora-config; Path; -
---alpha; float; -
---rank; int; -
---vocabulary; Path; -
---device; str; cpu
---precision; fp32|bf16|fp16; -
---image-size; int; -
+{MODEL}
 """,
-    "mcp": """
+    "mcp": f"""
 --data; Path, repeated; -
 --out; Path; medsam3_out
 --show; flag; -
 --transport; stdio|http; stdio
 --port; int; 8090
---model; str; mini
---weights; Path; -
---flips; flag; -
---lora; Path; -
---lora-config; Path; -
---alpha; float; -
---rank; int; -
---vocabulary; Path; -
---device; str; cpu
---precision; fp32|bf16|fp16; -
---image-size; int; -
+{MODEL}
 """,
     "doctor": """
 --json; flag; -

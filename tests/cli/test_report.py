@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import pytest
 
 from dicom_files import write_ct_series
+from made_data import bright_picture
 from medsam3 import __version__
 from medsam3.cli.main import main
 from threshold_segmenter import ThresholdSegmenter
@@ -23,9 +23,7 @@ MODEL = ("--model", "threshold")
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threshold_model: ThresholdSegmenter) -> Path:
     del threshold_model
     monkeypatch.chdir(tmp_path)
-    pixels = np.full((6, 8), 20, dtype=np.uint8)
-    pixels[1:3, 2:5] = 250
-    PIL.Image.fromarray(pixels).save(tmp_path / "scan.png")
+    bright_picture(tmp_path / "scan.png")
     return tmp_path
 
 

@@ -15,6 +15,7 @@ import PIL.Image
 import pytest
 
 from dicom_files import write_ct_series
+from made_data import bright_picture
 from medsam3.cli.main import main
 from medsam3.errors import InputError
 from medsam3.models import registry
@@ -29,15 +30,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threshold_model: Thres
     """A working folder with one picture of 8 x 6 pixels (x, y), 3 x 2 of them bright from (2, 1) on."""
     del threshold_model
     monkeypatch.chdir(tmp_path)
-    _picture(tmp_path / "scan.png")
+    bright_picture(tmp_path / "scan.png")
     return tmp_path
-
-
-def _picture(path: Path) -> None:
-    pixels = np.full((6, 8), 20, dtype=np.uint8)
-    pixels[1:3, 2:5] = 250
-    path.parent.mkdir(parents=True, exist_ok=True)
-    PIL.Image.fromarray(pixels).save(path)
 
 
 def _json(capsys: pytest.CaptureFixture[str]) -> Any:
@@ -154,11 +148,11 @@ def test_a_second_run_skips_what_is_done_and_says_so(
     work: Path, threshold_model: ThresholdSegmenter, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(3):
-        _picture(work / "in" / f"{number}.png")
+        bright_picture(work / "in" / f"{number}.png")
     command = ["segment", "in", "--text", "polyp", "--out", "out", *MODEL]
     assert main(command) == 0
     assert threshold_model.encoded == 3
-    _picture(work / "in" / "3.png")
+    bright_picture(work / "in" / "3.png")
     capsys.readouterr()
     assert main(command) == 0
     assert threshold_model.encoded == 4
@@ -192,9 +186,9 @@ def test_a_change_makes_the_result_anew(work: Path, threshold_model: ThresholdSe
 
 
 def test_files_of_one_name_do_not_overwrite_each_other(work: Path) -> None:
-    _picture(work / "a" / "x.png")
-    _picture(work / "b" / "x.png")
-    _picture(work / "b" / "x.bmp")
+    bright_picture(work / "a" / "x.png")
+    bright_picture(work / "b" / "x.png")
+    bright_picture(work / "b" / "x.bmp")
     assert main(["segment", "a", "b", "--text", "polyp", "--format", "png", "--out", "out", *MODEL]) == 0
     names = ["results.jsonl", "x_polyp_2_mask.png", "x_polyp_3_mask.png", "x_polyp_mask.png"]
     assert _names(work / "out") == names
@@ -210,7 +204,7 @@ def test_a_format_that_a_volume_does_not_take_is_refused_before_it_is_segmented(
     work: Path, threshold_model: ThresholdSegmenter, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_ct_series(work / "in" / "ct", np.zeros((3, 4, 5), dtype=np.int16))
-    _picture(work / "in" / "scan.png")
+    bright_picture(work / "in" / "scan.png")
     assert main(["segment", "in", "--text", "polyp", "--format", "png,coco", "--json", *MODEL]) == 2
     answer = _json(capsys)
     assert [row["file"] for row in answer["results"]] == ["in/scan.png"]
@@ -223,7 +217,7 @@ def test_a_format_that_a_volume_does_not_take_is_refused_before_it_is_segmented(
 def test_bad_files_of_a_folder_are_reported_and_the_others_go_on(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _picture(work / "in" / "good.png")
+    bright_picture(work / "in" / "good.png")
     (work / "in" / "text.png").write_text("this is no picture")
     (work / "in" / "empty.png").touch()
     (work / "in" / "cut.png").write_bytes((work / "scan.png").read_bytes()[:60])
@@ -360,7 +354,7 @@ def test_of_a_folder_one_coco_file_holds_all_images_and_of_a_single_picture_its_
 ) -> None:
     pytest.importorskip("pycocotools", reason="needs the extra coco")
     for name in ("1.png", "deep/1.png"):
-        _picture(work / "in" / name)
+        bright_picture(work / "in" / name)
     command = ["segment", "in", "--text", "polyp", "--text", "absent", "--format", "coco", "--json", *MODEL]
     for number in range(2):  # the second run finds all done, and makes the same file
         assert main([*command, "--out", "out"]) == 0

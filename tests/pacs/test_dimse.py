@@ -17,7 +17,7 @@ from made_archive import Orthanc, cutting, free_port, start_fake, storescu, unti
 from made_study import made_study
 from medsam3.errors import InputError
 from medsam3.pacs.dicomweb import Access, Archive
-from medsam3.pacs.dimse import Intake, Limits, Node, check_title
+from medsam3.pacs.dimse import Intake, IntakeLimits, Node, check_title
 from medsam3.pacs.line import Line, Recipe
 from medsam3.pacs.series import Rule, UnreachableError
 from medsam3.prompts import Prompt
@@ -30,14 +30,14 @@ RULE = Rule(("polyp",), modality="CT")
 
 @contextmanager
 def taking_in(
-    folder: Path, target: Any, limits: Limits | None = None, callers: tuple[str, ...] = ("SCANNER",)
+    folder: Path, target: Any, limits: IntakeLimits | None = None, callers: tuple[str, ...] = ("SCANNER",)
 ) -> Iterator[tuple[Intake, int, list[str]]]:
     """An intake at a port of its own, and what it tells."""
     told: list[str] = []
     segmenter = ThresholdSegmenter()
     recipe = Recipe((RULE,), lambda rule: [Prompt(text) for text in rule.text], repr, lambda: segmenter, Options())
     with Line(folder, recipe, target) as line:
-        chosen = limits or Limits(settle_s=0)
+        chosen = limits or IntakeLimits(settle_s=0)
         with Intake(line, "MEDSAM3", callers, chosen, told.append) as intake:
             yield intake, intake.listen("127.0.0.1", 0), told
 
@@ -91,7 +91,7 @@ def test_others_are_turned_away(caller: str, called: str, tmp_path: Path) -> Non
 
 def test_more_than_may_wait_is_refused_as_out_of_resources(tmp_path: Path) -> None:
     made = made_study(tmp_path / "scans")
-    with taking_in(tmp_path / "line", None, Limits(total_bytes=3000)) as (_, port, _):
+    with taking_in(tmp_path / "line", None, IntakeLimits(total_bytes=3000)) as (_, port, _):
         with pytest.raises(AssertionError, match="Refused"):
             storescu(port, "MEDSAM3", made.folder, "-v")
         assert 0 < len(_files(tmp_path / "line")) < 6
@@ -99,7 +99,7 @@ def test_more_than_may_wait_is_refused_as_out_of_resources(tmp_path: Path) -> No
 
 def test_an_instance_that_is_too_large_breaks_the_connection_off(tmp_path: Path) -> None:
     made = made_study(tmp_path / "scans", size=(600, 600))  # 720,000 bytes each
-    with taking_in(tmp_path / "line", None, Limits(instance_bytes=100_000)) as (_, port, _):
+    with taking_in(tmp_path / "line", None, IntakeLimits(instance_bytes=100_000)) as (_, port, _):
         with pytest.raises(AssertionError):
             storescu(port, "MEDSAM3", made.folder)
         assert _files(tmp_path / "line") == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medsam3.errors import InputError
-from medsam3.pacs.series import Address, Rule, Series, address_of, is_address, read_rules
+from medsam3.pacs.series import ArchiveAddress, Rule, Series, address_of, is_address, read_rules
 
 ROOT = "https://host:8443/dicom-web"
 CT = Series("1.2", "1.2.3", "CT", "ABDOMEN", "Portal venous 3 mm")
@@ -16,18 +16,18 @@ CT = Series("1.2", "1.2.3", "CT", "ABDOMEN", "Portal venous 3 mm")
 @pytest.mark.parametrize(
     ("text", "address"),
     [
-        (ROOT, Address(ROOT)),
-        (f"{ROOT}/", Address(ROOT)),
-        (f"{ROOT}/studies/1.2", Address(ROOT, "1.2")),
-        (f"{ROOT}/studies/1.2/series/3.4", Address(ROOT, "1.2", "3.4")),
-        (f"{ROOT}/studies/1.2/series", Address(ROOT, "1.2")),
-        (f"{ROOT}/studies?PatientID=a%20b", Address(ROOT, query=(("PatientID", "a b"),), of_studies=True)),
-        (f"{ROOT}/series?Modality=CT", Address(ROOT, query=(("Modality", "CT"),))),
-        ("http://host", Address("http://host")),
-        ("http://host/aets/A/rs/studies/1.2", Address("http://host/aets/A/rs", "1.2")),
+        (ROOT, ArchiveAddress(ROOT)),
+        (f"{ROOT}/", ArchiveAddress(ROOT)),
+        (f"{ROOT}/studies/1.2", ArchiveAddress(ROOT, "1.2")),
+        (f"{ROOT}/studies/1.2/series/3.4", ArchiveAddress(ROOT, "1.2", "3.4")),
+        (f"{ROOT}/studies/1.2/series", ArchiveAddress(ROOT, "1.2")),
+        (f"{ROOT}/studies?PatientID=a%20b", ArchiveAddress(ROOT, query=(("PatientID", "a b"),), of_studies=True)),
+        (f"{ROOT}/series?Modality=CT", ArchiveAddress(ROOT, query=(("Modality", "CT"),))),
+        ("http://host", ArchiveAddress("http://host")),
+        ("http://host/aets/A/rs/studies/1.2", ArchiveAddress("http://host/aets/A/rs", "1.2")),
     ],
 )
-def test_an_address_is_read(text: str, address: Address) -> None:
+def test_an_address_is_read(text: str, address: ArchiveAddress) -> None:
     assert is_address(f"dicomweb:{text}")
     assert address_of(f"dicomweb:{text}") == address
     assert "a b" not in repr(address_of(f"dicomweb:{text}"))  # whose images they are

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -100,7 +101,7 @@ def test_a_bad_answer_is_one_line(
     threshold_model: ThresholdSegmenter,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("medsam3.pacs.dicomweb._WAITS_S", ())
+    monkeypatch.setattr("medsam3.pacs.dicomweb.time", SimpleNamespace(sleep=lambda seconds: None))
     with serving(answer) as (root, _):
         command = ["segment", f"dicomweb:{root}/studies/1.2", "--text", "polyp", "--timeout", "0.5", "--store"]
         assert main([*command, "--model", "threshold"]) == 2
@@ -135,6 +136,13 @@ def test_not_now_is_asked_again() -> None:
         with Archive(root, Access(waits_s=(0.0, 0.0))) as archive:
             assert not archive.holds("1.2", "1.2.3")
         assert len(seen) == 3
+
+
+def test_what_the_archive_holds_is_asked_once() -> None:
+    body = b'[{"00080018": {"vr": "UI", "Value": ["1.2.3"]}}]'
+    with serving(_answers(200, body)) as (root, seen), Archive(root, Access()) as archive:
+        assert archive.holds("1.2", "1.2.3")
+        assert len(seen) == 1
 
 
 def test_a_refusal_to_store_tells_the_reason(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 from medsam3.batch.pieces import Piece
 from medsam3.batch.target import Known, OutputTarget, Row
 from medsam3.batch.worker import BatchWork, BatchWorker, Report
-from medsam3.errors import InputError, require
+from medsam3.errors import InputError, reason_of, require
+from medsam3.store import name_bytes
 
 MOST_TRIES = 3
 """A piece whose worker dies so many times is set aside."""
@@ -72,7 +73,7 @@ class Pieces:
 def part_name(pieces: tuple[Piece, ...], work: BatchWork) -> str:
     """Name the part of the manifest that holds these pieces, always alike."""
     text = "\n".join(f"{piece.url} {piece.stamp} {work.job(piece)}" for piece in pieces)
-    return f"part-{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:20]}.parquet"
+    return f"part-{hashlib.sha256(name_bytes(text)).hexdigest()[:20]}.parquet"
 
 
 def work_here(pieces: Iterator[Piece], work: BatchWork, target: str, known: Known) -> Iterator[Report]:
@@ -164,9 +165,9 @@ class Crew:
             except ConnectionError:
                 self._ray.init("local", object_store_memory=_OBJECT_STORE_BYTES, **options)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-            reason = " ".join(str(error).split())
             raise InputError(
-                f"the cluster {self._cluster.address} cannot be reached ({reason}): correct --cluster, or give none"
+                f"the cluster {self._cluster.address} cannot be reached ({reason_of(error)}): correct --cluster, or "
+                "give none"
             ) from error
 
     def _hire(self, source: Pieces) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 
 import fsspec
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, reason_of
 from medsam3.io.files import DICOM_SUFFIXES, RASTER_SUFFIXES, STACK_SUFFIXES
 from medsam3.prompts import Box, Prompt
+from medsam3.store import name_bytes
 
 MARK = "medsam3-batch.json"
 """A folder that holds a file of this name is the target of a batch, and is not looked into for images."""
@@ -47,7 +48,7 @@ class Piece:
     @property
     def number(self) -> int:
         """A number that the place of the piece alone decides, by which shards divide the work."""
-        return int.from_bytes(hashlib.sha256(self.url.encode(errors="surrogateescape")).digest()[:8], "big")
+        return int.from_bytes(hashlib.sha256(name_bytes(self.url)).digest()[:8], "big")
 
 
 def find_pieces(sources: Sequence[str], *, leave_out: str = "") -> Iterator[Piece]:
@@ -65,6 +66,8 @@ def find_pieces(sources: Sequence[str], *, leave_out: str = "") -> Iterator[Piec
             raise InputError("a source is empty: name a file, a folder, a pattern or a list")
         try:
             yield from _pieces_of(source, leave_out)
+        except InputError:
+            raise
         except FileNotFoundError as error:
             raise InputError(f"{source} does not exist: correct the path") from error
         except ImportError as error:
@@ -72,10 +75,9 @@ def find_pieces(sources: Sequence[str], *, leave_out: str = "") -> Iterator[Piec
                 f"{source}: {error}; do: pip install 'medsam3[cluster]' and what the message names"
             ) from error
         except (OSError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            reason = " ".join(str(error).split())
-            raise InputError(f"{source} cannot be read ({reason}): correct it, or the rights to it") from error
+            raise InputError(
+                f"{source} cannot be read ({reason_of(error)}): correct it, or the rights to it"
+            ) from error
 
 
 def place_of(url: str) -> tuple[Any, str]:
@@ -87,9 +89,7 @@ def place_of(url: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
-        raise InputError(
-            f"{url} cannot be opened ({' '.join(str(error).split())}): correct it, or install that"
-        ) from error
+        raise InputError(f"{url} cannot be opened ({reason_of(error)}): correct it, or install that") from error
     return system, path
 
 
@@ -100,8 +100,12 @@ def url_of(system: Any, path: str) -> str:
 
 def is_local(system: Any) -> bool:
     """Whether a file system is that of this machine."""
-    protocol = system.protocol
-    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+    return "file" in protocols_of(system)
+
+
+def protocols_of(system: Any) -> set[str]:
+    """Name the protocols that a file system is known by."""
+    return {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
 
 
 def stamp_of(facts: Mapping[str, Any]) -> str:
@@ -155,9 +159,7 @@ def _in_folder(system: Any, root: str, files: Mapping[str, Mapping[str, Any]]) -
     slices = tuple(name for name in names if may_be_dicom(name))
     if slices:
         stamps = "\n".join(f"{name} {stamp_of(files[name])}" for name in slices)
-        yield Piece(
-            url_of(system, root), slices, hashlib.sha256(stamps.encode(errors="surrogateescape")).hexdigest()[:32]
-        )
+        yield Piece(url_of(system, root), slices, hashlib.sha256(name_bytes(stamps)).hexdigest()[:32])
     for name in names:
         if name not in slices and _is_image(name):
             yield Piece(url_of(system, f"{root.rstrip('/')}/{name}"), stamp=stamp_of(files[name]))

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from medsam3.batch.pieces import MARK, is_local, place_of, url_of
-from medsam3.errors import InputError
-from medsam3.store import replacing
+from medsam3.batch.pieces import MARK, is_local, place_of, protocols_of, url_of
+from medsam3.errors import InputError, reason_of
+from medsam3.store import name_bytes, replacing
 
 FORM = {"form": "target of medsam3 batch", "version": 1}
 _WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory"}
@@ -107,7 +107,7 @@ SCHEMA = _schema()
 
 def hash_of(*parts: str) -> int:
     """Give 64 bits that tell texts apart."""
-    digest = hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).digest()
+    digest = hashlib.sha256(name_bytes("\0".join(parts))).digest()
     return int.from_bytes(digest[:8], "big")
 
 
@@ -186,7 +186,7 @@ class OutputTarget:
         except InputError:
             raise
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.url} cannot be written ({' '.join(str(error).split())}): name another") from error
+            raise InputError(f"{self.url} cannot be written ({reason_of(error)}): name another") from error
 
     def put(self, file: Path, name: str) -> None:
         """Copy a file to a name below the target, so that it is there whole or not at all."""
@@ -196,8 +196,7 @@ class OutputTarget:
             with replacing(Path(place)) as temporary:
                 shutil.copyfile(file, temporary)
             return
-        protocol = self._system.protocol
-        is_whole = bool(_WHOLE & ({protocol} if isinstance(protocol, str) else set(protocol)))
+        is_whole = bool(_WHOLE & protocols_of(self._system))
         self._system.makedirs(place.rpartition("/")[0], exist_ok=True)
         self._system.put_file(str(file), place if is_whole else f"{place}.part")
         if not is_whole:
@@ -231,8 +230,8 @@ class OutputTarget:
                 return pq.read_table(stream, columns=None if columns is None else list(columns))
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
-                f"{self.url}/manifest/{part} cannot be read ({' '.join(str(error).split())}): remove it, "
-                "what it held is then made again"
+                f"{self.url}/manifest/{part} cannot be read ({reason_of(error)}): remove it, what it held is then made "
+                "again"
             ) from error
 
     def copies(self, part: str, sha256: str, job: str) -> list[Row]:
@@ -268,13 +267,6 @@ class OutputTarget:
         order = np.argsort(keys, kind="stable")
         part_of = np.repeat(np.arange(-1, len(names), dtype=np.int32), [len(one) for one in contents])
         return Known(np.sort(states[:, 1]), places, keys[order], part_of[order], tuple(names))
-
-    def counts(self) -> Iterator[dict[str, Any]]:
-        """Give (file, series, concept, object, is_present, error) of every row, part after part."""
-        for part in self.parts():
-            yield from self.rows_of(
-                part, ("file", "series", "job", "concept", "object", "is_present", "error")
-            ).to_pylist()
 
     def _drop_old(self, parts: Sequence[str], places: Collection[int]) -> None:
         """Of files that were done in two states, keep the rows of the later one."""

@@ -6,24 +6,23 @@ import hashlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from medsam3.batch.pieces import Piece, is_local, place_of, stamp_of
 from medsam3.batch.target import Known, OutputTarget, Row, hash_of
-from medsam3.errors import InputError
-from medsam3.image import Image, Masks
+from medsam3.errors import InputError, reason_of
+from medsam3.image import Image, Kind, Masks
 from medsam3.io import write_format
 from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Prompt
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.run import segment
-from medsam3.store import sha256_of, slug
+from medsam3.store import sha256_of, sha256_of_all, slug
 
 _LOG = logging.getLogger(__name__)
 _HEADERS = (".mhd", ".nhdr", ".hdr")
@@ -59,7 +58,7 @@ class BatchWork:
     load: Callable[[], Segmenter]
     find: Callable[[Path], Iterable[FoundInput]]
     key: Callable[[Prompt], str]
-    default_formats: dict[str, tuple[str, ...]]
+    default_formats: Mapping[Kind, tuple[str, ...]]
     weights: str = ""
 
     def job(self, piece: Piece) -> str:
@@ -159,16 +158,12 @@ class BatchWorker:
                 made = made or self._segmented(piece, path, row)
         except InputError as error:
             said = " ".join(str(error).removeprefix(f"{place}: ").split())
-            return [_failed(replace(row, error=said), report)]
+            return [_failed(row, said, report)]
         except Exception as error:
             _LOG.debug("unexpected error", exc_info=True)
-            said = (
-                "the memory is full"
-                if isinstance(error, MemoryError)
-                else f"unexpected {type(error).__name__}: {error}"
-            )
-            is_ours = not isinstance(error, MemoryError | OSError)
-            return [_failed(replace(row, error=" ".join(said.split()), is_ours=is_ours), report)]
+            is_full = isinstance(error, MemoryError)
+            said = "the memory is full" if is_full else f"unexpected {type(error).__name__}: {reason_of(error)}"
+            return [_failed(replace(row, is_ours=not isinstance(error, MemoryError | OSError)), said, report)]
         report.copied += is_copied
         report.done += not is_copied
         report.objects += sum(one.object > 0 for one in made)
@@ -187,20 +182,19 @@ class BatchWorker:
     def _segmented(self, piece: Piece, path: Path, row: Row) -> list[Row]:
         self.ready()
         assert self._segmenter is not None
-        prompts, rows = piece.prompts or self._work.prompts, []
+        prompts, rows, taken = piece.prompts or self._work.prompts, list[Row](), set[str]()
         for found in self._work.find(path):
-            image = found.open()
-            for masks, prompt in _answers(image, prompts, self._segmenter, self._work.options):
-                names = self._write(masks, image, replace(row, series=found.series))
-                base = replace(row, series=found.series, outputs=names, mode=prompt.mode)
-                rows += _rows_of_masks(base, masks, image)
+            image, base = found.open(), replace(row, series=found.series)
+            for mode, alike in groupby(prompts, lambda prompt: prompt.mode):  # at once, so that frames are encoded once
+                for masks in segment(image, list(alike), self._segmenter, self._work.options):
+                    stem = _stem(base, masks.concept, taken)
+                    names = self._write(masks, image, stem)
+                    rows += _rows_of_masks(replace(base, outputs=names, mode=mode), masks, image)
         return rows
 
-    def _write(self, masks: Masks, image: Image, row: Row) -> tuple[str, ...]:
-        """Write the masks in each format, named by the content and the concept."""
-        place = f"masks/{row.sha256[:2]}"
-        series = f"_series-{slug(row.series)}" if row.series else ""
-        stem = f"{row.sha256[:16]}{series}_{slug(masks.concept) or 'prompt'}_{row.job[:8]}"
+    def _write(self, masks: Masks, image: Image, stem: str) -> tuple[str, ...]:
+        """Write the masks in each format."""
+        place = f"masks/{stem[:2]}"
         formats = self._work.formats or self._work.default_formats[image.kind]
         with tempfile.TemporaryDirectory(prefix="medsam3-") as temporary:
             files = [write_format(name, [masks], image, Path(temporary), stem) for name in formats]
@@ -223,19 +217,13 @@ def fetched(piece: Piece) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="medsam3-") as temporary:
         folder = Path(temporary) / _name(path)
         folder.mkdir()
-        try:
+        with _refused("does not exist any more: correct the path", "be fetched", "run again to try it anew"):
             if is_local(system):
                 for name in piece.names:
                     (folder / name).symlink_to(Path(path).resolve() / name)
             else:
                 for source in _sources(system, piece, path):
                     system.get_file(source, str(folder / _name(source)))
-        except FileNotFoundError as error:
-            raise InputError("it does not exist any more: correct the path") from error
-        except OSError as error:
-            raise InputError(
-                f"it cannot be fetched ({' '.join(str(error).split())}): run again to try it anew"
-            ) from error
         yield folder if piece.names else folder / _name(path)
 
 
@@ -257,14 +245,19 @@ def _name(path: str) -> str:
 
 def _stamp(url: str) -> str:
     system, path = place_of(url)
-    try:
+    with _refused("does not exist: correct the list", "be read", "correct the list, or the rights"):
         return stamp_of(system.info(path))
+
+
+@contextmanager
+def _refused(if_missing: str, what: str, advice: str) -> Iterator[None]:
+    """Tell in one line what a file system refuses."""
+    try:
+        yield
     except FileNotFoundError as error:
-        raise InputError("it does not exist: correct the list") from error
+        raise InputError(f"it {if_missing}") from error
     except OSError as error:
-        raise InputError(
-            f"it cannot be read ({' '.join(str(error).split())}): correct the list, or the rights"
-        ) from error
+        raise InputError(f"it cannot {what} ({reason_of(error)}): {advice}") from error
 
 
 def _sha256(path: Path) -> str:
@@ -273,17 +266,18 @@ def _sha256(path: Path) -> str:
         return sha256_of(path)
     if not path.is_dir():
         raise InputError("it does not exist: correct the path")
-    lines = "\n".join(f"{file.name} {sha256_of(file)}" for file in sorted(path.iterdir()) if file.is_file())
-    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
+    return sha256_of_all((file for file in path.iterdir() if file.is_file()), path)
 
 
-def _answers(
-    image: Image, prompts: Sequence[Prompt], segmenter: Segmenter, options: Options
-) -> Iterator[tuple[Masks, Prompt]]:
-    """Give masks with the prompt that they answer; a phrase that joins concepts has several."""
-    for prompt in prompts:
-        for masks in segment(image, prompt, segmenter, options):
-            yield masks, prompt
+def _stem(row: Row, concept: str, taken: set[str]) -> str:
+    """Name the files of masks by the content and the concept, and number those of prompts that have one name."""
+    series = f"_series-{slug(row.series)}" if row.series else ""
+    number, named = 1, slug(concept) or "prompt"
+    while (stem := f"{row.sha256[:16]}{series}_{named}_{row.job[:8]}") in taken:
+        number += 1
+        named = f"{slug(concept) or 'prompt'}-{number}"
+    taken.add(stem)
+    return stem
 
 
 def _rows_of_masks(base: Row, masks: Masks, image: Image) -> list[Row]:
@@ -297,27 +291,17 @@ def _rows_of_masks(base: Row, masks: Masks, image: Image) -> list[Row]:
         rows=height,
         columns=width,
     )
-    size = image.pixel_size_mm
-    mm2 = None if size is None or image.kind != "picture" else size[0] * size[1]
-    ml = (
-        None
-        if image.affine is None or image.kind != "volume"
-        else abs(float(np.linalg.det(image.affine[:3, :3]))) / 1e3
-    )
     rows = []
     for number, one in enumerate(masks.objects, start=1):
         x0, y0, x1, y1 = (float(side) for side in one.box)
-        rows.append(replace(base, object=number, score=float(one.score), x0=x0, y0=y0, x1=x1, y1=y1, voxels=one.voxels))
-        rows[-1] = replace(
-            rows[-1],
-            area_mm2=None if mm2 is None else one.voxels * mm2,
-            volume_ml=None if ml is None else one.voxels * ml,
-        )
+        found = replace(base, object=number, score=float(one.score), x0=x0, y0=y0, x1=x1, y1=y1, voxels=one.voxels)
+        area = image.area_mm2(one.voxels) if image.kind == "picture" else None
+        rows.append(replace(found, area_mm2=area, volume_ml=image.volume_ml(one.voxels)))
     return rows or [base]
 
 
-def _failed(row: Row, report: Report) -> Row:
+def _failed(row: Row, error: str, report: Report) -> Row:
     report.failed += 1
     report.ours += row.is_ours
-    report.errors.append(f"{row.file}: {row.error}")
-    return row
+    report.errors.append(f"{row.file}: {error}")
+    return replace(row, error=error)

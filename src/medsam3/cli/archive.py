@@ -15,8 +15,9 @@ from medsam3.cli.job import ABOVE_0, Help
 from medsam3.errors import InputError, require
 
 if TYPE_CHECKING:
-    from medsam3.pacs.dicomweb import Access, Archive, Report
+    from medsam3.pacs.dicomweb import Access, Archive
     from medsam3.pacs.series import Series
+    from medsam3.segmentation.run import Report
 
 STORED_FORMATS = ("seg", "rtstruct")
 """Forms of results that an archive takes."""

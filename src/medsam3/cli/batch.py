@@ -98,11 +98,12 @@ Exit codes: 0 all done; 2 bad input, also if it was one file of many; 1 an error
         return 1 if total.ours else 2 if total.failed else 0
 
     def _work(self) -> BatchWork:
+        from medsam3.batch.pieces import LIST_SUFFIXES  # noqa: PLC0415
         from medsam3.batch.worker import BatchWork  # noqa: PLC0415
 
         self.model.sam3.check()
         self.stacks.check()
-        is_listed = any(source.lower().endswith((".csv", ".jsonl")) for source in self.sources)
+        is_listed = any(source.lower().endswith(LIST_SUFFIXES) for source in self.sources)
         prompts = (
             ()
             if is_listed and not (self.text or self.box)
@@ -117,7 +118,7 @@ Exit codes: 0 all done; 2 bad input, also if it was one file of many; 1 an error
             self.model.load,
             found_at,
             job.key,
-            {kind: tuple(names) for kind, names in DEFAULT_FORMATS.items()},
+            DEFAULT_FORMATS,
             weights,
         )
 

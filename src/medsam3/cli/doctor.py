@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -76,18 +76,21 @@ def _machine() -> Iterator[Check]:
     yield Check("medsam3", "ok", f"{medsam3.__version__}, {Path(medsam3.__file__).parent}")
     yield Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield Check("cores", "ok", str(os.cpu_count()))
-    yield _about("devices", _devices)
+    yield _devices()
     for program in ("ffmpeg", "dcmdump"):  # handy beside medsam3, never needed
         place = shutil.which(program)
         if place:
             yield Check(program, "note", place)
 
 
-def _devices() -> str:
-    torch = importlib.import_module("torch")
-    names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
-    names += ["mps"] if torch.backends.mps.is_available() else []
-    return ", ".join(["cpu", *names])
+def _devices() -> Check:
+    try:
+        torch = importlib.import_module("torch")
+        names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+        names += ["mps"] if torch.backends.mps.is_available() else []
+    except Exception as error:
+        return Check("devices", "broken", f"{type(error).__name__}: {error}", "pip install --force-reinstall torch")
+    return Check("devices", "ok", ", ".join(["cpu", *names]))
 
 
 def _packages() -> Iterator[Check]:
@@ -140,10 +143,3 @@ def _tested() -> Check:
     return Check(
         "test picture", "ok", f"presence {found.presence:.2f}, {len(found)} objects, {seconds:.1f} s with loading"
     )
-
-
-def _about(name: str, look: Callable[[], str]) -> Check:
-    try:
-        return Check(name, "ok", look())
-    except Exception as error:
-        return Check(name, "broken", f"{type(error).__name__}: {error}", "pip install --force-reinstall torch")

@@ -27,7 +27,7 @@ from medsam3.cli.terminal import (
     say_help,
     unexpected,
 )
-from medsam3.errors import InputError
+from medsam3.errors import InputError, reason_of
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -173,7 +173,7 @@ def parse(tokens: Sequence[str]) -> Arguments | None:
         )
         made: Arguments = call(*bound.args, **bound.kwargs)
     except CycloptsError as error:
-        message = " ".join(str(error).split()).removesuffix(".")
+        message = reason_of(error).removesuffix(".")
         for pattern, said in _SAID.items():
             message = re.sub(pattern, said, message)
         raise InputError(f"{message} (see: medsam3 {command.name} --help)") from error

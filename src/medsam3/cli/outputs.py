@@ -103,11 +103,6 @@ class ResultRow:
         reading: HowRead | None = None,
     ) -> Self:
         """Measure what was found."""
-        size = image.pixel_size_mm
-
-        def mm2(pixels: int) -> float | None:
-            return None if size is None else pixels * size[0] * size[1]
-
         area_px = int(masks.union().sum()) if len(masks) else 0
         return cls(
             file=file,
@@ -116,9 +111,11 @@ class ResultRow:
             presence=masks.presence,
             is_present=masks.is_present,
             shape=masks.shape,
-            objects=tuple(ObjectRow(one.score, one.box, one.voxels, mm2(one.voxels)) for one in masks.objects),
+            objects=tuple(
+                ObjectRow(one.score, one.box, one.voxels, image.area_mm2(one.voxels)) for one in masks.objects
+            ),
             area_px=area_px,
-            area_mm2=mm2(area_px),
+            area_mm2=image.area_mm2(area_px),
             outputs=outputs,
             read_as=None if reading is None else reading.told,
             is_taught=None if reading is None else reading.is_taught,

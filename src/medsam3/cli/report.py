@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import medsam3
 from medsam3.cli.job import ModelChoice
 from medsam3.errors import InputError
-from medsam3.store import sha256_of, without_nan, write_json
+from medsam3.store import sha256_of, sha256_of_all, without_nan, write_json
 
 if TYPE_CHECKING:
     from medsam3.cli.job import Job
@@ -65,11 +62,7 @@ class InputFacts:
 def facts_of(name: str, files: Sequence[Path], folder: Path, seconds: dict[str, float]) -> InputFacts:
     """Hash the files of an input, which lie in a folder or below it."""
     try:
-        if len(files) == 1:
-            digest: str | None = sha256_of(files[0])
-        else:
-            lines = [f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in sorted(files)]
-            digest = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest() if lines else None
+        digest = None if not files else sha256_of(files[0]) if len(files) == 1 else sha256_of_all(files, folder)
     except OSError:  # gone, or not to be read: the run says so itself
         digest = None
     return InputFacts(name, len(files), digest, seconds)
@@ -81,12 +74,14 @@ def write_report(path: Path, job: Job, run: RunOutcome, out: Path, stopwatch: St
     Raises:
         InputError: The file cannot be written.
     """
+    from medsam3.eval.provenance import versions  # noqa: PLC0415  the readers of data
+
     content = {
         "report": "medsam3 segment",
         "version": 1,
         "started": stopwatch.begun.isoformat(timespec="seconds"),
         "seconds": stopwatch.seconds,
-        "versions": {"medsam3": medsam3.__version__, "python": platform.python_version(), **_versions()},
+        "versions": versions(_PACKAGES),
         "platform": platform.platform(),
         "model": {"name": job.model.model, "weights_sha256": job.model.sha256},
         "options": _options(job),
@@ -108,16 +103,6 @@ def check_report(path: Path) -> None:
     """
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"--report is {path}, allowed is a JSON file in a folder that is there: make the folder")
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _options(job: Job) -> dict[str, Any]:

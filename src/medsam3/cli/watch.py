@@ -25,7 +25,7 @@ from medsam3.pacs.series import Rule, address_of, is_address, read_rules
 
 if TYPE_CHECKING:
     from medsam3.pacs.dicomweb import Archive
-    from medsam3.pacs.line import Line, Recipe, Target
+    from medsam3.pacs.line import Line, Recipe, ResultTarget
 
 _log = logging.getLogger(__name__)
 DEFAULT_OUT = Path("medsam3_watch")
@@ -104,8 +104,7 @@ Not a medical device: for research only."""
 
     def _follow(self, recipe: Recipe, bar: ProgressBar) -> int:
         """Follow an archive."""
-        from medsam3.pacs.watch import Pace  # noqa: PLC0415
-        from medsam3.pacs.watch import Watch as Follower  # noqa: PLC0415
+        from medsam3.pacs.watch import Follower, Pace  # noqa: PLC0415
 
         assert self.address is not None, "checked with the recipe"
         pace = Pace(self.every, 60.0 if self.settle is None else self.settle, days=self.days)
@@ -117,12 +116,12 @@ Not a medical device: for research only."""
 
     def _take_in(self, recipe: Recipe, bar: ProgressBar) -> int:
         """Take in what is sent here."""
-        from medsam3.pacs.dimse import Intake, Limits  # noqa: PLC0415
+        from medsam3.pacs.dimse import Intake, IntakeLimits  # noqa: PLC0415
         from medsam3.server.settings import bytes_from  # noqa: PLC0415
 
         chosen, port = self.intake, self.intake.dicom_port
         assert port is not None and chosen.send_to is not None, "checked with the recipe"
-        limits = Limits(
+        limits = IntakeLimits(
             total_bytes=bytes_from(chosen.max_waiting), settle_s=10.0 if self.settle is None else self.settle
         )
         with (
@@ -202,7 +201,7 @@ Not a medical device: for research only."""
             yield archive
 
     @contextmanager
-    def _target(self, text: str) -> Iterator[Target]:
+    def _target(self, text: str) -> Iterator[ResultTarget]:
         if is_address(text):
             with self._archive_at(text) as archive:
                 yield archive
@@ -212,7 +211,7 @@ Not a medical device: for research only."""
         yield Node.from_text(text, self.intake.ae_title, self.archive.timeout)
 
     @contextmanager
-    def _line(self, recipe: Recipe, target: Target) -> Iterator[Line]:
+    def _line(self, recipe: Recipe, target: ResultTarget) -> Iterator[Line]:
         from medsam3.pacs.line import Line  # noqa: PLC0415
 
         with Line(self.out, recipe, target) as line:

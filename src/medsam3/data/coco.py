@@ -262,18 +262,19 @@ class _CocoConcept:
 def _coco_concepts(content: _Coco) -> list[_CocoConcept]:
     """Find the concepts that the file annotates, each under the name of its first category."""
     annotated = {one.category_id for one in content.annotations}
+    meant = {one.id: _meant(one.phrase) for one in content.categories}
+    above = {meant[one.id]: _meant(one.supercategory) for one in content.categories if one.supercategory is not None}
     by_meaning: dict[str, list[_CocoCategory]] = defaultdict(list)
+    below: dict[str, set[str]] = defaultdict(set)
     for category in content.categories:
         if category.id in annotated:
-            by_meaning[_meant(category.phrase)].append(category)
-    above = {
-        _meant(one.phrase): _meant(one.supercategory) for one in content.categories if one.supercategory is not None
-    }
-    found = []
-    for meaning, own in by_meaning.items():
-        below = (one.id for one in content.categories if meaning in _line(_meant(one.phrase), above))
-        found.append(_CocoConcept(own[0].phrase, frozenset(one.id for one in own), frozenset(below)))
-    return found
+            by_meaning[meant[category.id]].append(category)
+        for upper in _line(meant[category.id], above):
+            below[upper].add(category.id)
+    return [
+        _CocoConcept(own[0].phrase, frozenset(one.id for one in own), frozenset(below[meaning]))
+        for meaning, own in by_meaning.items()
+    ]
 
 
 def _line(meaning: str, above: Mapping[str, str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -89,10 +89,10 @@ def commit() -> str | None:
     return f"{number}+changes" if _git("status", "--porcelain", "--", ".") else number
 
 
-def versions() -> dict[str, str]:
-    """List the versions of what computes the results."""
+def versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
+    """List the versions of what computes the results: of Python, this package, and those of others that are there."""
     found = {"python": platform.python_version(), "medsam3": medsam3.__version__}
-    for name in _PACKAGES:
+    for name in packages:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -29,7 +29,7 @@ def result_uid(what: str, instances: Iterable[str], identity: str | None) -> str
 
 
 @dataclass(frozen=True)
-class Heading:
+class DicomHeading:
     """Tells of a DICOM file where it belongs, without the patient.
 
     Attributes:
@@ -64,7 +64,7 @@ _TAGS = {
 }
 
 
-def heading_of(path: Path) -> Heading:
+def heading_of(path: Path) -> DicomHeading:
     """Read where a DICOM file belongs; what it does not tell is "".
 
     Raises:
@@ -73,4 +73,4 @@ def heading_of(path: Path) -> Heading:
     with quiet_pydicom():
         dataset = open_dataset(path, has_pixels=False, tags=list(_TAGS.values()))
         told = {name: str(dataset.get(tag) or "") for name, tag in _TAGS.items()}
-        return Heading(**told, transfer_syntax=str(dataset.file_meta.get("TransferSyntaxUID") or ""))
+        return DicomHeading(**told, transfer_syntax=str(dataset.file_meta.get("TransferSyntaxUID") or ""))

@@ -108,11 +108,13 @@ def longest_diameter(mask: BoolArray, row_mm: float, column_mm: float) -> float:
 
 def _row(found: Masks, number: int, item: ObjectMask | None, image: Image) -> Measures:
     if item is None:
-        return Measures(found.concept, number, None, found.presence, 0, *_nothing(image), None, None, None, None)
+        diameter = None if image.pixel_size_mm is None else 0.0
+        return Measures(
+            found.concept, number, None, found.presence, 0, image.volume_ml(0), diameter, None, None, None, None
+        )
     first, last = item.start[0], item.start[0] + item.crop.shape[0] - 1
-    volume = None
-    if image.affine is not None and image.kind == "volume":
-        volume = round(item.voxels * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000, 4)
+    volume = image.volume_ml(item.voxels)
+    volume = None if volume is None else round(volume, 4)
     size = image.pixel_size_mm
     diameter, at = None, None
     if size is not None:
@@ -124,9 +126,3 @@ def _row(found: Masks, number: int, item: ObjectMask | None, image: Image) -> Me
     return Measures(
         found.concept, number, score, found.presence, item.voxels, volume, diameter, at, first, last, seconds
     )
-
-
-def _nothing(image: Image) -> tuple[float | None, float | None]:
-    """Volume and diameter of nothing: 0 where they could be measured."""
-    volume = 0.0 if image.affine is not None and image.kind == "volume" else None
-    return volume, 0.0 if image.pixel_size_mm is not None else None

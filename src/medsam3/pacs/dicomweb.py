@@ -15,18 +15,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx2
 
 from medsam3 import __version__
-from medsam3.errors import InputError, printable
+from medsam3.errors import InputError, printable, reason_of
 from medsam3.io.dicom_uids import heading_of
 from medsam3.pacs.multipart import DICOM, PartFiles, Upload
-from medsam3.pacs.series import Address, Series, UnreachableError, is_uid
+from medsam3.pacs.series import ArchiveAddress, Series, UnreachableError, is_uid
+
+if TYPE_CHECKING:  # models, which an archive needs none of
+    from medsam3.segmentation.run import Report
 
 _log = logging.getLogger(__name__)
-Report = Callable[[int, int], None]
 JSON = "application/dicom+json"
 PAGE = 1000
 """Matches that are asked for at once; an archive may give fewer."""
@@ -134,7 +136,7 @@ class Archive:
         """Close the connections."""
         self._client.close()
 
-    def series_at(self, address: Address) -> list[Series]:
+    def series_at(self, address: ArchiveAddress) -> list[Series]:
         """List the series at an address, without their instances.
 
         Raises:
@@ -244,16 +246,15 @@ class Archive:
             "ask its keeper whether it takes results of this kind"
         )
 
-    def _search(self, path: str, query: Sequence[tuple[str, str]]) -> list[Any]:
-        """Collect all matches, page by page: an archive may give fewer at once than it is asked for."""
-        found: list[Any] = []
+    def _search(self, path: str, query: Sequence[tuple[str, str]]) -> Iterator[Any]:
+        """Give all matches, page by page as they are wanted: an archive may give fewer at once than it is asked for."""
         seen: set[str] = set()
         while True:
-            page = self._json(path, [*query, ("limit", str(PAGE)), ("offset", str(len(found)))])
+            page = self._json(path, [*query, ("limit", str(PAGE)), ("offset", str(len(seen)))])
             fresh = {json.dumps(item, sort_keys=True): item for item in page}
-            found.extend(item for key, item in fresh.items() if key not in seen)
             if fresh.keys() <= seen:  # also if the archive heeds no offset and gives the same again
-                return found
+                return
+            yield from (item for key, item in fresh.items() if key not in seen)
             seen.update(fresh)
 
     def _json(self, path: str, query: Sequence[tuple[str, str]] = ()) -> list[Any]:
@@ -351,7 +352,7 @@ _REFUSALS = {
 
 def _cause(error: Exception) -> str:
     """Say what lies at the bottom of an error of the network, in a few words."""
-    return printable(" ".join(str(error).split())[:120]) or type(error).__name__
+    return printable(reason_of(error)[:120])
 
 
 def _certificate_error(error: BaseException | None) -> ssl.SSLCertVerificationError | None:

@@ -10,7 +10,6 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,12 +20,12 @@ from pynetdicom.events import Event
 
 from medsam3.errors import InputError
 from medsam3.io.dicom_uids import heading_of
-from medsam3.pacs.line import Line, Report, SeriesError
+from medsam3.pacs.line import Line, SeriesError, Tell
 from medsam3.pacs.series import Series, UnreachableError, fitting, is_uid
+from medsam3.segmentation.run import Report
 from medsam3.store import replacing
 
 _log = logging.getLogger("medsam3.pacs")
-Tell = Callable[[str], None]
 VERIFICATION = "1.2.840.10008.1.1"
 _SYNTAXES = [
     "1.2.840.10008.1.2.1",  # Explicit VR Little Endian first: nothing is lost by it
@@ -53,7 +52,7 @@ def check_title(title: str) -> str:
 
 
 @dataclass(frozen=True)
-class Limits:
+class IntakeLimits:
     """Bounds on what is taken in.
 
     Attributes:
@@ -73,7 +72,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Node:
-    """A place in the network that takes results by C-STORE; a `Target`.
+    """A place in the network that takes results by C-STORE; a `ResultTarget`.
 
     Attributes:
         title: Its AE title.
@@ -143,7 +142,7 @@ class Node:
 class Intake:
     """Takes series in by C-STORE, and gives those that are complete to a line. A context manager."""
 
-    def __init__(self, line: Line, title: str, callers: tuple[str, ...], limits: Limits, tell: Tell) -> None:
+    def __init__(self, line: Line, title: str, callers: tuple[str, ...], limits: IntakeLimits, tell: Tell) -> None:
         """Prepare; nothing is listened to yet.
 
         Args:
@@ -165,7 +164,8 @@ class Intake:
         for left in line.under_way.parent.glob(".*"):  # of a process that was killed
             left.unlink()
         self._lock = threading.Lock()
-        self._bytes = sum(path.stat().st_size for path in line.under_way.rglob("*.dcm"))
+        self._bytes = 0
+        self._recount()
         self._pending: dict[Any, int] = {}
         self._server: Any = None
 
@@ -216,16 +216,20 @@ class Intake:
                 series = self._complete(folder)
                 if series is None:
                     continue
-                count = self._line.work(series, _lies_there, report)
+                count = self._work(series, report)
                 self._tell(f"series {series.uid}: {count} results stored")
             except SeriesError as error:
                 self._tell(f"series {folder.name}: {error}")
             except InputError as error:
                 self._tell(f"series {folder.name}: {error}; tried again later")
                 return False
-            finally:
-                self._recount()
         return True
+
+    def _work(self, series: Series, report: Report) -> int:
+        try:
+            return self._line.work(series, _lies_there, report)
+        finally:
+            self._recount()
 
     def _take(self, event: Event) -> int:
         """Put one instance among those of its series; what no rule asks for is not kept."""

@@ -24,11 +24,11 @@ from medsam3.models.segmenter import Segmenter
 from medsam3.pacs.series import Rule, Series, fitting
 from medsam3.prompts import Prompt
 from medsam3.segmentation.options import Options
-from medsam3.segmentation.run import segment
+from medsam3.segmentation.run import Report, segment
 from medsam3.store import Journal
 
 _log = logging.getLogger("medsam3.pacs")
-Report = Callable[[int, int], None]
+Tell = Callable[[str], None]
 Bring = Callable[[Series, Path, Report], None]
 """Brings the images of a series into a folder; nothing to do if they lie there."""
 _HEADING = {"list": "results of medsam3 watch", "version": 1}
@@ -38,7 +38,7 @@ class SeriesError(InputError):
     """A series that cannot be segmented, however often it is tried."""
 
 
-class Target(Protocol):
+class ResultTarget(Protocol):
     """Where results go."""
 
     def holds(self, study: str, instance: str) -> bool:
@@ -74,7 +74,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedResult:
     """A result that is to be made.
 
     Attributes:
@@ -91,7 +91,7 @@ class Wanted:
 class Line:
     """Segments series by rules and stores what comes of them. A context manager; one process at a time has a folder."""
 
-    def __init__(self, folder: Path, recipe: Recipe, target: Target) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, target: ResultTarget) -> None:
         """Take a folder, with what was done and what is under way in it.
 
         Raises:
@@ -115,20 +115,19 @@ class Line:
         """Name the folder of a series' images."""
         return self.under_way / series / "images"
 
-    def wanted(self, series: Series) -> list[Wanted]:
+    def wanted(self, series: Series) -> list[WantedResult]:
         """List the results that the rules ask of a series with its instances."""
-        found: dict[str, Wanted] = {}
+        found: dict[str, WantedResult] = {}
         for rule in fitting(self.recipe.rules, series):
             for prompt in self.recipe.prompts(rule):
                 for form in ("seg", "rtstruct") if rule.rtstruct else ("seg",):
                     uid = result_uid(f"{form} instance", series.instances, self.recipe.identity(prompt))
-                    found.setdefault(uid, Wanted(prompt, form, uid))
+                    found.setdefault(uid, WantedResult(prompt, form, uid))
         return list(found.values())
 
     def is_done(self, series: Series) -> bool:
         """Tell whether all results of a series are stored, or it was found that it cannot be segmented."""
-        wanted = self.wanted(series)
-        return _key(wanted) in self._failed or all(one.instance in self._done for one in wanted)
+        return self._are_done(self.wanted(series))
 
     def work(self, series: Series, bring: Bring, report: Report) -> int:
         """Make and store what is wanted of a series, and remove its files; what is stored already is not made again.
@@ -141,7 +140,7 @@ class Line:
             InputError: Images or results cannot be had or stored now; what has been made is kept for the next try.
         """
         wanted = self.wanted(series)
-        count = 0 if self.is_done(series) else self._work(series, wanted, bring, report)
+        count = 0 if self._are_done(wanted) else self._work(series, wanted, bring, report)
         self.remove(series)
         return count
 
@@ -154,7 +153,10 @@ class Line:
         if {path.stem for path in images.glob("*.dcm")} <= set(series.instances):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _work(self, series: Series, wanted: Sequence[Wanted], bring: Bring, report: Report) -> int:
+    def _are_done(self, wanted: Sequence[WantedResult]) -> bool:
+        return _key(wanted) in self._failed or all(one.instance in self._done for one in wanted)
+
+    def _work(self, series: Series, wanted: Sequence[WantedResult], bring: Bring, report: Report) -> int:
         left = [one for one in wanted if one.instance not in self._done]
         for one in [one for one in left if self._target.holds(series.study, one.instance)]:
             self._note(series, one, is_found=True)
@@ -181,7 +183,7 @@ class Line:
             self._note(series, one, is_found=False)
         return count
 
-    def _make(self, unmade: Sequence[Wanted], images: Path, results: Path, report: Report) -> None:
+    def _make(self, unmade: Sequence[WantedResult], images: Path, results: Path, report: Report) -> None:
         assert self._segmenter is not None, "it is loaded by now"
         image = read(images)
         prompts = list(dict.fromkeys(one.prompt for one in unmade))
@@ -195,12 +197,12 @@ class Line:
                 identity = self.recipe.identity(one.prompt)
                 write(masks, _path(results, one), image, format=one.form, identity=identity)
 
-    def _note(self, series: Series, one: Wanted, *, is_found: bool) -> None:
+    def _note(self, series: Series, one: WantedResult, *, is_found: bool) -> None:
         record = {"result": one.instance, "form": one.form, "phrase": one.prompt.text, "series": series.uid}
         self._journal.append(record | ({"was": "in the archive"} if is_found else {}))
         self._done.add(one.instance)
 
-    def _failed_by(self, error: Exception, series: Series, wanted: Sequence[Wanted]) -> SeriesError:
+    def _failed_by(self, error: Exception, series: Series, wanted: Sequence[WantedResult]) -> SeriesError:
         """Note that a series cannot be segmented, and remove its files."""
         _log.debug("a series failed", exc_info=True)
         kind = type(error).__name__
@@ -212,10 +214,10 @@ class Line:
         return SeriesError(message)
 
 
-def _key(wanted: Sequence[Wanted]) -> str:
+def _key(wanted: Sequence[WantedResult]) -> str:
     """Hash what is wanted of a series; another one if an instance, a rule or the weights change."""
     return hashlib.sha256("\n".join(sorted(one.instance for one in wanted)).encode()).hexdigest()[:16]
 
 
-def _path(results: Path, one: Wanted) -> Path:
+def _path(results: Path, one: WantedResult) -> Path:
     return results / f"{one.instance}.dcm"

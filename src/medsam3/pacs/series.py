@@ -76,7 +76,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Address:
+class ArchiveAddress:
     """A place in a DICOMweb archive.
 
     Attributes:
@@ -99,7 +99,7 @@ def is_address(text: str) -> bool:
     return text.lower().startswith(SCHEME)
 
 
-def address_of(text: str) -> Address:
+def address_of(text: str) -> ArchiveAddress:
     """Read an address such as dicomweb:https://host/dicom-web/studies/1.2/series/3.4.
 
     Raises:
@@ -127,7 +127,7 @@ def address_of(text: str) -> Address:
         raise InputError(f"the address names a study and searches by a query too: take one of them; {_ALLOWED}")
     root = f"{parts.scheme}://{parts.netloc}{found['root']}"
     of_studies = parts.path.rstrip("/").endswith("/studies")
-    return Address(root, found["study"], found["series"], tuple(parse_qsl(parts.query)), of_studies)
+    return ArchiveAddress(root, found["study"], found["series"], tuple(parse_qsl(parts.query)), of_studies)
 
 
 @dataclass(frozen=True)

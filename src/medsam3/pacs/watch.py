@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from medsam3.errors import InputError
 from medsam3.pacs.dicomweb import Archive
-from medsam3.pacs.line import Line, Report, SeriesError
-from medsam3.pacs.series import Address, Series, UnreachableError, fitting
+from medsam3.pacs.line import Line, SeriesError, Tell
+from medsam3.pacs.series import ArchiveAddress, Series, UnreachableError
+from medsam3.segmentation.run import Report
 
 _log = logging.getLogger("medsam3.pacs")
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Pace:
 
 
 @dataclass
-class _Seen:
+class _SeriesState:
     """A series as earlier rounds saw it: how many instances since when, and when it is tried again."""
 
     count: int | None
@@ -45,10 +44,10 @@ class _Seen:
     is_dealt_with: bool = False
 
 
-class Watch:
+class Follower:
     """Follows an archive."""
 
-    def __init__(self, archive: Archive, address: Address, line: Line, pace: Pace, tell: Tell) -> None:
+    def __init__(self, archive: Archive, address: ArchiveAddress, line: Line, pace: Pace, tell: Tell) -> None:
         """Prepare; nothing is asked yet.
 
         Args:
@@ -59,7 +58,7 @@ class Watch:
             tell: Told what is done and what fails, in lines.
         """
         self._archive, self._address, self._line, self._pace, self._tell = archive, address, line, pace, tell
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, _SeriesState] = {}
         self._body_parts: dict[str, str] = {}
         self.failures = 0
 
@@ -124,11 +123,11 @@ class Watch:
 
     def _deal_with(self, series: Series, report: Report) -> None:
         whole = self._with_body_part(self._archive.with_instances(series))
-        if fitting(self._line.recipe.rules, whole) and not self._line.is_done(whole):
+        if not self._line.is_done(whole):
             count = self._line.work(whole, self._archive.fetch, report)
             self._tell(f"series {series.uid}: {count} results stored")
 
-    def _dated(self) -> Address:
+    def _dated(self) -> ArchiveAddress:
         if self._pace.days is None:
             return self._address
         first = datetime.now() - timedelta(days=self._pace.days - 1)
@@ -153,5 +152,5 @@ class Watch:
         count = series.count if series.count is not None else len(self._archive.with_instances(series).instances)
         seen = self._seen.get(series.uid)
         if seen is None or seen.count != count:
-            seen = self._seen[series.uid] = _Seen(count, now)
+            seen = self._seen[series.uid] = _SeriesState(count, now)
         return not seen.is_dealt_with and now - seen.since >= self._pace.settle_s and now >= seen.not_before

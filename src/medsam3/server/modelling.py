@@ -354,11 +354,9 @@ def _longest(packed: bytes, shape: tuple[int, int], size: tuple[float, float]) -
 
 def _sizes(pixels: int, image: Image) -> dict[str, Any]:
     """Area of a picture in mm2, volume of a volume in mL, as far as the spacing is known."""
-    if image.kind == "volume":
-        spacing = image.spacing_mm
-        return {} if spacing is None else {"volume_ml": pixels * float(np.prod(spacing)) / 1000}
-    size = image.pixel_size_mm
-    return {} if size is None or image.kind == "video" else {"area_mm2": pixels * size[0] * size[1]}
+    area = image.area_mm2(pixels) if image.kind == "picture" else None
+    sizes = {"area_mm2": area, "volume_ml": image.volume_ml(pixels)}
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
 def _plane(masks: Masks, frame: int) -> BoolArray:
