@@ -19,6 +19,7 @@ from medsam3.batch.crew import Pieces, part_name, work_here
 from medsam3.batch.pieces import Piece, find_pieces
 from medsam3.batch.target import Known, OutputTarget
 from medsam3.cli.batch import bytes_from
+from medsam3.cli.inputs import SUFFIXES
 from medsam3.cli.main import main
 from medsam3.errors import InputError
 from threshold_segmenter import ThresholdSegmenter
@@ -248,3 +249,10 @@ def test_a_shard_that_is_none_is_refused(shard: str, scans: Path, tmp_path: Path
     command = ["batch", str(scans), "--text", "polyp", "--out", str(tmp_path / "out"), "--shard", shard]
     assert main(command) == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_gives_every_kind_of_image_that_segment_takes_from_one(tmp_path: Path) -> None:
+    for number, ending in enumerate(SUFFIXES):
+        (tmp_path / f"{number}{ending}").write_bytes(b"x")
+    found = {name for piece in find_pieces([str(tmp_path)]) for name in piece.names or (Path(piece.url).name,)}
+    assert found == {f"{number}{ending}" for number, ending in enumerate(SUFFIXES)}

@@ -17,7 +17,7 @@ from typing import Any
 import fsspec
 
 from medsam3.errors import InputError, reason_of
-from medsam3.io.files import DICOM_SUFFIXES, RASTER_SUFFIXES, STACK_SUFFIXES
+from medsam3.io.files import DICOM_SUFFIXES, RASTER_SUFFIXES, SLIDE_SUFFIXES, STACK_SUFFIXES
 from medsam3.prompts import Box, Prompt
 from medsam3.store import name_bytes
 
@@ -172,7 +172,7 @@ def may_be_dicom(name: str) -> bool:
 
 
 def _is_image(path: str) -> bool:
-    return path.lower().endswith(RASTER_SUFFIXES + STACK_SUFFIXES + DICOM_SUFFIXES)
+    return path.lower().endswith(RASTER_SUFFIXES + STACK_SUFFIXES + SLIDE_SUFFIXES + DICOM_SUFFIXES)
 
 
 def _listed(source: str, system: Any, path: str) -> Iterator[Piece]:

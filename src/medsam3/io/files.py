@@ -69,6 +69,7 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".gif"),
     *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv"),
 )
+SLIDE_SUFFIXES = (".svs", ".scn", ".bif")
 STACK_SUFFIXES = NIFTI_SUFFIXES + NRRD_SUFFIXES + METAIMAGE_SUFFIXES + VIDEO_SUFFIXES
 ALLOWED = (
     "allowed are PNG, JPEG, TIFF, BMP, AVIF, HEIC, DICOM (a file or a folder with one series), NIfTI (.nii, .nii.gz), "
