@@ -101,7 +101,7 @@ PHANTOMS = (
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with browsing(*WITH_GL) as made:
+    with browsing(WITH_GL) as made:
         yield made
 
 
