@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from made_server import begun, opened, png, started, step, upload
 from medsam3.errors import InputError
 from medsam3.server.reader import stored_name
-from medsam3.server.settings import Limits, Settings, read_tokens
+from medsam3.server.settings import Limits, Settings, in_brackets, read_tokens
 
 ONE, OTHER = "a" * 32, "b" * 32
 
@@ -322,3 +322,7 @@ def test_two_clients_hold_their_own_images(client: TestClient) -> None:
     assert client.get(mine).status_code == 200
     assert client.get(foreign).status_code == 404
     assert client.get("/v1/images").status_code == 405
+
+
+def test_an_address_of_ipv6_is_put_in_brackets_once() -> None:
+    assert [in_brackets(host) for host in ("::1", "[::1]", "localhost")] == ["[::1]", "[::1]", "localhost"]

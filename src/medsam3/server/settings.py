@@ -128,7 +128,7 @@ class Settings:
     @property
     def allowed_hosts(self) -> frozenset[str]:
         """Names that may stand in a request's Host, without a port."""
-        here = {"localhost", "127.0.0.1", "[::1]"} if is_loopback(self.host) else {_in_brackets(self.host)}
+        here = {"localhost", "127.0.0.1", "[::1]"} if is_loopback(self.host) else {in_brackets(self.host)}
         return frozenset(here | set(self.hosts))
 
     def dialect_at(self, path: str) -> Dialect | None:
@@ -159,7 +159,8 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _in_brackets(host: str) -> str:
+def in_brackets(host: str) -> str:
+    """Write a host as it stands in a URL, where an IPv6 address is in brackets."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
