@@ -14,7 +14,6 @@ from cyclopts import Parameter
 from medsam3.cli.byte_sizes import bytes_from
 from medsam3.cli.inputs import Input, find_inputs
 from medsam3.cli.job import COUNT, FLAT, FROM_0, SHARE, Help, Job, ModelChoice, StackChoice, formats_from, prompts_from
-from medsam3.cli.segment import DEFAULT_FORMATS
 from medsam3.cli.terminal import progress_bar, say, say_json
 from medsam3.errors import InputError, require
 
@@ -98,6 +97,7 @@ Exit codes: 0 all done; 2 bad input, also if it was one file of many; 1 an error
 
     def _work(self) -> BatchWork:
         from medsam3.batch.worker import BatchWork  # noqa: PLC0415
+        from medsam3.io import DEFAULT_FORMATS  # noqa: PLC0415
 
         self.model.sam3.check()
         self.stacks.check()
@@ -116,7 +116,7 @@ Exit codes: 0 all done; 2 bad input, also if it was one file of many; 1 an error
             self.model.load,
             found_at,
             job.key,
-            {kind: tuple(names) for kind, names in DEFAULT_FORMATS.items()},
+            DEFAULT_FORMATS,
             weights,
         )
 

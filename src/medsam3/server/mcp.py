@@ -30,7 +30,7 @@ from medsam3 import __version__
 from medsam3.concepts import search
 from medsam3.errors import InputError
 from medsam3.image import Image
-from medsam3.io import FORMATS, facts, read, write, write_format
+from medsam3.io import DEFAULT_FORMATS, FORMATS, facts, read, write, write_format
 from medsam3.io.measures import Measures, measure
 from medsam3.io.read_masks import read_masks
 from medsam3.models.segmenter import Segmenter
@@ -41,7 +41,6 @@ from medsam3.store import slug
 
 MOST_SESSIONS = 8
 _LONGEST_SIDE_PX = 800
-_SUITING: dict[str, list[str]] = {"picture": ["png", "overlay"], "volume": ["nifti"], "video": ["coco"]}
 _ABOUT = """medsam3 segments medical images by concept: a phrase such as "polyp", "optic cup" or "liver" gives masks,
 scores and whether the concept is there at all. Begin with `segment`; correct with `session` (clicks, boxes, scribbles,
 undo); then `save`. A concept that is not present is an answer, not an error. Positions are pixels (x, y) of the file,
@@ -165,7 +164,7 @@ class Desk:
             if not masks:
                 raise InputError("the session has no masks yet: ask a phrase or draw something first")
             stem = self._places.free_stem(stem)
-            names = formats or _SUITING[opened.image.kind]
+            names = formats or DEFAULT_FORMATS[opened.image.kind]
             return [str(write_format(name, masks, opened.image, self._places.out, stem)) for name in names]
 
     def look(self, session: str, frame: int | None = None) -> McpPicture:
