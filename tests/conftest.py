@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
     from made_archive import Orthanc
+    from page_browser import Process
 
 
 @pytest.fixture
@@ -38,6 +39,33 @@ def client() -> Iterator[TestClient]:
 
     with started() as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def page_server() -> Iterator[Process]:
+    """The page's server with the fast fake model, for the tests of a module that do not end it."""
+    from page_browser import serving  # noqa: PLC0415
+
+    with serving() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without WebGL, for the tests of a module."""
+    from page_browser import browsing  # noqa: PLC0415
+
+    with browsing() as made:
+        yield made
+
+
+@pytest.fixture
+def page(browser: Any, page_server: Process) -> Iterator[Any]:
+    """The page, as another person opens it for each test."""
+    from page_browser import shown  # noqa: PLC0415
+
+    with shown(browser, page_server.address) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

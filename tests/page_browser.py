@@ -22,7 +22,6 @@ NEEDS_CHROMIUM = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)"
 )
 WITH_GL = ("--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
-PLAIN = ("--no-sandbox", "--disable-gpu")
 WITHOUT_GL = ("--no-sandbox", "--disable-gpu", "--disable-3d-apis")
 WAIT_MS = 300_000
 HERO = 0.64
@@ -68,12 +67,12 @@ def serving(command: Sequence[str] = FAKE) -> Iterator[Process]:
 
 
 @contextmanager
-def browsing(*arguments: str) -> Iterator[Any]:
-    """A browser; its pages must raise no error and break no rule of the Content-Security-Policy."""
+def browsing(arguments: Sequence[str] = WITHOUT_GL) -> Iterator[Any]:
+    """A browser that has WebGL or not by its arguments, whatever the machine: volumes are laid out by that."""
     from playwright.sync_api import sync_playwright  # noqa: PLC0415  tests without it are skipped
 
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(arguments or PLAIN))
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(arguments))
         try:
             yield browser
         finally:
@@ -82,7 +81,10 @@ def browsing(*arguments: str) -> Iterator[Any]:
 
 @contextmanager
 def shown(browser: Any, address: str, width: int = 1280, height: int = 800) -> Iterator[Any]:
-    """The page with its sample segmented; a context of its own, as another person's browser."""
+    """The page with its sample segmented, which must raise no error and break no rule of the Content-Security-Policy.
+
+    It has a context of its own, as another person's browser.
+    """
     context = browser.new_context(
         viewport={"width": width, "height": height}, permissions=["clipboard-read", "clipboard-write"]
     )

@@ -18,7 +18,6 @@ from made_dicom import series
 from medsam3.batch.crew import Pieces, part_name, work_here
 from medsam3.batch.pieces import Piece, find_pieces
 from medsam3.batch.target import Known, OutputTarget
-from medsam3.cli.batch import bytes_from
 from medsam3.cli.inputs import SUFFIXES
 from medsam3.cli.main import main
 from medsam3.errors import InputError
@@ -231,17 +230,6 @@ def test_nothing_is_known_of_an_empty_manifest(tmp_path: Path) -> None:
     assert isinstance(known, Known)
     assert not Known.has(known.states, 5)
     assert known.part_with(5) is None
-
-
-@pytest.mark.parametrize(("text", "size"), [("4GiB", 2**32), ("500M", 500 * 2**20), ("1.5k", 1536), ("77", 77)])
-def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
-    assert bytes_from(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "much", "-3", "0"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="4GiB"):
-        bytes_from(text)
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b"])

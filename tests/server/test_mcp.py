@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from medsam3.server.clients.mcp import Places, mcp_server
+from medsam3.io.measures import Measures
+from medsam3.server.mcp import Places, mcp_server
 from threshold_segmenter import ThresholdSegmenter
 
 mcp = pytest.importorskip("mcp", reason="mcp is not installed: pip install 'medsam3[mcp]'")
@@ -75,6 +77,7 @@ def test_an_image_is_segmented_corrected_saved_and_measured(scans: Path) -> None
         assert again != [mask]
         rows = (await called(client, "measure", masks=mask, image="a.png"))["result"]
         assert [row["voxels"] for row in rows] == [60]
+        assert list(rows[0]) == [field.name for field in fields(Measures)]
         nrrd = (await called(client, "convert", masks=mask, image="a.png", to="nrrd"))["result"]
         assert Path(nrrd).is_file()
 

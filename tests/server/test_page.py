@@ -21,7 +21,6 @@ from page_browser import (
     WAIT_MS,
     Process,
     ask,
-    browsing,
     click,
     drag,
     dropped,
@@ -38,28 +37,10 @@ pytestmark = NEEDS_CHROMIUM
 SIZE = (60, 40)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with browsing() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Process]:
-    with serving() as made:
-        yield made
-
-
 @pytest.fixture
 def own_server() -> Iterator[Process]:
     """One that may be killed."""
     with serving() as made:
-        yield made
-
-
-@pytest.fixture
-def page(browser: Any, server: Process) -> Iterator[Any]:
-    with shown(browser, server.address) as made:
         yield made
 
 
@@ -250,8 +231,8 @@ def test_the_page_asks_once_for_the_token(browser: Any, own_server: Process) -> 
 
 
 @pytest.mark.slow
-def test_two_browsers_do_not_see_each_others_images(browser: Any, server: Process, block: Path) -> None:
-    with shown(browser, server.address) as mine, shown(browser, server.address) as theirs:
+def test_two_browsers_do_not_see_each_others_images(browser: Any, page_server: Process, block: Path) -> None:
+    with shown(browser, page_server.address) as mine, shown(browser, page_server.address) as theirs:
         dropped(mine, block)
         assert theirs.locator("#images .open").count() == 1  # the sample, its own
         theirs.reload()

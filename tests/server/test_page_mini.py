@@ -15,8 +15,10 @@ import pytest
 from made_dicom import write_oblique_series
 from medsam3.cli.main import main
 from page_browser import (
+    HERO,
     MINI,
     NEEDS_CHROMIUM,
+    WITH_GL,
     Process,
     ask,
     browsing,
@@ -42,7 +44,7 @@ def server() -> Iterator[Process]:
 
 @pytest.fixture(scope="module")
 def page(server: Process) -> Iterator[Any]:
-    with browsing() as browser, shown(browser, server.address) as made:
+    with browsing(WITH_GL) as browser, shown(browser, server.address) as made:
         yield made
 
 
@@ -125,6 +127,7 @@ def test_a_nifti_is_asked_corrected_undone_and_copied_as_python(
     path = tmp_path / "chest.nii.gz"
     nib.save(nib.Nifti1Image(chest().transpose(2, 1, 0), np.diag([-2.0, -2.0, 5.0, 1.0])), path)
     dropped(page, path)
+    page.wait_for_selector("#gl:not([hidden])")
     ask(page, "lung")
     wanted = np.asarray(nib.load(by_command(path, "nifti", tmp_path, "--text", "lung")).dataobj)
     got = np.asarray(nib.load(taken(page, "nifti", tmp_path)).dataobj)
@@ -132,7 +135,7 @@ def test_a_nifti_is_asked_corrected_undone_and_copied_as_python(
     np.testing.assert_array_equal(got, wanted)
     page.locator("#canvas").focus()
     page.keyboard.press("n")
-    click(page, place_of(page, 55, 78, (192, 160)))
+    click(page, place_of(page, 55, 78, (192, 160), HERO))
     corrected = np.asarray(nib.load(taken(page, "nifti", tmp_path)).dataobj)
     assert (corrected != wanted).any()
     page.click("#copy-python")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from cyclopts import Parameter
 
+from medsam3.cli.byte_sizes import bytes_from
 from medsam3.cli.inputs import Input, find_inputs
 from medsam3.cli.job import COUNT, FLAT, FROM_0, SHARE, Help, Job, ModelChoice, StackChoice, formats_from, prompts_from
-from medsam3.cli.segment import DEFAULT_FORMATS
 from medsam3.cli.terminal import progress_bar, say, say_json
 from medsam3.errors import InputError, require
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:  # numpy, torch, pyarrow, not for --help
     from medsam3.batch.target import Known, OutputTarget
     from medsam3.batch.worker import BatchWork, FoundInput, Report
     from medsam3.image import Image
-
-_UNITS = {"k": 10, "m": 20, "g": 30, "t": 40}
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,7 @@ Exit codes: 0 all done; 2 bad input, also if it was one file of many; 1 an error
     def _work(self) -> BatchWork:
         from medsam3.batch.pieces import LIST_SUFFIXES  # noqa: PLC0415
         from medsam3.batch.worker import BatchWork  # noqa: PLC0415
+        from medsam3.io import DEFAULT_FORMATS  # noqa: PLC0415
 
         self.model.sam3.check()
         self.stacks.check()
@@ -131,7 +130,7 @@ Exit codes: 0 all done; 2 bad input, also if it was one file of many; 1 an error
             yield from work_here(pieces, work, target.url, known)
             return
         team = self.team
-        memory = None if team.memory is None else bytes_from(team.memory)
+        memory = None if team.memory is None else bytes_from(team.memory, "--memory")
         crew = Crew(work, target.url, known, Cluster(team.cluster, team.workers, team.gpus, memory, team.timeout))
         try:
             yield from crew.run(pieces)
@@ -162,23 +161,6 @@ def _open(item: Input) -> Image:
     from medsam3.io import read  # noqa: PLC0415
 
     return read(item.path, series=item.series)
-
-
-def bytes_from(text: str) -> int:
-    """Read a size such as 4GiB, 500M or 2000000.
-
-    Raises:
-        InputError: It is no size.
-    """
-    number = text.strip().lower().removesuffix("b").removesuffix("i")
-    unit = _UNITS.get(number[-1:], 0)
-    try:
-        size = int(float(number[: -1 if unit else None]) * 2**unit)
-    except (ValueError, OverflowError):
-        size = 0
-    if size < 1:
-        raise InputError(f"--memory is {text!r}, allowed is a size such as 4GiB or 500MiB")
-    return size
 
 
 def _share(text: str | None) -> tuple[int, int]:

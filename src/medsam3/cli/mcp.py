@@ -38,7 +38,7 @@ go to it, and to whoever runs its LLM, only with --show. By HTTP only this machi
     def run(self) -> int:
         """Serve until the client goes."""
         require("mcp", extra="mcp")
-        from medsam3.server.clients.mcp import Places, mcp_server  # noqa: PLC0415
+        from medsam3.server.mcp import Places, mcp_server  # noqa: PLC0415
 
         roots = self.data or (Path.cwd(),)
         for root in roots:

@@ -24,16 +24,10 @@ if TYPE_CHECKING:  # numpy, not for --help
     from medsam3.cli.inputs import Chosen
     from medsam3.cli.outputs import OutputFolder, ResultRow, Task
     from medsam3.cli.remote import Answering
-    from medsam3.image import Image, Kind, Masks
+    from medsam3.image import Image, Masks
     from medsam3.prompts import Prompt
 
 _log = logging.getLogger(__name__)
-
-DEFAULT_FORMATS: dict[Kind, tuple[str, ...]] = {
-    "picture": ("png", "overlay"),
-    "volume": ("nifti",),
-    "video": ("coco",),
-}
 
 
 @dataclass(frozen=True)
@@ -263,6 +257,8 @@ class _Work:
 
     def finish(self, answering: Answering) -> None:
         """Segment and write what is open."""
+        from medsam3.io import DEFAULT_FORMATS  # noqa: PLC0415  numpy, not for --help
+
         assert self.chosen is not None, "prepare has opened it"
         self._stopwatch.lap("load model")
         image, options = self.chosen.image, self.job.stacks.options()

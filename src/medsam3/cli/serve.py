@@ -11,6 +11,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from medsam3.cli.byte_sizes import bytes_from
 from medsam3.cli.job import COUNT, FLAT, Help, ModelChoice
 from medsam3.cli.terminal import say, tell
 from medsam3.cli.watch import DEFAULT_OUT, IntakeChoice, Watch, take_in
@@ -73,7 +74,7 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
             require(module, extra="server")
         from medsam3.models.registry import LOADERS, names  # noqa: PLC0415  numpy
         from medsam3.server.clients import dialects_named  # noqa: PLC0415
-        from medsam3.server.settings import Limits, Settings, bytes_from, read_tokens  # noqa: PLC0415
+        from medsam3.server.settings import Limits, Settings, read_tokens  # noqa: PLC0415
 
         if self.model not in LOADERS and not Path(self.model).exists():
             raise InputError(f"there is no model {self.model!r}, allowed are {', '.join(names())}, or SAM 3's weights")

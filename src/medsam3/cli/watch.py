@@ -18,6 +18,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from medsam3.cli.archive import ArchiveChoice
+from medsam3.cli.byte_sizes import bytes_from
 from medsam3.cli.job import ABOVE_0, COUNT, FLAT, FROM_0, SHARE, Help, Job, ModelChoice, StackChoice, prompts_from
 from medsam3.cli.terminal import ProgressBar, complain, progress_bar, unexpected
 from medsam3.errors import InputError, require
@@ -117,7 +118,6 @@ Not a medical device: for research only."""
     def _take_in(self, recipe: Recipe, bar: ProgressBar) -> int:
         """Take in what is sent here."""
         from medsam3.pacs.dimse import Intake, IntakeLimits  # noqa: PLC0415
-        from medsam3.server.settings import bytes_from  # noqa: PLC0415
 
         chosen, port = self.intake, self.intake.dicom_port
         assert port is not None and chosen.send_to is not None, "checked with the recipe"
@@ -175,7 +175,7 @@ Not a medical device: for research only."""
             raise InputError("--once and --days choose from an archive: leave them out with --dicom-port")
         require("pynetdicom", extra="pacs")
         from medsam3.pacs.dimse import Node, check_title  # noqa: PLC0415
-        from medsam3.server.settings import bytes_from, is_loopback  # noqa: PLC0415
+        from medsam3.server.settings import is_loopback  # noqa: PLC0415
 
         for title in (self.intake.ae_title, *self.intake.allow_ae):
             check_title(title)

@@ -46,11 +46,7 @@ class RemoteImage:
 
     def close(self) -> None:
         """Remove it from the server, with all that came of it."""
-        try:
-            self._connection.json("DELETE", f"/v1/images/{self.id}")
-        except ServerError as error:
-            if error.status not in (0, 404):
-                raise
+        self._connection.remove(f"/v1/images/{self.id}")
 
     def __enter__(self) -> Self:
         return self

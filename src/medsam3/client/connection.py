@@ -73,12 +73,15 @@ class Connection:
             ServerError: It cannot be reached, refuses, or is busy for longer than the patience.
         """
         answer = self._patiently(lambda: self._http.request(method, path, json=body))
-        if not answer.content:
-            return None
+        return self._json_of(answer) if answer.content else None
+
+    def remove(self, path: str) -> None:
+        """Remove what lies at a path; errors as `json`, but none if it, or the server with it, is gone already."""
         try:
-            return answer.json()
-        except ValueError as error:
-            raise self._foreign(answer) from error
+            self.json("DELETE", path)
+        except ServerError as error:
+            if error.status not in (0, 404):
+                raise
 
     def upload(self, path: str, files: Form) -> Any:
         """Send files as a form, read from disk as they go; errors as `json`."""
@@ -88,11 +91,7 @@ class Connection:
                 form = [("files", (name, stack.enter_context(place.open("rb")))) for name, place in files]
                 return self._http.post(path, files=form)
 
-        answer = self._patiently(send)
-        try:
-            return answer.json()
-        except ValueError as error:
-            raise self._foreign(answer) from error
+        return self._json_of(self._patiently(send))
 
     def content(self, path: str) -> bytes:
         """Ask for a file, and give it; errors as `json`."""
@@ -158,6 +157,12 @@ class Connection:
         if status == 503:
             detail += f" (waited {self._patience_s:g} s)"
         return ServerError(printable(" ".join(detail.split())), status)
+
+    def _json_of(self, answer: httpx.Response) -> Any:
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise self._foreign(answer) from error
 
     def _foreign(self, answer: httpx.Response) -> ServerError:
         return ServerError(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from medsam3.client.connection import Connection, ServerError
+from medsam3.client.connection import Connection
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.packed_masks import from_about, unpacked
@@ -60,11 +60,7 @@ class RemoteSession:
 
     def close(self) -> None:
         """End it; the image goes too if it was sent for this session alone."""
-        try:
-            self._connection.json("DELETE", self._image_path if self._is_own else self._path)
-        except ServerError as error:
-            if error.status not in (0, 404):
-                raise
+        self._connection.remove(self._image_path if self._is_own else self._path)
 
     def __enter__(self) -> Self:
         return self

@@ -66,6 +66,12 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "geojson": Format(".geojson", "medsam3.io.geojson", "write_geojson"),
     }
 )
+DEFAULT_FORMATS: dict[str, tuple[str, ...]] = {
+    "picture": ("png", "overlay"),
+    "volume": ("nifti",),
+    "video": ("coco",),
+}
+"""Formats that results are written in if none is named, by the kind of image."""
 NEEDS_PIXELS = frozenset({"overlay", "mp4", "montage", "planes"})
 """Formats that show the image; all others write masks alone, and read no pixels."""
 _SHOWN = (

@@ -18,7 +18,7 @@ from medsam3.server.guard import Guard, Metrics
 from medsam3.server.problems import answer_errors
 from medsam3.server.routes import router, service_of
 from medsam3.server.service import Service
-from medsam3.server.settings import Settings
+from medsam3.server.settings import Settings, in_brackets
 
 PAGE = Path(__file__).parent / "page"
 DOCS = Path(__file__).parent / "docs"
@@ -106,8 +106,7 @@ def serve(settings: Settings, *, when_ready: Callable[[str], None]) -> None:
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
-                host = f"[{settings.host}]" if ":" in settings.host else settings.host
-                when_ready(f"http://{host}:{listening.getsockname()[1]}/")
+                when_ready(f"http://{in_brackets(settings.host)}:{listening.getsockname()[1]}/")
 
     config = uvicorn.Config(
         make_app(settings),

@@ -11,6 +11,8 @@ import secrets
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -116,6 +118,11 @@ class HeldJob:
     agent: AgentAnswer | None = None
     transcript: Path | None = None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self.task is None or self.task.done()
+
     def answer(self) -> JobAnswer:
         """Give how far it is."""
         told = self.progress
@@ -150,7 +157,7 @@ class HeldImage:
     @property
     def is_busy(self) -> bool:
         """Whether a job is at work on it."""
-        return any(job.task is not None and not job.task.done() for job in self.jobs.values())
+        return any(not job.is_over for job in self.jobs.values())
 
 
 class Holdings:
@@ -167,8 +174,9 @@ class Holdings:
     def __len__(self) -> int:
         return len(self._images)
 
-    def new_folder(self) -> Path:
-        """Make a folder for an image to come.
+    @contextmanager
+    def new_folder(self) -> Iterator[Path]:
+        """Make a folder for an image to come, and remove it if none comes of it.
 
         Raises:
             RefusedError: As many images are held as may be.
@@ -177,7 +185,11 @@ class Holdings:
             raise RefusedError(503, "the server holds as many images as it may: remove one, or wait", retry_after_s=60)
         folder = self.folder / secrets.token_hex(16)
         (folder / "files").mkdir(parents=True, mode=0o700)
-        return folder
+        try:
+            yield folder
+        except BaseException:
+            remove(folder)
+            raise
 
     def add(self, owner: str, folder: Path, source: Source, about: ImageAnswer) -> HeldImage:
         """Hold an image."""

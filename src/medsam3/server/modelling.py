@@ -91,11 +91,6 @@ def do_step(place: SessionPlace, step: Step) -> Found:
     return found_by(session)
 
 
-def look(place: SessionPlace) -> Found:
-    """Tell what a session has found so far."""
-    return found_by(_session(place))
-
-
 def frame_masks(place: SessionPlace, frame: int, grid: Literal["display", "file"]) -> FrameMasks:
     """Give the masks of a session on one frame, over the pixels of its display or of the file.
 
@@ -105,7 +100,7 @@ def frame_masks(place: SessionPlace, frame: int, grid: Literal["display", "file"
     session = _session(place)
     image = session.image
     check_frame(frame, image.shape[0])
-    view = shown(image, place.asked.window)
+    view = shown(place.image, place.asked.window)
     height, width = view.size if grid == "display" else image.shape[1:]
     masks = []
     for one in session.objects:

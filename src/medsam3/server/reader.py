@@ -70,7 +70,7 @@ def describe(source: Source, name: str, limits: Limits) -> ImageAnswer:
             f"the image has {frames} frames of {width} x {height} pixels, allowed are {limits.frames} frames of "
             f"{limits.frame_pixels} pixels: cut it into parts"
         )
-    view = _view(source, None)
+    view = shown(source, None)
     is_ct = image.metadata.get("modality") == "CT" or view.window == SOFT_TISSUE_HU
     return ImageAnswer(
         id="",
@@ -97,13 +97,9 @@ def opened(source: Source) -> Image:
 
 
 @lru_cache(8)
-def _view(source: Source, window: str | None) -> View:
-    return shown(opened(source), window)
-
-
-def shown(image: Image, window: WindowAsked | None) -> View:
-    """Show an image's own slices, in a window that was asked for or in the automatic one."""
-    return view_of(image, window=window_of(window), keeps_slices=True)
+def shown(source: Source, window: WindowAsked | None) -> View:
+    """Show an image's own slices, in a window that was asked for or in the automatic one, which looks at all of it."""
+    return view_of(opened(source), window=window_of(window), keeps_slices=True)
 
 
 def window_of(asked: WindowAsked | None) -> Window | None:
@@ -123,7 +119,7 @@ def png_of(source: Source, frame: int, window: str | None, longest: int | None =
     Raises:
         InputError: No such frame or window, a frame that cannot be decoded.
     """
-    view = _view(source, window)
+    view = shown(source, window)
     picture = PIL.Image.fromarray(view.rgb(view.number(check_frame(frame, view.count))))
     if longest is not None:
         picture.thumbnail((longest, longest))

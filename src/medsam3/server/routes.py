@@ -190,7 +190,7 @@ async def begin_step(
     async def work(job: HeldJob) -> None:
         job.session = await service.step(held, step, job)
 
-    return service.begin_job(held.image, held.worker, work).answer()
+    return service.begin_job(held.image, work, held.worker).answer()
 
 
 def _check_depth(session: HeldSession, step: Step) -> None:
@@ -219,20 +219,22 @@ async def masks_of_frame(
 async def session_objects(image: str, session: str, owner: Owner, service: Served) -> FileResponse:
     """Give all that a session has found, each object by itself, as `medsam3.Client` reads it."""
     held = service.holdings.session(owner, image, session)
-    path = held.image.folder / f"objects-{new_id()}.json"
-    async with held.lock:
-        await service.ask(held.worker, "session_objects", held.place(), path)
-    return FileResponse(path, media_type="application/json", background=BackgroundTask(path.unlink, True))
+    return await _written(service, held, "session_objects", ".json", "application/json")
 
 
 @router.get("/images/{image}/sessions/{session}/masks.nii.gz", response_class=FileResponse)
 async def masks_as_nifti(image: str, session: str, owner: Owner, service: Served) -> FileResponse:
     """Give all objects as one label map over the file's grid: object k as k + 1, later ones on top."""
     held = service.holdings.session(owner, image, session)
-    path = held.image.folder / f"labels-{new_id()}.nii.gz"
+    return await _written(service, held, "session_labels", ".nii.gz", "application/octet-stream")
+
+
+async def _written(service: Service, held: HeldSession, task: str, ending: str, media_type: str) -> FileResponse:
+    """Let a session's worker write a file, and give it."""
+    path = held.image.folder / f"{task}-{new_id()}{ending}"
     async with held.lock:
-        await service.ask(held.worker, "session_labels", held.place(), path)
-    return FileResponse(path, media_type="application/octet-stream", background=BackgroundTask(path.unlink, True))
+        await service.ask(held.worker, task, held.place(), path)
+    return FileResponse(path, media_type=media_type, background=BackgroundTask(path.unlink, True))
 
 
 @router.post("/images/{image}/sessions/{session}/results", status_code=201)
@@ -246,14 +248,13 @@ async def keep_session(image: str, session: str, owner: Owner, service: Served) 
 async def begin_job(asked: Annotated[AnyJob, Body()], owner: Owner, service: Served) -> JobAnswer:
     """Segment a whole image, as `medsam3 segment` does, or follow an instruction, as `medsam3 agent` does."""
     image = service.holdings.image(owner, asked.image)
-    worker = min(service.modellers, key=lambda one: one.waiting)
     if isinstance(asked, AgentAsked):
         service.check_consent(image, asked)
-        return service.begin_job(image, worker, partial(service.follow, asked=asked)).answer()
+        return service.begin_job(image, partial(service.follow, asked=asked)).answer()
     if not asked.asked:
         raise InputError("nothing is asked for: give phrases, boxes, points or prompts")
     reader.window_of(asked.window)
-    return service.begin_job(image, worker, partial(service.segment, asked=asked)).answer()
+    return service.begin_job(image, partial(service.segment, asked=asked)).answer()
 
 
 @router.get("/jobs/{job}")
@@ -304,8 +305,7 @@ async def preview(asked: AgentAsked, owner: Owner, service: Served) -> PreviewAn
 async def cancel_job(job: str, owner: Owner, service: Served) -> JobAnswer:
     """Stop a job; one that is done stays done."""
     held = service.holdings.job(owner, job)
-    if held.task is not None and not held.task.done():
-        await service.cancel(held)
+    await service.cancel(held)
     return held.answer()
 
 
@@ -329,7 +329,7 @@ async def take_result(
 @router.get("/concepts")
 async def list_concepts(service: Served, q: Annotated[str, Query(max_length=300)] = "") -> list[ConceptAnswer]:
     """List concepts that fit a query, the taught ones first; any other phrase may be asked for too."""
-    taught = frozenset(service.model.concepts) if service.model else frozenset()
+    taught = service.taught
     found = [
         ConceptAnswer(name=one.name, synonyms=list(one.synonyms), is_taught=one.name in taught if taught else None)
         for one in concepts.search(q)

@@ -73,6 +73,16 @@ class Service:
         self._read: dict[str, list[PhraseAnswer]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
+    @property
+    def freest(self) -> Worker:
+        """The model process that the fewest tasks wait for."""
+        return min(self.modellers, key=lambda one: one.waiting)
+
+    @property
+    def taught(self) -> frozenset[str]:
+        """Names of the concepts that the model was taught; none until it is loaded."""
+        return frozenset(self.model.concepts) if self.model else frozenset()
+
     async def start(self) -> None:
         """Begin to load the models, and to remove what is old."""
         self.spawn(self._load())
@@ -117,8 +127,7 @@ class Service:
     async def read_phrase(self, phrase: str) -> list[PhraseAnswer]:
         """Tell how a phrase is read; what was asked before waits for no worker."""
         if phrase not in self._read:
-            worker = min(self.modellers, key=lambda one: one.waiting)
-            self._read[phrase] = await self.ask(worker, "read_phrase", phrase)
+            self._read[phrase] = await self.ask(self.freest, "read_phrase", phrase)
             while len(self._read) > MOST_PHRASES:
                 del self._read[next(iter(self._read))]
         return self._read[phrase]
@@ -138,8 +147,7 @@ class Service:
         self, files: Sequence[UploadFile], owner: str, frame: int | None = None, series: str | None = None
     ) -> HeldImage:
         """Hold files that have come in as one image."""
-        folder = self.holdings.new_folder()
-        try:
+        with self.holdings.new_folder() as folder:
             ordered = sorted(files, key=lambda one: natural_key(one.filename or ""))
             for number, one in enumerate(ordered):
                 target = folder / "files" / reader.stored_name(number, one.filename or "")
@@ -147,32 +155,21 @@ class Service:
             name = _shown_name([one.filename or "image" for one in ordered])
             limits = self.settings.limits
             source, about = await self.read(reader.open_upload, folder / "files", name, limits, frame, series)
-        except BaseException:
-            reader.remove(folder)
-            raise
         return self.holdings.add(owner, folder, source, about)
 
     async def open_place(self, source: Source, name: str, owner: str) -> HeldImage:
         """Open a file that is on the server's disk already; it is left where it is."""
-        folder = self.holdings.new_folder()
-        try:
+        with self.holdings.new_folder() as folder:
             about = await self.read(reader.describe, source, name, self.settings.limits)
-        except BaseException:
-            reader.remove(folder)
-            raise
         return self.holdings.add(owner, folder, source, about)
 
     async def hold_filled(
         self, fill: Callable[..., Any], arguments: tuple[Any, ...], name: str, owner: str
     ) -> HeldImage:
         """Hold one image whose files the reading process puts into a folder: `fill(*arguments, folder)`."""
-        folder = self.holdings.new_folder()
-        try:
+        with self.holdings.new_folder() as folder:
             await self.read(fill, *arguments, folder / "files")
             source, about = await self.read(reader.open_upload, folder / "files", name, self.settings.limits)
-        except BaseException:
-            reader.remove(folder)
-            raise
         return self.holdings.add(owner, folder, source, about)
 
     def new_session(self, image: HeldImage, asked: SessionAsked) -> HeldSession:
@@ -196,11 +193,14 @@ class Service:
             session.steps.append(step)
         return session.answer()
 
-    def begin_job(self, image: HeldImage, worker: Worker, work: Callable[[HeldJob], Awaitable[None]]) -> HeldJob:
-        """Begin long work; how it ends is noted in the job."""
+    def begin_job(
+        self, image: HeldImage, work: Callable[[HeldJob], Awaitable[None]], worker: Worker | None = None
+    ) -> HeldJob:
+        """Begin long work in a model process, the freest if none is named; how it ends is noted in the job."""
+        worker = worker or self.freest
         if worker.waiting >= worker.most_waiting:
             raise RefusedError(503, "the server has more to do than it takes on: try again", retry_after_s=30)
-        finished = [name for name, one in image.jobs.items() if one.task is not None and one.task.done()]
+        finished = [name for name, one in image.jobs.items() if one.is_over]
         for name in finished[: max(0, len(image.jobs) - MOST_JOBS + 1)]:
             del image.jobs[name]
         job = HeldJob(new_id(), image, worker)
@@ -228,8 +228,7 @@ class Service:
         llm = self._llm(asked)
         if llm is None:
             return PreviewAnswer()
-        worker = min(self.modellers, key=lambda one: one.waiting)
-        found: PreviewAnswer = await self.ask(worker, "preview", image.source, asked, llm, module=FOLLOWING)
+        found: PreviewAnswer = await self.ask(self.freest, "preview", image.source, asked, llm, module=FOLLOWING)
         return found.model_copy(update={"consent": self._consent(image, asked)})
 
     def check_consent(self, image: HeldImage, asked: AgentAsked) -> None:
@@ -267,10 +266,11 @@ class Service:
         job.result = result.id
 
     async def cancel(self, job: HeldJob) -> None:
-        """Stop a job and wait until it has stopped."""
+        """Stop a job and wait until it has stopped; one that is over stays as it is."""
+        if job.task is None or job.is_over:
+            return
         await job.worker.cancel(job.progress)
-        if job.task is not None:
-            await asyncio.wait([job.task], timeout=self.settings.limits.step_s)
+        await asyncio.wait([job.task], timeout=self.settings.limits.step_s)
 
     async def remove(self, image: HeldImage) -> None:
         """Remove an image, stop its jobs, and let its sessions go."""
@@ -377,7 +377,7 @@ async def events_of(job: HeldJob) -> AsyncIterator[str]:
     """Tell a job as server-sent events until it ends: the steps of an agent, named `step`, and how far it is."""
     told, steps = "", 0
     while True:
-        is_over = job.task is None or job.task.done()
+        is_over = job.is_over  # before it is told, so that its end is
         if job.transcript is not None:
             for step in steps_of(job.transcript)[steps:]:
                 yield f"event: step\nid: {step.number}\ndata: {step.model_dump_json()}\n\n"

@@ -16,7 +16,6 @@ from medsam3.server.clients import Dialect
 
 LEAST_TOKEN_CHARACTERS = 16
 LOCAL_OWNER = "local"
-_UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 Load = Callable[[str], Any]
 """From a model's name to the model; called in the worker processes, so it must be a function of a module."""
@@ -129,7 +128,7 @@ class Settings:
     @property
     def allowed_hosts(self) -> frozenset[str]:
         """Names that may stand in a request's Host, without a port."""
-        here = {"localhost", "127.0.0.1", "[::1]"} if is_loopback(self.host) else {_in_brackets(self.host)}
+        here = {"localhost", "127.0.0.1", "[::1]"} if is_loopback(self.host) else {in_brackets(self.host)}
         return frozenset(here | set(self.hosts))
 
     def dialect_at(self, path: str) -> Dialect | None:
@@ -160,7 +159,8 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _in_brackets(host: str) -> str:
+def in_brackets(host: str) -> str:
+    """Write a host as it stands in a URL, where an IPv6 address is in brackets."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
@@ -188,18 +188,3 @@ def read_tokens(path: Path) -> tuple[str, ...]:
             f"{LEAST_TOKEN_CHARACTERS} characters: openssl rand -hex 32 makes a good one"
         )
     return tokens
-
-
-def bytes_from(text: str) -> int:
-    """Read a size such as 2GiB, 500MB or 1000000.
-
-    Raises:
-        InputError: It is no size, or 0.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match and match[2].upper() in _UNITS else 0
-    if size <= 0:
-        raise InputError(
-            f"size is {text!r}, allowed is a number with KiB, MiB, GiB, KB, MB, GB or nothing, such as 2GiB"
-        )
-    return size

@@ -17,7 +17,6 @@ from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from medsam3 import concepts
 from medsam3.errors import InputError
 from medsam3.geometry import BoolArray
 from medsam3.image import Masks
@@ -92,13 +91,8 @@ def steps_of(asked: dict[str, Any]) -> list[Step]:
 
 
 def _functions(service: Service) -> dict[str, Any]:
-    taught = frozenset(service.model.concepts) if service.model else frozenset()
-    families: dict[str, list[str]] = {}
-    for one in concepts.CONCEPTS:
-        if one.name in taught:
-            families.setdefault(one.family, []).append(one.name)
     found = {}
-    for family, labels in families.items():
+    for family, labels in desk.taught_families(service).items():
         name = f"medsam3-{re.sub('[^a-z0-9]+', '-', family.lower())}"
         spec = json.dumps([{"id": k, "name": label, "type": "mask"} for k, label in enumerate(labels)])
         found[name] = _described(name, f"medsam3: {family}", {"type": "detector", "spec": spec})

@@ -21,6 +21,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
+from medsam3 import concepts
 from medsam3.errors import InputError
 from medsam3.image import Masks
 from medsam3.server.holdings import HeldImage, HeldJob, HeldResult, HeldSession
@@ -100,6 +101,16 @@ async def hold_once(service: Service, owner: str, dialect: str, content: bytes) 
     return held
 
 
+def taught_families(service: Service) -> dict[str, list[str]]:
+    """List the concepts that the model was taught by the kind of image that they are of."""
+    taught = service.taught
+    families: dict[str, list[str]] = {}
+    for one in concepts.CONCEPTS:
+        if one.name in taught:
+            families.setdefault(one.family, []).append(one.name)
+    return families
+
+
 async def wait_for_model(service: Service) -> None:
     """Wait while the model is loaded, so that what it was taught can be told; not if that failed."""
     while service.model is None and any(worker.waiting for worker in service.modellers):
@@ -122,8 +133,7 @@ async def find(request: Request, service: Service, image: HeldImage, asked: JobA
             failed.append(error)
             raise
 
-    worker = min(service.modellers, key=lambda one: one.waiting)
-    job = service.begin_job(image, worker, work)
+    job = service.begin_job(image, work)
     assert job.task is not None, "it was just begun"
     while not job.task.done():
         await asyncio.wait([job.task], timeout=LISTEN_S)
@@ -154,13 +164,12 @@ async def click(
     desk, name = desk_of(service), (image.id, key)
     async with desk.lock:
         track = desk.tracks.get(name)
-        if track is None or track.session.id not in image.sessions or not _contains(steps, track.done):
+        left = None if track is None or track.session.id not in image.sessions else _without(track.done, steps)
+        if track is None or left is None:
             if track is not None:
                 image.sessions.pop(track.session.id, None)
-            track = desk.tracks[name] = _Track(service.new_session(image, SessionAsked()))
-    left = list(steps)
-    for step in track.done:
-        left.remove(step)
+            track, left = _Track(service.new_session(image, SessionAsked())), list(steps)
+            desk.tracks[name] = track
     for step in left:
         await service.step(track.session, step)
         track.done.append(step)
@@ -169,14 +178,14 @@ async def click(
     return await service.keep(track.session)
 
 
-def _contains(steps: Sequence[Step], done: Sequence[Step]) -> bool:
+def _without(done: Sequence[Step], steps: Sequence[Step]) -> list[Step] | None:
+    """Give the steps that were not done yet; None if one was done that is not among them."""
     left = list(steps)
-    try:
-        for step in done:
-            left.remove(step)
-    except ValueError:
-        return False
-    return True
+    for step in done:
+        if step not in left:
+            return None
+        left.remove(step)
+    return left
 
 
 async def masks_of(result: HeldResult) -> list[Masks]:

@@ -16,7 +16,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Body, File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
-from medsam3 import __version__, concepts
+from medsam3 import __version__
 from medsam3.errors import InputError
 from medsam3.server import reader
 from medsam3.server.clients import desk
@@ -263,14 +263,9 @@ async def infer(
 
 def _models(service: Service) -> dict[str, dict[str, Any]]:
     """Describe the models: by phrase, by clicks, and one for each kind of image of which concepts were taught."""
-    taught = frozenset(service.model.concepts) if service.model else frozenset()
     phrase = _model("segmentation", PHRASE_LABELS, "Finds what is typed as text in the options; several: liver, spleen")
     models = {PHRASE: phrase | {"config": {"text": ""}}}
-    families: dict[str, list[str]] = {}
-    for one in concepts.CONCEPTS:
-        if one.name in taught:
-            families.setdefault(one.family, []).append(one.name)
-    for family, names in families.items():
+    for family, names in desk.taught_families(service).items():
         told = f"All taught concepts of {family}: {', '.join(names)}"
         models[re.sub(r"[^a-z0-9]+", "_", family.lower())] = _model("segmentation", names, told)
     models[CLICKS] = _model("deepgrow", ["object"], "Outlines what is clicked on, and follows it through the slices")

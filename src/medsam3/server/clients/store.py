@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ class Store:
         """List the tags under which an image has labels."""
         if self.root is None:
             return []
-        return sorted(path.parent.name for path in (self.root / LABELS).glob(f"*/{_plain(name)}.nii.gz"))
+        return sorted(path.parent.name for path in (self.root / LABELS).glob(f"*/{glob.escape(name)}.nii.gz"))
 
     def without_label(self) -> dict[str, Path]:
         """List the images that have none."""
@@ -101,8 +102,3 @@ class Store:
             for name, path in self.images().items()
             for tag in self.tags(name)
         ]
-
-
-def _plain(name: str) -> str:
-    """Give a name in which nothing is a wildcard."""
-    return re.sub(r"([*?[])", r"[\1]", name)

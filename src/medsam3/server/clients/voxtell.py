@@ -39,8 +39,8 @@ async def capabilities(service: Served) -> dict[str, Any]:
     """Name the model, and the concepts that it was taught in place of prepared phrases."""
     require("blosc2", extra="napari")
     await desk.wait_for_model(service)
-    taught = list(service.model.concepts) if service.model else []
-    return {"model": f"medsam3 {service.settings.model}", "patch_size": [1, 256, 256], "available_embeddings": taught}
+    about = {"model": f"medsam3 {service.settings.model}", "patch_size": [1, 256, 256]}
+    return about | {"available_embeddings": sorted(service.taught)}
 
 
 @router.post("/images")
@@ -70,8 +70,7 @@ async def begin(
         raise InputError(f"{len(phrases)} prompts were given, allowed are 1 to {MOST_PHRASES}, none of them empty")
     image = service.holdings.image(owner, image_id)
     asked = JobAsked(image=image.id, phrases=list(dict.fromkeys(phrases)))
-    worker = min(service.modellers, key=lambda one: one.waiting)
-    job = service.begin_job(image, worker, partial(service.segment, asked=asked))
+    job = service.begin_job(image, partial(service.segment, asked=asked))
     notes = desk.desk_of(service).notes
     notes[job.id] = (phrases, keep_largest)
     while len(notes) > desk.MOST_NOTES:
@@ -88,7 +87,7 @@ async def events(job: str, owner: Owner, service: Served) -> StreamingResponse:
 async def _lines(job: HeldJob) -> AsyncIterator[str]:
     told = (-1, -1)
     while True:
-        is_over = job.task is None or job.task.done()
+        is_over = job.is_over  # before it is told, so that its end is
         now = (job.progress.done, job.progress.count)
         if now != told and now[1]:
             yield json.dumps({"done": now[0], "total": now[1]}) + "\n"
@@ -117,9 +116,7 @@ async def result(job: str, owner: Owner, service: Served) -> Response:
 @router.post("/jobs/{job}/cancel")
 async def cancel(job: str, owner: Owner, service: Served) -> dict[str, bool]:
     """Stop a job."""
-    held = service.holdings.job(owner, job)
-    if held.task is not None and not held.task.done():
-        await service.cancel(held)
+    await service.cancel(service.holdings.job(owner, job))
     return {"cancelling": True}
 
 

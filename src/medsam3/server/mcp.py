@@ -1,17 +1,19 @@
 """The Model Context Protocol: tools by which any LLM client segments, corrects, measures and converts.
 
+It is a server of its own, with the model in its own process; it knows no HTTP API.
 Paths come in; numbers and files in a folder of results go out. Pictures go to the client, and so to whoever runs its
 LLM, only if the user asked for that at the start.
 """
 
 from __future__ import annotations
 
+import glob
 import io
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,8 +30,8 @@ from medsam3 import __version__
 from medsam3.concepts import search
 from medsam3.errors import InputError
 from medsam3.image import Image
-from medsam3.io import FORMATS, facts, read, write, write_format
-from medsam3.io.measures import measure
+from medsam3.io import DEFAULT_FORMATS, FORMATS, facts, read, write, write_format
+from medsam3.io.measures import Measures, measure
 from medsam3.io.read_masks import read_masks
 from medsam3.models.segmenter import Segmenter
 from medsam3.segmentation.session import Session
@@ -39,7 +41,6 @@ from medsam3.store import slug
 
 MOST_SESSIONS = 8
 _LONGEST_SIDE_PX = 800
-_SUITING: dict[str, list[str]] = {"picture": ["png", "overlay"], "volume": ["nifti"], "video": ["coco"]}
 _ABOUT = """medsam3 segments medical images by concept: a phrase such as "polyp", "optic cup" or "liver" gives masks,
 scores and whether the concept is there at all. Begin with `segment`; correct with `session` (clicks, boxes, scribbles,
 undo); then `save`. A concept that is not present is an answer, not an error. Positions are pixels (x, y) of the file,
@@ -55,20 +56,6 @@ class Opened(BaseModel):
     height: int
     width: int
     found: Found
-
-
-class Measured(BaseModel):
-    """A row of measures: an object, or with `object` 0 all of a concept together."""
-
-    concept: str
-    object: int
-    score: float | None
-    presence: float | None
-    voxels: int
-    volume_ml: float | None
-    longest_diameter_mm: float | None
-    first_slice: int | None
-    last_slice: int | None
 
 
 class Listed(BaseModel):
@@ -108,7 +95,7 @@ class Places:
         """Give a stem that no file in the folder of results begins with."""
         self.out.mkdir(parents=True, exist_ok=True)
         number, name = 1, stem
-        while any(self.out.glob(f"{_literal(name)}[._]*")):
+        while any(self.out.glob(f"{glob.escape(name)}[._]*")):
             number += 1
             name = f"{stem}-{number}"
         return name
@@ -177,7 +164,7 @@ class Desk:
             if not masks:
                 raise InputError("the session has no masks yet: ask a phrase or draw something first")
             stem = self._places.free_stem(stem)
-            names = formats or _SUITING[opened.image.kind]
+            names = formats or DEFAULT_FORMATS[opened.image.kind]
             return [str(write_format(name, masks, opened.image, self._places.out, stem)) for name in names]
 
     def look(self, session: str, frame: int | None = None) -> McpPicture:
@@ -195,7 +182,7 @@ class Desk:
         picture.save(stream, "PNG")
         return McpPicture(data=stream.getvalue(), format="png")
 
-    def measure(self, masks: str, image: str) -> list[Measured]:
+    def measure(self, masks: str, image: str) -> list[Measures]:
         """Measure masks in a file: voxels, volume in mL, longest diameter in mm, range of slices.
 
         Args:
@@ -205,9 +192,7 @@ class Desk:
         with _told():
             over = read(self._places.readable(image))
             found, _ = read_masks(self._places.readable(masks), over)
-            names = set(Measured.model_fields)
-            rows = [asdict(row) for row in measure(found, over)]
-            return [Measured(**{name: value for name, value in row.items() if name in names}) for row in rows]
+            return measure(found, over)
 
     def info(self, path: str) -> dict[str, Any]:
         """Tell technical facts of an image: size, spacing, orientation, type. Never whose it is.
@@ -313,8 +298,3 @@ def _progress(ctx: Context) -> Callable[[int, int], None]:
 
 def _stem(path: Path) -> str:
     return slug(path.name.partition(".")[0]) or "image"
-
-
-def _literal(name: str) -> str:
-    """Escape what a pattern of files would take for its own signs."""
-    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
