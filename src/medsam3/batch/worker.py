@@ -18,6 +18,7 @@ from medsam3.batch.target import Known, OutputTarget, Row, hash_of
 from medsam3.errors import InputError, reason_of
 from medsam3.image import Image, Kind, Masks
 from medsam3.io import write_format
+from medsam3.io.files import HEADERS
 from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Prompt
 from medsam3.segmentation.options import Options
@@ -25,8 +26,6 @@ from medsam3.segmentation.run import segment
 from medsam3.store import sha256_of, sha256_of_all, slug
 
 _LOG = logging.getLogger(__name__)
-_HEADERS = (".mhd", ".nhdr", ".hdr")
-"""Headers of volumes whose voxels lie in another file beside them, of the same name but for the ending."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +230,7 @@ def _sources(system: Any, piece: Piece, path: str) -> list[str]:
     """Name the files to fetch: those of a folder, a header with what lies beside it, or the file itself."""
     if piece.names:
         return [f"{path.rstrip('/')}/{name}" for name in piece.names]
-    if not path.lower().endswith(_HEADERS):
+    if not path.lower().endswith(HEADERS):
         return [path]
     start = path[: path.rindex(".")]
     return [name for name in system.ls(path.rpartition("/")[0], detail=False) if str(name).startswith(f"{start}.")]

@@ -16,7 +16,7 @@ from medsam3.client.session import RemoteSession
 from medsam3.client.wire import check_same, files_of, options_body, placed, prompt_body
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks
-from medsam3.io.packed_masks import loaded
+from medsam3.io.packed_masks import LOSSLESS, loaded
 from medsam3.prompts import Prompt, check_phrase
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.run import Given, Report, as_prompts
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 600.0
 _LOOK_S = (0.05, 1.0)
-_LOSSLESS = "masks"
 
 Step = dict[str, Any]
 
@@ -112,7 +111,7 @@ class RemoteJob:
     def masks(self, progress: Report | None = None) -> list[Masks]:
         """Wait for the masks, one `Masks` for each concept; errors as `wait`."""
         self.wait(progress)
-        content = self._connection.content(f"/v1/results/{self.about['result']}?format={_LOSSLESS}")
+        content = self._connection.content(f"/v1/results/{self.about['result']}?format={LOSSLESS}")
         return placed(loaded(content), self._image)
 
     def save(self, format: str, folder: str | Path) -> Path:

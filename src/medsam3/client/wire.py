@@ -10,10 +10,10 @@ from typing import Any
 from medsam3.client.connection import Form
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks
+from medsam3.io.files import HEADERS
 from medsam3.prompts import Prompt
 from medsam3.segmentation.options import Options
 
-_HEADERS = (".mhd", ".nhdr", ".hdr")
 _NOT_SENT = ("journal", "encode", "memory_bytes", "disk_bytes", "work")
 
 
@@ -47,7 +47,7 @@ def prompt_body(prompt: Prompt) -> dict[str, Any]:
 
 def files_of(path: Path, image: Image) -> Form:
     """List the files that an image was read from, under names that tell nothing but their order and form."""
-    if path.name.lower().endswith(_HEADERS):
+    if path.name.lower().endswith(HEADERS):
         stem = path.name.rpartition(".")[0]
         return [(one.name, one) for one in sorted(path.parent.iterdir()) if one.name.startswith(f"{stem}.")]
     if len(image.source) == 1:

@@ -65,6 +65,8 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
 METAIMAGE_SUFFIXES = (".mha", ".mhd")
+HEADERS = (".mhd", ".nhdr", ".hdr")
+"""Headers of volumes whose voxels lie in another file beside them, of the same name but for the ending."""
 VIDEO_SUFFIXES = (
     *(".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".gif"),
     *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv"),

@@ -19,6 +19,8 @@ from medsam3.errors import InputError
 from medsam3.image import Masks, ObjectMask
 
 FORMAT = 1
+LOSSLESS = "masks"
+"""Name by which a server is asked for this form."""
 
 
 def packed(item: ObjectMask) -> dict[str, Any]:

@@ -21,11 +21,11 @@ import PIL.Image
 from medsam3.errors import InputError, check_frame
 from medsam3.image import Image, Masks, Pixels, Window
 from medsam3.io import FORMATS, read, write, write_format
-from medsam3.io.files import natural_key
+from medsam3.io.files import HEADERS, natural_key
 from medsam3.io.handed import ABOUT, FRAMES, is_handed, open_handed
 from medsam3.io.labels import concept_numbers, orientation
 from medsam3.io.nifti import write_slices
-from medsam3.io.packed_masks import dumped
+from medsam3.io.packed_masks import LOSSLESS, dumped
 from medsam3.io.read_masks import read_masks
 from medsam3.prompts import Box, Point, Prompt
 from medsam3.server.schemas import Display, ImageAnswer, Source, WindowAsked
@@ -33,11 +33,8 @@ from medsam3.server.settings import Limits
 from medsam3.view.grey import SOFT_TISSUE_HU, WINDOWS, window_named
 from medsam3.view.view import View, view_of
 
-LOSSLESS = "masks"
-"""Format that `medsam3.Client` reads: every object by itself."""
 THUMBNAIL_PIXELS = 160
 _CHUNK_BYTES = 2**20
-_HEADERS = (".mhd", ".nhdr", ".hdr")
 _MOST_RATIO = 1000
 """Zeros of a mask deflate about a thousandfold; more than that is made to fill disks."""
 
@@ -241,7 +238,7 @@ def _place_of(folder: Path, limits: Limits) -> Path:
         files = _files(folder)
     if not files:
         raise InputError("the upload holds no files: choose an image, a DICOM series or a zip of one")
-    headers = [path for path in files if path.suffix.lower() in _HEADERS]
+    headers = [path for path in files if path.suffix.lower() in HEADERS]
     if len(headers) == 1:
         return headers[0]
     return files[0] if len(files) == 1 else folder
@@ -309,7 +306,7 @@ def stored_name(number: int, name: str) -> str:
     lower = base.lower()
     if base in (FRAMES, ABOUT):  # `medsam3.Client` hands an image in memory over by them
         return base
-    if lower.endswith((*_HEADERS, ".raw", ".zraw", ".img", ".img.gz", ".raw.gz")) and is_plain(base):
+    if lower.endswith((*HEADERS, ".raw", ".zraw", ".img", ".img.gz", ".raw.gz")) and is_plain(base):
         return base
     ending = ".nii.gz" if lower.endswith(".nii.gz") else Path(lower).suffix
     return f"{number:06d}{ending if is_plain(ending) else ''}"

@@ -111,17 +111,23 @@ export class Stage {
       this.showMarks();
       return;
     }
-    if (this.isGoing) return; // the one that goes takes up where it is by then
-    this.isGoing = true;
+    await this.catchUp();
+  }
+
+  // Shows the picture that is wanted until it is the one that is shown; one call at a time does so for all.
+  async catchUp() {
+    const { study } = this;
+    if (this.isCatchingUp) return;
+    this.isCatchingUp = true;
     try {
-      for (let shown = null; this.study === study && shown !== study.frame;) {
-        shown = study.frame;
+      for (let shown = null; this.study === study && shown !== study.pictureName;) {
+        shown = study.pictureName;
         await this.show(null);
       }
     } catch (error) {
       this.told.say(error);
     } finally {
-      this.isGoing = false;
+      this.isCatchingUp = false;
     }
   }
 
@@ -138,8 +144,7 @@ export class Stage {
 
   async showPicture() {
     const { study } = this;
-    const { frame } = study;
-    const key = `${frame} ${study.seenName}`;
+    const { frame, pictureName: key } = study;
     const bitmap = this.pictures.get(key) ?? (await study.picture(frame));
     if (this.study !== study) return;
     this.pictures.set(key, bitmap);
@@ -233,18 +238,7 @@ export class Stage {
       this.viewer.draw();
       return;
     }
-    if (this.isWindowing) return;
-    this.isWindowing = true;
-    try {
-      for (let shown = null; this.study === study && shown !== study.seenName;) {
-        shown = study.seenName;
-        await this.show(null);
-      }
-    } catch (error) {
-      this.told.say(error);
-    } finally {
-      this.isWindowing = false;
-    }
+    await this.catchUp();
   }
 
   // To the right is wider, upwards brighter.

@@ -57,6 +57,9 @@ export class Study {
     return name === "custom" ? `${round((low + high) / 2)},${round(high - low)}` : name;
   }
 
+  // A frame in a window, of which the server makes a picture.
+  get pictureName() { return `${this.frame} ${this.seenName}`; }
+
   colour(concept) {
     if (!this.colours.has(concept)) this.colours.set(concept, this.colours.size % COLOURS.length);
     return this.colours.get(concept);
