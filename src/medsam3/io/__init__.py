@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from medsam3.errors import InputError, printable
-from medsam3.image import Frames, Image, LazyFrames, Masks, Pixels
+from medsam3.image import Frames, Image, Kind, LazyFrames, Masks, Pixels
 from medsam3.io.files import SlidePart, file_format
 
 _log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "geojson": Format(".geojson", "medsam3.io.geojson", "write_geojson"),
     }
 )
-DEFAULT_FORMATS: dict[str, tuple[str, ...]] = {
+DEFAULT_FORMATS: dict[Kind, tuple[str, ...]] = {
     "picture": ("png", "overlay"),
     "volume": ("nifti",),
     "video": ("coco",),
