@@ -71,7 +71,9 @@ With --base sam3 it is OUT/model with OUT/model/card.json: medsam3 segment FILE 
     recipe: Annotated[
         str | None, Help("follow the recipe of shipped weights (mini, mini-open, mini-frozen) or of a FILE, all stages")
     ] = None
-    steps: Annotated[int | None, COUNT, Help("updates (default: 1600; sam3: 2000)")] = None
+    steps: Annotated[
+        int | None, COUNT, Help("updates (default: 1600, with --init one an image, 24 at least; sam3: 2000)")
+    ] = None
     views: Annotated[int | None, COUNT, Help("cached views an image, the plain one included (default: 2; sam3: 1)")] = (
         None
     )
@@ -216,7 +218,7 @@ def mini_config(args: Train, samples: tuple[Sample, ...]) -> FitConfig:
     Raises:
         InputError: A choice that does not go with another, or with the data.
     """
-    from medsam3.train.config import INIT_RATE, TEXT_RANK, FitConfig  # noqa: PLC0415
+    from medsam3.train.config import INIT_RATE, TEXT_RANK, FitConfig, init_steps  # noqa: PLC0415
     from medsam3.train.run import starting_weights  # noqa: PLC0415
 
     is_frozen = args.image_encoder == "lite-medsam"
@@ -237,7 +239,7 @@ def mini_config(args: Train, samples: tuple[Sample, ...]) -> FitConfig:
         trains=trains,
         views_of=_views_of(args.views_of),
         initial_sha256=None if args.init is None else sha256_of(starting_weights(args.init)),
-        **({} if args.init is None else {"learning_rate": INIT_RATE})
+        **({} if args.init is None else {"learning_rate": INIT_RATE, "steps": init_steps(images)})
         | args.given((*_OF_BOTH, "val_every", "patience")),
     )
     sampling = replace(

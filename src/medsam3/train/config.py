@@ -19,6 +19,7 @@ TRAINS: tuple[Sam3Trains, ...] = get_args(Sam3Trains)
 TEXT_RANK = 8
 INIT_RATE = 1e-4
 """Peak rate for weights that know something already; at a fresh start's 8e-4 they lose of it (docs/experiments.md)."""
+LEAST_INIT_STEPS = 24
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,11 @@ class FitConfig:
     def views_in(self, dataset: str) -> int:
         """Cached views of each train image of a data set."""
         return dict(self.views_of).get(dataset, self.views)
+
+
+def init_steps(images: int) -> int:
+    """Give the updates for weights that know something: as many as train images, from 24 to a fresh start's."""
+    return min(FitConfig.steps, max(LEAST_INIT_STEPS, images))
 
 
 @dataclass(frozen=True)
