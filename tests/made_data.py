@@ -29,13 +29,13 @@ def bright_picture(path: Path) -> None:
     PIL.Image.fromarray(pixels).save(path)
 
 
-def data_folder(folder: Path) -> Path:
+def data_folder(folder: Path, concept: str = "polyp") -> Path:
     folder.mkdir()
     with (folder / "index.csv").open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(COLUMNS)
         for number, split in enumerate(("train", "train", "val")):
             image, mask = picture(folder, number)
-            table.writerow(("one", image.name, mask.name, "polyp", "1", split, f"g{number}", 1))
+            table.writerow(("one", image.name, mask.name, concept, "1", split, f"g{number}", 1))
             table.writerow(("one", image.name, mask.name, "ulcer", "2", split, f"g{number}", 0))
     return folder

@@ -15,7 +15,7 @@ from medsam3.errors import InputError
 from medsam3.models.mini.card import MiniThresholds
 from medsam3.models.mini.segmenter import SHIPPED_WEIGHTS, MiniSegmenter
 from medsam3.train.calibrate import Calibration
-from medsam3.train.config import FitConfig, init_steps
+from medsam3.train.config import KNOWN, NEW, FitConfig
 from medsam3.train.loop import RunFolder
 from medsam3.train.run import starting_weights, write_weights
 
@@ -223,21 +223,26 @@ def test_a_dry_run_describes_and_writes_the_report_on_the_data_alone(
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"data.html", "data.json"}
 
 
-def test_weights_that_know_something_are_trained_shortly_unless_more_is_asked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("concept", "least", "rate", "of_many"),
+    [("polyp", 24, 1e-4, [24, 24, 25, 700, 1600]), ("neuroretinal rim", 48, 2e-4, [48, 48, 50, 1400, 1600])],
+)
+def test_weights_that_know_something_are_trained_shortly_and_what_is_new_to_them_longer(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    concept: str,
+    least: int,
+    rate: float,
+    of_many: list[int],
 ) -> None:
     monkeypatch.setenv("MEDSAM3_HOME", str(tmp_path / "nowhere"))  # no encoders, so nothing is timed
-    command = [
-        "train",
-        str(data_folder(tmp_path / "data")),
-        "--out",
-        str(tmp_path / "run"),
-        "--dry-run",
-        "--init",
-        "mini",
-    ]
+    data = data_folder(tmp_path / "data", concept)
+    command = ["train", str(data), "--out", str(tmp_path / "run"), "--dry-run", "--init", "mini"]
     assert main(command) == 0
-    assert "24 steps of 2 images" in capsys.readouterr().err
+    assert f"{least} steps of 2 images" in capsys.readouterr().err
     assert main([*command, "--steps", "30"]) == 0
     assert "30 steps of 2 images" in capsys.readouterr().err
-    assert [init_steps(images) for images in (1, 24, 25, 700, 5000)] == [24, 24, 25, 700, 1600]
+    further = KNOWN if concept == "polyp" else NEW
+    assert further.learning_rate == rate
+    assert [further.steps(images) for images in (1, 24, 25, 700, 5000)] == of_many

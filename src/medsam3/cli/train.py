@@ -72,7 +72,9 @@ With --base sam3 it is OUT/model with OUT/model/card.json: medsam3 segment FILE 
         str | None, Help("follow the recipe of shipped weights (mini, mini-open, mini-frozen) or of a FILE, all stages")
     ] = None
     steps: Annotated[
-        int | None, COUNT, Help("updates (default: 1600, with --init one an image, 24 at least; sam3: 2000)")
+        int | None,
+        COUNT,
+        Help("updates (default: 1600; with --init one an image, two if a concept is new; sam3: 2000)"),
     ] = None
     views: Annotated[int | None, COUNT, Help("cached views an image, the plain one included (default: 2; sam3: 1)")] = (
         None
@@ -82,7 +84,9 @@ With --base sam3 it is OUT/model with OUT/model/card.json: medsam3 segment FILE 
     learning_rate: Annotated[
         float | None,
         ABOVE_0,
-        Help("peak learning rate (default: 0.0008, with --init 0.0001; sam3: 0.00008, adapter 0.00005)"),
+        Help(
+            "peak learning rate (default: 8e-4; with --init 1e-4, 2e-4 if a concept is new; sam3: 8e-5, adapter 5e-5)"
+        ),
     ] = None
     dataset_power: Annotated[
         float | None, FROM_0, Help("data sets are drawn by their size to this power (default: 0.6; sam3: 0.7)")
@@ -218,8 +222,8 @@ def mini_config(args: Train, samples: tuple[Sample, ...]) -> FitConfig:
     Raises:
         InputError: A choice that does not go with another, or with the data.
     """
-    from medsam3.train.config import INIT_RATE, TEXT_RANK, FitConfig, init_steps  # noqa: PLC0415
-    from medsam3.train.run import starting_weights  # noqa: PLC0415
+    from medsam3.train.config import TEXT_RANK, FitConfig  # noqa: PLC0415
+    from medsam3.train.run import init_defaults, starting_weights  # noqa: PLC0415
 
     is_frozen = args.image_encoder == "lite-medsam"
     trains = args.trains or ("detector" if is_frozen else "all")
@@ -234,12 +238,14 @@ def mini_config(args: Train, samples: tuple[Sample, ...]) -> FitConfig:
     images = sum(sample.split == "train" for sample in samples)
     if args.images_per_step is not None and args.images_per_step > images:
         raise InputError(f"--images-per-step is {args.images_per_step}, there are only {images} train images")
+    initial = None if args.init is None else starting_weights(args.init)
+    further = None if initial is None else init_defaults(samples, initial)
     config = FitConfig(
         bf16=not args.no_bf16,
         trains=trains,
         views_of=_views_of(args.views_of),
-        initial_sha256=None if args.init is None else sha256_of(starting_weights(args.init)),
-        **({} if args.init is None else {"learning_rate": INIT_RATE, "steps": init_steps(images)})
+        initial_sha256=None if initial is None else sha256_of(initial),
+        **({} if further is None else {"learning_rate": further.learning_rate, "steps": further.steps(images)})
         | args.given((*_OF_BOTH, "val_every", "patience")),
     )
     sampling = replace(

@@ -17,9 +17,6 @@ Trains = Literal["detector", "text", "lora", "all"]
 Sam3Trains = Literal["detector", "lora", "all"]
 TRAINS: tuple[Sam3Trains, ...] = get_args(Sam3Trains)
 TEXT_RANK = 8
-INIT_RATE = 1e-4
-"""Peak rate for weights that know something already; at a fresh start's 8e-4 they lose of it (docs/experiments.md)."""
-LEAST_INIT_STEPS = 24
 
 
 @dataclass(frozen=True)
@@ -103,9 +100,25 @@ class FitConfig:
         return dict(self.views_of).get(dataset, self.views)
 
 
-def init_steps(images: int) -> int:
-    """Give the updates for weights that know something: as many as train images, from 24 to a fresh start's."""
-    return min(FitConfig.steps, max(LEAST_INIT_STEPS, images))
+@dataclass(frozen=True)
+class InitDefaults:
+    """A run that starts from weights: its peak rate, and how many updates it makes for each image to train on.
+
+    At a fresh start's rate and length weights lose of what they know; what they were never taught takes more of both
+    (docs/experiments.md).
+    """
+
+    learning_rate: float
+    updates_an_image: int
+    least_steps: int
+
+    def steps(self, images: int) -> int:
+        """Give the updates for so many images, at most those of a fresh start."""
+        return min(FitConfig.steps, max(self.least_steps, self.updates_an_image * images))
+
+
+KNOWN = InitDefaults(learning_rate=1e-4, updates_an_image=1, least_steps=24)
+NEW = InitDefaults(learning_rate=2e-4, updates_an_image=2, least_steps=48)
 
 
 @dataclass(frozen=True)

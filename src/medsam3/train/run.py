@@ -30,7 +30,7 @@ from medsam3.train.batches import BatchMaker
 from medsam3.train.cache import FeatureCache, Features, ViewKey, fill, probe
 from medsam3.train.calibrate import Calibration, calibrate, collect, text_dice
 from medsam3.train.card import WRITTEN_ANEW, curve_summary, data_summary, lineage, write_card
-from medsam3.train.config import FitConfig
+from medsam3.train.config import KNOWN, NEW, FitConfig, InitDefaults
 from medsam3.train.estimate import cost_lines, measure, mini_sizes, table_of
 from medsam3.train.loop import Hooks, RunFolder, Validation, fit
 from medsam3.train.pictures import MINI_FEATURES, CachedViews, LiveViews, mini_view
@@ -301,6 +301,12 @@ def taught_concepts(samples: Sequence[Sample], earlier: MiniCard | None) -> list
     """List the names that training showed, here or in the weights that it started from."""
     shown = (target for sample in samples if sample.split == "train" for target in sample.targets if target.is_present)
     return sorted({target.concept for target in shown}.union(() if earlier is None else earlier.concepts))
+
+
+def init_defaults(samples: Sequence[Sample], initial: Path) -> InitDefaults:
+    """Choose the defaults of a run from these weights: whether they know all the concepts that the samples show."""
+    earlier = _earlier_card(initial)
+    return KNOWN if taught_concepts(samples, earlier) == taught_concepts((), earlier) else NEW
 
 
 def starting_weights(given: Path) -> Path:
