@@ -1,10 +1,11 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from medsam3.errors import InputError, printable, reason_of, require
+from medsam3.errors import InputError, check_frame, printable, reason_of, require
 
 
 def test_require_returns_the_module() -> None:
@@ -36,3 +37,10 @@ def test_a_reason_is_one_line_and_never_empty() -> None:
 def test_what_cannot_be_printed_is_shown_as_escapes() -> None:
     assert printable("a\x1b[2J\n\u202eb é") == "a\\x1b[2J\n\\u202eb é"
     assert printable("Größe 3") == "Größe 3"
+
+
+def test_a_frame_that_is_no_whole_number_is_refused() -> None:
+    fraction: Any = 0.5
+    with pytest.raises(InputError, match=r"frame 0\.5 was asked for, allowed is 0 to 3"):
+        check_frame(fraction, 4)
+    assert check_frame(3, 4) == 3

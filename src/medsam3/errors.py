@@ -23,7 +23,7 @@ def check_frame(frame: int, count: int) -> int:
     Raises:
         InputError: There is no such frame.
     """
-    if not 0 <= frame < count:
+    if not hasattr(frame, "__index__") or not 0 <= frame < count:  # what a file says may be a fraction
         raise InputError(f"frame {frame} was asked for, allowed is 0 to {count - 1}")
     return frame
 

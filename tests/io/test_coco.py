@@ -102,6 +102,8 @@ HELD[2:5, 3:9] = True
     [
         rle(HELD),
         [[3, 2, 9, 2, 9, 5, 3, 5]],
+        [3, 2, 9, 2, 9, 5, 3, 5],
+        [[[3, 2], [9, 2], [9, 5], [3, 5]]],
         [[3, 2, 6, 2, 6, 5, 3, 5], [6, 2, 9, 2, 9, 5, 6, 5]],
         # Columns run first: 3 columns of 7 and 2 rows, then 3 rows set and 4 not of each of 6 columns, then the rest.
         {"size": [7, 11], "counts": [23, 3, 4, 3, 4, 3, 4, 3, 4, 3, 4, 3, 16]},
@@ -131,6 +133,10 @@ def test_of_a_data_sets_file_only_the_images_own_annotations_count(
         ([[3, 2, 1e9, 2, 9, 5]], "own.png", "annotation 1 has a damaged mask"),
         ({"size": [7, 11], "counts": [70]}, "own.png", "annotation 1 has a damaged mask"),
         ({"size": [7, 11], "counts": [-3, 80]}, "own.png", "annotation 1 has a damaged mask"),
+        ([[3, 2, 9, 2, 9, 5, 3]], "own.png", "annotation 1 has a damaged mask"),
+        ({"size": [7, 11], "counts": [True] * 77}, "own.png", "annotation 1 has a damaged mask"),
+        ({"size": [7, 11], "counts": "zzzz~~~~"}, "own.png", "annotation 1 has a damaged mask"),
+        ({"size": [7, 11], "counts": rle(HELD)["counts"][:-1]}, "own.png", "annotation 1 has a damaged mask"),
         ({"size": [70_000, 70_000], "counts": "1"}, "own.png", "annotation 1 is no mask over 7 x 11 pixels"),
     ],
 )
@@ -139,6 +145,32 @@ def test_masks_of_another_picture_or_damaged_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         read_masks(coco_file(tmp_path / "a.json", segmentation, name), PICTURE)
+
+
+def test_counts_of_any_run_are_read_as_pycocotools_writes_them(tmp_path: Path) -> None:
+    chance = np.random.default_rng(3)
+    picture = Image(np.zeros((1, 90, 70, 1), dtype=np.uint8), source=(Path("own.png"),))
+    for share in (0.001, 0.3, 0.999):
+        held = chance.random((90, 70)) < share
+        content = json.loads(coco_file(tmp_path / "a.json", rle(held), "own.png").read_text())
+        content["images"][0] |= {"height": 90, "width": 70}
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        (found,), _ = read_masks(tmp_path / "a.json", picture)
+        np.testing.assert_array_equal(found.union()[0], held)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_json_of_windows_programs_is_read(encoding: str, tmp_path: Path) -> None:
+    path = coco_file(tmp_path / "a.json", rle(HELD), "own.png")
+    path.write_text(path.read_text(), encoding=encoding)
+    (found,), _ = read_masks(path, PICTURE)
+    np.testing.assert_array_equal(found.union()[0], HELD)
+
+
+@pytest.mark.parametrize("more", [{"image_id": [7]}, {"category_id": {}}, {"id": []}])
+def test_identifiers_that_are_no_numbers_or_text_are_refused(more: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="identifiers that are lists or objects"):
+        read_masks(coco_file(tmp_path / "a.json", rle(HELD), "own.png", **more), PICTURE)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"images": [], "categories": 3, "annotations": []}'])

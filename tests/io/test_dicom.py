@@ -40,6 +40,14 @@ def test_rescale_gives_whole_hounsfield_units(tmp_path: Path) -> None:
     assert image.array()[0, :, :, 0].tolist() == [[-1024, -1014, 3071], [-924, -824, -724]]
 
 
+@pytest.mark.parametrize("index", [None, 1])
+def test_samples_above_unused_bits_are_brought_down(index: int | None, tmp_path: Path) -> None:
+    values = np.array([[[0, 10, 4095]], [[7, 200, 300]]], dtype=np.uint16)  # 12 bits, stored in the upper 12 of 16
+    path = save(dataset(values << 4, BitsStored=12, HighBit=15), tmp_path / "a.dcm")
+    expected = values if index is None else values[index : index + 1]
+    np.testing.assert_array_equal(read(path, frame=index).array()[..., 0], expected)
+
+
 def test_a_fraction_as_slope_gives_real_numbers(tmp_path: Path) -> None:
     image = grey(tmp_path, RescaleSlope=0.5, RescaleIntercept=1)
     assert image.array().dtype == np.float32

@@ -7,6 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
+from pydicom.pixels import pack_bits
 
 from made_dicom import (
     COLUMN_DIRECTION,
@@ -197,7 +198,39 @@ def without_positions(made: Any) -> None:
         del frame.PlanePositionSequence
 
 
-@pytest.mark.parametrize("change", [without_dimensions, with_another_thickness, without_positions])
+def with_a_segment_each_frame(made: Any) -> None:
+    held = made.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence
+    del made.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence
+    for frame in made.PerFrameFunctionalGroupsSequence:
+        frame.SegmentIdentificationSequence = held
+
+
+def without_a_segment_of_frames(made: Any) -> None:
+    del made.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence
+
+
+def numbered_five(made: Any) -> None:
+    made.SegmentSequence[0].SegmentNumber = 5
+    made.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence[0].ReferencedSegmentNumber = 5
+
+
+def in_rows_from_right_to_left(made: Any) -> None:
+    """Turn the frames over, and their direction with them."""
+    made.PixelData = pack_bits(np.ascontiguousarray(made.pixel_array[:, :, ::-1]))
+    orientation = made.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+    directions = np.array(orientation.ImageOrientationPatient, dtype=float)
+    orientation.ImageOrientationPatient = [f"{value:.10g}" for value in (*-directions[:3], *directions[3:])]
+    for frame in made.PerFrameFunctionalGroupsSequence:
+        place = frame.PlanePositionSequence[0]
+        last = np.array(place.ImagePositionPatient, dtype=float) + directions[:3] * 0.5 * (made.Columns - 1)
+        place.ImagePositionPatient = [f"{value:.10g}" for value in last]
+
+
+_CHANGES = (without_dimensions, with_another_thickness, without_positions, with_a_segment_each_frame)
+_MORE_CHANGES = (without_a_segment_of_frames, numbered_five, in_rows_from_right_to_left)
+
+
+@pytest.mark.parametrize("change", [*_CHANGES, *_MORE_CHANGES])
 def test_each_frame_of_other_makers_lies_where_it_says(change: Callable[[Any], None], tmp_path: Path) -> None:
     image = read(series(tmp_path / "ct"))
     dense = np.zeros((1, *image.shape), dtype=np.bool_)
@@ -222,3 +255,32 @@ def test_a_segmentation_over_a_tilted_gantry_is_read_back(tmp_path: Path) -> Non
     write(Masks.from_dense(dense, [0.9], concept="liver"), tmp_path / "seg.dcm", image)
     (found,) = read_seg(tmp_path / "seg.dcm", image)
     np.testing.assert_array_equal(found.union(), dense[0])
+
+
+def test_the_background_of_a_label_map_is_no_segment(tmp_path: Path) -> None:
+    image = read(series(tmp_path / "ct"))
+    numbers = np.zeros(image.shape, dtype=np.uint8)
+    numbers[1:3, 1:3, 1:4], numbers[0, 3:5, 4:6] = 1, 2
+    code = highdicom.sr.CodedConcept("10200004", "SCT", "Liver")
+    described = [
+        highdicom.seg.SegmentDescription(n, name, code, code, "MANUAL") for n, name in ((1, "liver"), (2, "cyst"))
+    ]
+    made = highdicom.seg.Segmentation(
+        source_images=[pydicom.dcmread(path) for path in image.source],
+        pixel_array=numbers,
+        segmentation_type="LABELMAP",
+        segment_descriptions=described,
+        series_instance_uid=highdicom.UID(),
+        series_number=9,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="other",
+        manufacturer_model_name="other",
+        software_versions="1",
+        device_serial_number="1",
+    )
+    assert 0 in [int(item.SegmentNumber) for item in made.SegmentSequence]
+    made.save_as(tmp_path / "seg.dcm")
+    found = {one.concept: one.union() for one in read_seg(tmp_path / "seg.dcm", image)}
+    assert set(found) == {"liver", "cyst"}
+    np.testing.assert_array_equal(found["liver"] + 2 * found["cyst"], numbers)

@@ -10,6 +10,7 @@ from made_dicom import SPACING_MM, dataset, placed, ramp, save, series, world
 from medsam3.errors import InputError
 from medsam3.geometry import world_from_index
 from medsam3.io import info, is_series, read
+from medsam3.io.dicom_series import is_dicom_image
 
 CORNER = (3, 4, 5)  # the last voxel of a stack of 4 x 5 x 6
 
@@ -185,3 +186,36 @@ def test_a_picture_beside_or_above_a_series_is_passed_over_and_said(
     for folder in (tmp_path / "cd", tmp_path / "cd" / "ct"):
         assert read(folder).shape == (4, 5, 6)
         assert caplog.messages[-1] == f"{folder}: the DICOM series is read, not the pictures beside it (1)"
+
+
+def test_slices_that_lie_a_level_deeper_are_part_of_the_series(tmp_path: Path) -> None:
+    series(tmp_path / "ct")
+    (tmp_path / "ct" / "more").mkdir()
+    (tmp_path / "ct" / "s3_001.dcm").rename(tmp_path / "ct" / "more" / "s3_001.dcm")
+    series(tmp_path / "ct" / "other", number=4)
+    np.testing.assert_array_equal(read(tmp_path / "ct").array()[..., 0], ramp())
+
+
+def test_copies_of_slices_are_passed_over_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    series(tmp_path)
+    (tmp_path / "s3_002 (1).dcm").write_bytes((tmp_path / "s3_002.dcm").read_bytes())
+    np.testing.assert_array_equal(read(tmp_path).array()[..., 0], ramp())
+    assert caplog.messages == ["1 files are copies of another slice, and are passed over"]
+
+
+@pytest.mark.parametrize("name", ["s3_001.dcm", "s3_003.dcm"])
+def test_a_slice_that_ends_in_its_header_is_named_and_not_left_out(name: str, tmp_path: Path) -> None:
+    path = series(tmp_path) / name
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(InputError, match=f"{name}: the file is cut short, it ends before the image"):
+        read(tmp_path)
+    assert is_dicom_image(path)  # so that a run over the folder's files reports it
+
+
+def test_slices_that_are_named_as_pictures_are_not_counted_as_such(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in series(tmp_path).iterdir():
+        path.rename(path.with_suffix(".png"))
+    np.testing.assert_array_equal(read(tmp_path).array()[..., 0], ramp())
+    assert caplog.messages == []

@@ -144,3 +144,24 @@ def test_compressed_voxels_that_do_not_fit_the_header_are_refused(change: str, t
         read(tmp_path / "a.mha")
     (tmp_path / "a.mha").write_bytes(head + b"ElementDataFile = LOCAL\n" + zlib.compress(bytes(range(8))))
     assert read(tmp_path / "a.mha").array().reshape(-1).tolist() == list(range(8))
+
+
+@pytest.mark.parametrize("field", ["Offset", "Position", "Origin"])
+def test_a_metaimage_with_an_origin_alone_has_voxels_of_one_mm(field: str, tmp_path: Path) -> None:
+    head = (
+        "ObjectType = Image\nNDims = 3\nBinaryData = True\n{field} = 3 4 5\nDimSize = 6 5 4\nElementType = MET_SHORT\n"
+    )
+    content = head.format(field=field).encode() + b"ElementDataFile = LOCAL\n" + ramp().tobytes()
+    (tmp_path / "a.mha").write_bytes(content)
+    image, other = read(tmp_path / "a.mha"), SimpleITK.ReadImage(str(tmp_path / "a.mha"))
+    assert image.affine is not None
+    expected = other.TransformIndexToPhysicalPoint((4, 1, 2))
+    np.testing.assert_allclose(world_from_index(image.affine, (2, 1, 4)), expected)
+    np.testing.assert_allclose(expected, (7, 5, 7))
+
+
+def test_a_form_that_itk_does_not_read_is_not_called_damaged(tmp_path: Path) -> None:
+    path = nrrd(tmp_path / "a.nrrd", ramp(), kind="short")
+    path.write_bytes(path.read_bytes().replace(b"encoding: raw", b"encoding: bzip2"))
+    with pytest.raises(InputError, match=r"in a form that is not read here \(Sorry, bzip2 encoding not available"):
+        read(path)

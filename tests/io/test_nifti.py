@@ -15,6 +15,7 @@ from medsam3.errors import InputError
 from medsam3.geometry import world_from_index
 from medsam3.image import Image, Masks
 from medsam3.io import read, write
+from medsam3.io.read_masks import read_masks
 
 # Index (i, j, k) to RAS mm: a turn by atan(3/4) about x, then spacing (0.5, 0.75, 2.5).
 RAS = np.array([[0.5, 0, 0, -10], [0, 0.6, -1.5, 20], [0, 0.45, 2.0, -30], [0, 0, 0, 1]])
@@ -149,12 +150,27 @@ def test_a_pair_of_header_and_voxels_is_read(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Pair(VOXELS, RAS), tmp_path / "a.hdr")
     image = read(tmp_path / "a.hdr")
     np.testing.assert_array_equal(image.array()[..., 0], VOXELS.transpose(2, 1, 0))
+    np.testing.assert_array_equal(read(tmp_path / "a.img").array(), image.array())
     single = read(saved(VOXELS, tmp_path / "b.nii")).affine
     assert image.affine is not None and single is not None
     np.testing.assert_allclose(image.affine, single)
     (tmp_path / "a.img").unlink()
     with pytest.raises(InputError, match=r"a\.img, are not beside it"):
         read(tmp_path / "a.hdr")
+
+
+def test_an_analyze_header_is_refused_as_such(tmp_path: Path) -> None:
+    for order in "<>":
+        header = nibabel.AnalyzeHeader(endianness=order)
+        nibabel.save(nibabel.AnalyzeImage(VOXELS, None, header), tmp_path / "a.img")
+        with pytest.raises(InputError, match=r"Analyze 7\.5's, which does not tell left from right"):
+            read(tmp_path / "a.img")
+
+
+def test_what_is_packed_and_no_nifti_is_refused_as_such(tmp_path: Path) -> None:
+    (tmp_path / "a.dcm.gz").write_bytes(gzip.compress(b"DICM" * 99))
+    with pytest.raises(InputError, match="packed and holds no NIfTI"):
+        read(tmp_path / "a.dcm.gz")
 
 
 @pytest.mark.parametrize("at", [60, 100, -3])
@@ -278,3 +294,12 @@ def test_pictures_without_position_say_so(tmp_path: Path) -> None:
     sized = Image(np.zeros((1, 5, 6, 1), dtype=np.uint8), metadata={"pixel_spacing_mm": "0.2 0.1"})
     write(Masks(image.shape), tmp_path / "mask.nii", sized)
     np.testing.assert_allclose(nibabel.load(tmp_path / "mask.nii").header.get_zooms(), (0.1, 0.2, 1), rtol=1e-6)
+
+
+def test_a_label_map_may_hold_extensions_of_any_kind(tmp_path: Path) -> None:
+    file = nibabel.Nifti1Image((VOXELS > 0).astype(np.uint8), RAS)
+    for code in (22, 2, 6):  # one that nibabel cannot take apart, DICOM, a comment of others
+        file.header.extensions.append(nibabel.nifti1.Nifti1Extension(code, b"made by hand"))
+    nibabel.save(file, tmp_path / "a.nii.gz")
+    masks, _ = read_masks(tmp_path / "a.nii.gz")
+    assert [(found.concept, found.objects[0].voxels) for found in masks] == [("label 1", int((VOXELS > 0).sum()))]

@@ -240,9 +240,22 @@ def test_a_palettes_numbers_are_labels_and_a_jpeg_holds_none(tmp_path: Path) -> 
     (found,), _ = read_masks(tmp_path / "a.png")
     assert found.concept == "label 2"
     np.testing.assert_array_equal(found.union()[0], labels > 0)
-    PIL.Image.fromarray(labels * 100).save(tmp_path / "a.jpg")
-    with pytest.raises(InputError, match="a JPEG cannot hold labels"):
-        read_masks(tmp_path / "a.jpg")
+    for name, options in (("a.jpg", {}), ("a.tif", {"compression": "jpeg"})):
+        PIL.Image.fromarray(labels * 100).save(tmp_path / name, **options)
+        with pytest.raises(InputError, match="as it is packed here cannot hold labels"):
+            read_masks(tmp_path / name)
+
+
+def test_labels_that_were_saved_as_colours_are_taken_where_all_channels_are_one(tmp_path: Path) -> None:
+    labels = np.zeros((6, 5), dtype=np.uint8)
+    labels[1:3, 2:4] = 255
+    for mode in ("RGB", "RGBA", "LA", "1"):
+        PIL.Image.fromarray(labels).convert(mode).save(tmp_path / "a.png")
+        (found,), _ = read_masks(tmp_path / "a.png")
+        np.testing.assert_array_equal(found.union()[0], labels > 0, err_msg=mode)
+    PIL.Image.fromarray(np.stack([labels, 0 * labels, labels], axis=-1)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="this file has colours"):
+        read_masks(tmp_path / "a.png")
 
 
 @pytest.mark.skipif(not PIL.features.check("avif"), reason="needs a Pillow with AVIF")

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Many
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -85,8 +86,6 @@ def test_contours_across_the_slices_are_refused_when_there_is_no_other(image: Im
 
 
 def test_another_frame_of_reference_is_refused_unless_it_names_the_images_files(image: Image, tmp_path: Path) -> None:
-    import pydicom  # noqa: PLC0415
-
     with pytest.raises(InputError, match="1 in another frame of reference"):
         read_rtstruct(structures(tmp_path / "a.dcm", {"liver": [square(1)]}, frame="1.2.9"), image)
     own = str(pydicom.dcmread(image.source[1]).SOPInstanceUID)
@@ -99,4 +98,40 @@ def test_a_structure_without_points_does_not_cost_the_others(
     path = structures(tmp_path / "a.dcm", {"spleen": [[]], "liver": [square(2)], "empty": []})
     found = {one.concept: int(one.union().sum()) for one in read_rtstruct(path, image)}
     assert found == {"spleen": 0, "liver": 9, "empty": 0}
-    assert caplog.messages == ["'spleen': contours left out: 1 without points"]
+    assert caplog.messages == ["'spleen': contours left out: 1 of fewer than three points, or damaged"]
+
+
+def changed(path: Path, contour: dict[str, object], roi: dict[str, object]) -> Path:
+    """Set attributes of the first contour and of the first structure; None takes one out."""
+    made = pydicom.dcmread(path)
+    for item, values in (
+        (made.ROIContourSequence[0].ContourSequence[0], contour),
+        (made.StructureSetROISequence[0], roi),
+    ):
+        for name, value in values.items():
+            if value is None:
+                delattr(item, name)
+            else:
+                setattr(item, name, value)
+    made.save_as(path)
+    return path
+
+
+def test_a_contour_of_no_kind_is_taken_for_closed(image: Image, tmp_path: Path) -> None:
+    path = structures(tmp_path / "a.dcm", {"liver": [square(1)]})
+    assert slices(image, changed(path, {"ContourGeometricType": None, "NumberOfContourPoints": None}, {})) == [1]
+
+
+@pytest.mark.parametrize("kind", ["POINT", "OPEN_PLANAR", "OPEN_NONPLANAR"])
+def test_points_and_open_lines_are_told_as_such(
+    kind: str, image: Image, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = structures(tmp_path / "a.dcm", {"liver": [square(1)[:1], square(2)]})
+    assert slices(image, changed(path, {"ContourGeometricType": kind}, {})) == [2]
+    assert caplog.messages == ["'liver': contours left out: 1 that are points or open lines"]
+
+
+def test_a_name_keeps_its_backslash_and_one_name_is_one_concept(image: Image, tmp_path: Path) -> None:
+    path = structures(tmp_path / "a.dcm", {"x": [square(1)], "lesion/left\\upper": [square(2)]})
+    (found,) = read_rtstruct(changed(path, {}, {"ROIName": "lesion/left\\upper"}), image)
+    assert (found.concept, [item.voxels for item in found.objects]) == ("lesion/left\\upper", [9, 9])

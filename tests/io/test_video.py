@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -135,6 +136,35 @@ def test_a_turned_video_is_upright(tmp_path: Path) -> None:
     turned, flat = read(tmp_path / "turned.mp4"), read(tmp_path / "flat.mp4")
     assert turned.shape == (5, WIDTH, HEIGHT)
     np.testing.assert_array_equal(turned.pixels(2), np.rot90(flat.pixels(2)))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),  # a b u c d v, and what ffmpeg makes of it
+    [
+        ((0, 1, 0, -1, 0, 0), lambda flat: np.rot90(flat, -1)),
+        ((-1, 0, 0, 0, -1, 0), lambda flat: np.rot90(flat, 2)),
+        ((-1, 0, 0, 0, 1, 0), np.fliplr),  # as front cameras of phones write
+        ((1, 0, 0, 0, -1, 0), np.flipud),
+        ((0, 1, 0, 1, 0, 0), lambda flat: flat.swapaxes(0, 1)),
+        ((0, -1, 0, -1, 0, 0), lambda flat: np.rot90(flat, 2).swapaxes(0, 1)),
+    ],
+)
+def test_a_turned_or_mirrored_video_is_as_players_show_it(matrix: Any, expected: Any, tmp_path: Path) -> None:
+    write_mp4(moving(3), tmp_path / "a.mp4", fps=25)
+    flat = read(tmp_path / "a.mp4").pixels(1)
+    content = bytearray((tmp_path / "a.mp4").read_bytes())
+    at = content.index(b"tkhd") + 4 + 40
+    content[at : at + 24] = (np.array(matrix, dtype=">i4") * 65536).astype(">i4").tobytes()
+    (tmp_path / "b.mp4").write_bytes(content)
+    np.testing.assert_array_equal(read(tmp_path / "b.mp4").pixels(1), expected(flat))
+
+
+def test_a_video_without_its_index_is_told_to_be_cut(tmp_path: Path) -> None:
+    write_mp4(moving(5), tmp_path / "a.mp4", fps=25)
+    content = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "a.mp4").write_bytes(content[: content.index(b"moov")])
+    with pytest.raises(InputError, match="cut short"):
+        read(tmp_path / "a.mp4")
 
 
 def test_a_trimmed_video_begins_where_its_edit_list_says(tmp_path: Path) -> None:

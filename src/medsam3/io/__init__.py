@@ -17,7 +17,7 @@ import numpy as np
 
 from medsam3.errors import InputError, printable
 from medsam3.image import Frames, Image, Kind, LazyFrames, Masks, Pixels
-from medsam3.io.files import SlidePart, file_format
+from medsam3.io.files import SlidePart, file_format, header_beside, is_dicom
 
 _log = logging.getLogger(__name__)
 
@@ -240,7 +240,7 @@ def _open_folder(folder: Path, series: str | None) -> Image:
     from medsam3.io.dicom_series import holds_images, open_series  # noqa: PLC0415
     from medsam3.io.raster import frame_files, open_frame_folder  # noqa: PLC0415
 
-    pictures = frame_files(folder)
+    pictures = [path for path in frame_files(folder) if not is_dicom(path)]
     if series is None and pictures and not holds_images(folder):
         return open_frame_folder(folder)
     if pictures:
@@ -251,6 +251,7 @@ def _open_folder(folder: Path, series: str | None) -> Image:
 
 
 def _open_file(path: Path, frame: int | None, part: SlidePart | None) -> Image:
+    path = header_beside(path)
     found = file_format(path)
     if found == "raster":
         return _open_raster(path, frame, part)

@@ -150,7 +150,7 @@ def _how_it_died(process: subprocess.Popen[bytes], seconds: int, *, is_late: boo
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     except ValueError:
         name = f"signal {-code}"
-    return f"it ended its decoder ({name}): the file is damaged, copy it again"
+    return f"it ended its decoder ({name}): it is damaged or of a rare form, copy it again or save it in another form"
 
 
 def serve() -> None:

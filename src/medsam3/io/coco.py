@@ -178,13 +178,16 @@ def read_coco(path: Path, image: Image) -> list[Masks]:
         InputError: Not COCO JSON, no annotations of this image, or a mask that is damaged or of another size.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())  # of bytes it tells UTF-8 from UTF-16
     except (OSError, ValueError, RecursionError) as error:
         raise InputError("the file is not JSON, or damaged: give COCO JSON") from error
     lists = [content.get(name) if isinstance(content, dict) else None for name in _LISTS]
     if not all(isinstance(one, list) and all(isinstance(entry, dict) for entry in one) for one in lists):
         raise InputError("the file is not COCO JSON, which has lists of images, categories and annotations: give one")
     images, categories, annotations = lists
+    ids = [entry.get(key) for one in lists for entry in one or [] for key in ("id", "image_id", "category_id")]
+    if any(isinstance(one, list | dict) for one in ids):
+        raise InputError("the file has identifiers that are lists or objects: allowed are numbers and text")
     frames = _frames_of(images or [], image)
     names = {entry.get("id"): str(entry.get("name", "")) for entry in categories or []}
     objects: dict[tuple[str, Any], tuple[BoolArray, float]] = {}
@@ -261,9 +264,11 @@ def _mask(entry: dict[str, Any], size: tuple[int, int]) -> BoolArray | None:
     if not held:
         return None
     if isinstance(held, list):
-        polygons = [polygon for polygon in held if isinstance(polygon, list) and len(polygon) >= 6]
+        polygons = [polygon for polygon in _flat(held) if len(polygon) >= 6]
         reach = 10 * (height + width)
-        if not all(_is_number(value, reach) for polygon in polygons for value in polygon):
+        if any(len(polygon) % 2 for polygon in polygons) or not all(
+            _is_number(value, reach) for polygon in polygons for value in polygon
+        ):
             raise wrong
         return _decoded(polygons, height, width) if polygons else None
     counts = held.get("counts") if isinstance(held, dict) else None
@@ -271,14 +276,43 @@ def _mask(entry: dict[str, Any], size: tuple[int, int]) -> BoolArray | None:
         raise InputError(
             f"annotation {entry.get('id')!r} is no mask over {height} x {width} pixels: give its own image"
         )
-    if isinstance(counts, list) and not (
-        all(isinstance(run, int) and run >= 0 for run in counts) and sum(counts) == height * width
-    ):
+    runs = counts if isinstance(counts, list) else _runs(counts)
+    if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != height * width:
         raise wrong
     try:
         return _decoded({"size": [height, width], "counts": counts}, height, width)
     except (ValueError, UnicodeError) as error:
         raise wrong from error
+
+
+def _flat(held: list[Any]) -> list[list[Any]]:
+    """Polygons as lists of numbers: some tools write one without a list around it, or points as pairs."""
+    if held and not isinstance(held[0], list):
+        return [held]
+    polygons = [polygon for polygon in held if isinstance(polygon, list)]
+    return [
+        [value for point in polygon for value in point] if all(isinstance(one, list) for one in polygon) else polygon
+        for polygon in polygons
+    ]
+
+
+def _runs(text: str) -> list[int]:
+    """Read compressed counts: five bits a letter, the lowest first, and from the third on less the one before last."""
+    runs: list[int] = []
+    value = shift = 0
+    for letter in text:
+        code = ord(letter) - 48
+        if not 0 <= code < 64 or shift > 60:
+            return [-1]
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs
 
 
 def _decoded(held: Any, height: int, width: int) -> BoolArray:

@@ -191,6 +191,8 @@ def _stored(dataset: Any, path: Path, index: int | None) -> Pixels:
     syntax, frames = dataset.file_meta.get("TransferSyntaxUID"), frame_count(dataset)
     is_twelve_bit = syntax == _JPEG_EXTENDED and int(dataset.BitsStored) > 8
     coded = _Coded(path, index, frames, is_twelve_bit, dataset.preamble is not None)
+    if syntax in (None, *_DECODED_HERE) and (unused := _unused_low_bits(dataset)) > 0:
+        return _shifted(coded, unused)
     if syntax is None or syntax in _DECODED_HERE:
         return _native(_pixel_array()(dataset)) if index is None else _decoded(coded)
     voxels = int(dataset.Rows) * int(dataset.Columns) * (frames if index is None else 1)
@@ -210,6 +212,20 @@ def _decoded(coded: _Coded) -> Pixels:
         return _native(pixel_array(path if coded.has_preamble else open_dataset(path), index=index))
     except DICOM_ERRORS:  # what the library cannot do from the file, such as inflate, it can from all of the data set
         return _native(pixel_array(open_dataset(path), index=index))
+
+
+def _unused_low_bits(dataset: Any) -> int:
+    """Count the bits below the stored ones, which old files may leave: newer ones store from the lowest bit on."""
+    bits = int(dataset.get("BitsStored") or 0)
+    return int(dataset.get("HighBit") or bits - 1) + 1 - bits if bits else 0
+
+
+def _shifted(coded: _Coded, unused: int) -> Pixels:
+    """Read samples that stand above unused bits. Source: DICOM PS3.5 8.1.1, in editions before 2014."""
+    dataset = open_dataset(coded.path)
+    dataset.BitsStored = int(dataset.HighBit) + 1  # else the library masks from the lowest bit on
+    pixels: Pixels = _native(_pixel_array()(dataset, index=coded.frame)) >> unused
+    return pixels
 
 
 def _pixel_array() -> Any:

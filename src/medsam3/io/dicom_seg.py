@@ -246,6 +246,8 @@ def _names(dataset: Any) -> dict[int, str]:
         meaning, label = str(types[0].get("CodeMeaning") or ""), str(item.get("SegmentLabel") or "").strip()
         is_own = str(dataset.get("ManufacturerModelName")) == "medsam3"
         number = int(item.SegmentNumber)
+        if number == 0:  # of a label map, what no segment covers
+            continue
         names[number] = (meaning if is_own else label or meaning) or meaning or label or f"segment {number}"
     return names
 
@@ -281,7 +283,10 @@ def _frame_places(dataset: Any, image: Image) -> list[Plane | int]:
             uids[str(one.ReferencedSOPInstanceUID)] for one in sources if str(one.ReferencedSOPInstanceUID) in uids
         ]
         if len(slices) != 1 or len(image.source) != image.shape[0]:
-            raise InputError("the DICOM SEG does not tell where its frames lie: give the series it was made from")
+            raise InputError(
+                "the DICOM SEG tells no position of its frames, and refers to no slices of this image: give the series "
+                "it was made from, or have it written with positions"
+            )
         found.append(slices[0])
     return found
 

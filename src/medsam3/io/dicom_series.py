@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +16,12 @@ from medsam3.io.dicom_geometry import Placed, plane_of, stack_planes
 from medsam3.io.dicom_pixels import DICOM_ERRORS, frame_count, open_dataset, quiet_pydicom
 from medsam3.io.files import ALLOWED, check_size, is_dicom
 
+_log = logging.getLogger(__name__)
+
 _SHORT_UID = 8
 _HEADER = [
     "SOPClassUID",
+    "SOPInstanceUID",
     "Modality",
     "SeriesInstanceUID",
     "SeriesNumber",
@@ -107,7 +112,7 @@ def is_dicom_image(path: Path) -> bool:
         except InputError:
             return True  # reading it says what is wrong
     tells_kind = bool(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID"))
-    return not tells_kind or _has_image(dataset)
+    return not tells_kind or _has_image(dataset) or _is_cut(dataset)
 
 
 def _has_image(dataset: Any) -> bool:
@@ -115,11 +120,43 @@ def _has_image(dataset: Any) -> bool:
     return dataset.get("Rows") is not None and dataset.get("Modality") != "SEG"
 
 
+def _is_cut(dataset: Any) -> bool:
+    """Whether a file is of a kind that has an image, and ends before its size."""
+    sop_class = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
+    return dataset.get("Rows") is None and sop_class is not None and str(sop_class.name).endswith("Image Storage")
+
+
 def _headers(folder: Path) -> list[_Header]:
-    found = list(_headers_of(_dicom_files(folder, "*"))) or list(_headers_of(_dicom_files(folder, "**/*")))
+    """Read the headers of a folder's images, and of those below it that belong to the same series or if it has none."""
+    found = list(_headers_of(_dicom_files(folder, "*")))
+    below = _dicom_files(folder, "*/**/*")
+    if not found:
+        found = list(_headers_of(below))
+    else:
+        found += _of_series(below, {header.uid for header in found})
     if not found:
         raise InputError(f"the folder holds no DICOM images; {ALLOWED}")
-    return found
+    return _each_once(found)
+
+
+def _of_series(paths: Sequence[Path], uids: Collection[str]) -> Iterator[_Header]:
+    """Read the headers of those files alone that belong to the series."""
+    for path in paths:
+        with suppress(InputError):
+            yield from (header for header in _headers_of([path]) if header.uid and header.uid in uids)
+
+
+def _each_once(headers: Sequence[_Header]) -> list[_Header]:
+    """Leave out copies of slices, such as `slice (1).dcm`, and say so."""
+    kept: dict[object, _Header] = {}
+    for header in headers:
+        instance = str(header.dataset.get("SOPInstanceUID") or "")
+        position = str(header.dataset.get("ImagePositionPatient"))
+        key = (instance, position, header.path.stat().st_size) if instance else header.path
+        kept.setdefault(key, header)
+    if len(kept) < len(headers):
+        _log.warning("%d files are copies of another slice, and are passed over", len(headers) - len(kept))
+    return list(kept.values())
 
 
 def _dicom_files(folder: Path, pattern: str) -> list[Path]:
@@ -136,6 +173,8 @@ def _headers_of(paths: Sequence[Path]) -> Iterator[_Header]:
             dataset = open_dataset(path, has_pixels=False, tags=_HEADER)
         except InputError as error:
             raise InputError(f"{path.name}: {error}") from error
+        if _is_cut(dataset):
+            raise InputError(f"{path.name}: the file is cut short, it ends before the image: copy it again")
         if not _has_image(dataset):
             continue
         number = dataset.get("SeriesNumber")

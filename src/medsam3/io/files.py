@@ -98,6 +98,7 @@ _STILL_BRANDS = frozenset((b"avif", b"heic", b"heix", b"heim", b"heis", b"mif1")
 _SEQUENCE_BRANDS = {b"avis": "AVIF", b"msf1": "HEIF", b"hevc": "HEIF"}
 _METAIMAGE_STARTS = (b"ObjectType", b"NDims", b"Comment")
 _NIFTI_MAGIC_AT = ((344, b"n+1\0"), (344, b"ni1\0"), (4, b"n+2\0\r\n\x1a\n"), (4, b"ni2\0\r\n\x1a\n"))
+_ANALYZE_SIZE = (348).to_bytes(4, "little")
 _HEAD_BYTES = 352
 _BLOCK_BYTES = 1 << 20
 _SLACK_BYTES = 1 << 24
@@ -125,11 +126,24 @@ def file_format(path: Path) -> FileFormat:
     if other is not None:
         return other
     name = path.name.lower()
+    if name.endswith(".hdr") and _ANALYZE_SIZE in (head[:4], head[3::-1]):
+        raise InputError("the header is Analyze 7.5's, which does not tell left from right: convert it to NIfTI")
+    if head.startswith(GZIP_MAGIC):
+        raise InputError("the file is packed and holds no NIfTI, which alone is read so: unpack it")
     if name.endswith(RASTER_SUFFIXES + STACK_SUFFIXES):
         raise InputError(f"the content is not what the name says, nor another known format; {ALLOWED}")
     if name.endswith(DICOM_SUFFIXES) or not path.suffix:
         raise InputError(f"the file is not a DICOM file, nor of another known format; {ALLOWED}")
     raise InputError(f"the format is not known; {ALLOWED}")
+
+
+def header_beside(path: Path) -> Path:
+    """Give the header of a file of voxels (.img, .img.gz) if it lies beside it, else the path itself."""
+    name = path.name.lower()
+    if name.endswith((".img", ".img.gz")):
+        header = path.with_name(path.name[: name.rindex(".img")] + ".hdr")
+        return header if header.is_file() else path
+    return path
 
 
 def is_dicom(path: Path) -> bool:

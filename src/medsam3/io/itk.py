@@ -54,7 +54,12 @@ class _Kind:
 
 _KINDS = {
     "nrrd": _Kind("NRRD", ":", ("data file", "datafile"), ("space directions", "spacings", "space origin")),
-    "metaimage": _Kind("MetaImage", "=", ("elementdatafile",), ("elementspacing", "elementsize", "transformmatrix")),
+    "metaimage": _Kind(
+        "MetaImage",
+        "=",
+        ("elementdatafile",),
+        ("elementspacing", "elementsize", "offset", "position", "origin", "transformmatrix"),
+    ),
 }
 
 

@@ -23,7 +23,7 @@ from medsam3.io.files import check_bytes, utf8_path
 _READERS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {"nrrd": ("NRRD", "NrrdImageIO"), "metaimage": ("MetaImage", "MetaImageIO")}
 )
-_DAMAGED = "cannot be read, it may be cut short or damaged"
+_DAMAGED = "cannot be read, the file may be cut short or damaged"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _values(path: Path, kind: str, n: int | None) -> NDArray[Any]:
         try:
             values: NDArray[Any] = sitk.GetArrayFromImage(reader.Execute())
         except RuntimeError as error:
-            raise InputError(f"the {_READERS[kind][0]} voxels {_DAMAGED} ({_reason(error)})") from error
+            raise _unreadable(f"{_READERS[kind][0]} voxels", error) from error
     return values
 
 
@@ -125,8 +125,16 @@ def _reader(sitk: Any, name: str, kind: str) -> Any:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise InputError(f"the {_READERS[kind][0]} header {_DAMAGED} ({_reason(error)})") from error
+        raise _unreadable(f"{_READERS[kind][0]} header", error) from error
     return reader
+
+
+def _unreadable(what: str, error: Exception) -> InputError:
+    """Tell a form that ITK does not read from damage."""
+    reason = _reason(error)
+    if "not supported" in reason or "not available" in reason:
+        return InputError(f"the {what} is in a form that is not read here ({reason}): save the file in another form")
+    return InputError(f"the {what} {_DAMAGED} ({reason})")
 
 
 def _text(reader: Any, key: str) -> str:

@@ -101,9 +101,11 @@ def nifti_legend(path: Path) -> Legend:
     """Read what the numbers of a label map mean, by the legend that `write_nifti` left; empty in files of others."""
     with _one_line():
         for extension in _opened(path).header.extensions:
+            if extension.get_code() != _COMMENT:
+                continue  # nibabel cannot take all others apart
             text = extension.get_content()
             plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-            if extension.get_code() == _COMMENT and plain.lstrip().startswith("["):
+            if plain.lstrip().startswith("["):
                 legend: Legend = json.loads(plain.rstrip("\0 "))
                 return legend
     return []

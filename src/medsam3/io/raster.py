@@ -13,7 +13,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from medsam3.io.labels import Legend, combined_labels
 from medsam3.store import replacing
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_LOSSY = ("JPEG", "MPO", "AVIF", "HEIF")
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, struct.error, zlib.error)
 LEGEND_KEY = "medsam3"
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # TIFF tags
@@ -58,9 +59,21 @@ def read_label_picture(path: Path) -> Image:
         InputError: As `read_raster`.
     """
     with open_picture(path) as picture:
+        if picture.format in _LOSSY or picture.info.get("compression") == "jpeg":
+            raise InputError(
+                f"{picture.format} as it is packed here cannot hold labels, its compression changes them: give a PNG, "
+                "NIfTI or NRRD label map"
+            )
         if picture.mode != "P":
-            return _image(picture, path, None)
+            return _as_grey(_image(picture, path, None))
         return Image(np.asarray(picture)[None, ..., None], source=(path,), metadata={"format": picture.format or ""})
+
+
+def _as_grey(labels: Image) -> Image:
+    """Take one channel of grey that was saved as colours; colours are left as they are."""
+    values = labels.array()
+    is_grey = labels.channels == 3 and (values == values[..., :1]).all()
+    return replace(labels, frames=values[..., :1]) if is_grey else labels
 
 
 @contextmanager

@@ -68,8 +68,6 @@ def _from_label_map(
         stack = read_label_picture(path)
     else:
         stack = read(path)
-    if stack.metadata.get("format") == "JPEG":
-        raise InputError("a JPEG cannot hold labels, its compression changes them: give a PNG, NIfTI or NRRD label map")
     over = image or stack
     if "layers" in stack.metadata:
         return _from_layers(path, stack, over, is_resampled=is_resampled), over

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -80,12 +80,12 @@ def read_rtstruct(path: Path, image: Image) -> list[Masks]:
             raise InputError("the file is not an RT structure set")
         rois = {int(roi.ROINumber): roi for roi in dataset.get("StructureSetROISequence") or []}
         known = _references(image)
-        found: list[Masks] = []
+        objects: dict[str, list[ObjectMask]] = {}
         left_out: Counter[str] = Counter()
         for item in dataset.get("ROIContourSequence") or []:
             number = int(item.get("ReferencedROINumber") or 0)
             roi = rois.get(number, {})
-            name = str(roi.get("ROIName") or f"structure {number}")
+            name = _text(roi.get("ROIName")) or f"structure {number}"
             try:
                 dense, reasons = _rasterised(item, image.affine, image.shape, _is_foreign(roi, item, known))
             except DICOM_ERRORS:
@@ -93,12 +93,20 @@ def read_rtstruct(path: Path, image: Image) -> list[Masks]:
             if reasons:
                 _log.warning("%r: contours left out: %s", name, _counted(reasons))
             left_out += reasons
-            found.append(Masks.from_dense(dense[None], [1.0], concept=name))
-    if left_out and not any(one.objects for one in found):
+            one = ObjectMask.from_dense(dense, 1.0)
+            objects.setdefault(name, []).extend([one] if one else [])
+    if left_out and not any(objects.values()):
         raise InputError(
             f"no contour of the structure set lies on the image ({_counted(left_out)}): give the series it was drawn on"
         )
-    return found
+    return [Masks(image.shape, tuple(items), name) for name, items in objects.items()]
+
+
+def _text(value: Any) -> str:
+    """A name as its maker wrote it: the library splits it at backslashes, which stand between values."""
+    return (
+        "\\".join(map(str, value)) if isinstance(value, Iterable) and not isinstance(value, str) else str(value or "")
+    )
 
 
 def _references(image: Image) -> tuple[str, set[str]]:
@@ -233,15 +241,17 @@ def _rasterised(
     left_out: Counter[str] = Counter()
     for contour in item.get("ContourSequence") or []:
         points = np.array([float(value) for value in contour.get("ContourData") or []])
-        if is_foreign or points.size < 9 or points.size % 3 or not np.isfinite(points).all():
-            left_out["in another frame of reference" if is_foreign else "without points"] += 1
+        is_area = str(contour.get("ContourGeometricType") or "CLOSED").startswith("CLOSED")
+        if is_foreign or not is_area:
+            left_out["in another frame of reference" if is_foreign else "that are points or open lines"] += 1
+            continue
+        if points.size < 9 or points.size % 3 or not np.isfinite(points).all():
+            left_out["of fewer than three points, or damaged"] += 1
             continue
         index = index_from_world(affine, points.reshape(-1, 3))
         depth = float(np.median(index[:, 0]))
         n = math.floor(depth + 0.5 + _SAME_DEPTH)
-        if not str(contour.get("ContourGeometricType")).startswith("CLOSED"):
-            left_out["that are points or open lines"] += 1
-        elif np.ptp(index[:, 0]) > _MOST_DEPTH:
+        if np.ptp(index[:, 0]) > _MOST_DEPTH:
             left_out["across the slices"] += 1
         elif not 0 <= n < shape[0] or (index[:, 2].max() < -0.5) or (index[:, 2].min() > shape[2] - 0.5):
             left_out["outside the image"] += 1

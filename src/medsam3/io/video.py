@@ -25,6 +25,7 @@ from medsam3.store import replacing
 RGB = NDArray[np.uint8]
 DEFAULT_FPS = 25.0
 """Of a video that is written from frames without a time."""
+_DISPLAY_MATRIX = "DISPLAYMATRIX"
 
 
 def open_video(path: Path) -> Image:
@@ -95,7 +96,9 @@ class _Reader:
             self._restart()
             first = next(self._decoded or iter(()), None) if self.times else None
         if first is None:
-            raise InputError("the video holds no frames: give one with at least one")
+            raise InputError(
+                "the video holds no frames, it may be cut short: copy it again, or give one with at least one"
+            )
         self.size: tuple[int, ...] = self._upright(first).shape[:2]
         self._restart()
         self._check_whole(told, held)
@@ -124,6 +127,8 @@ class _Reader:
         """The file, opened here as PyAV takes UTF-8 names only, and the container over it."""
         stream = self._path.open("rb")
         container = self._av.open(stream)
+        if not len(container.streams):
+            raise InputError("the video holds no index of its frames, it is cut short: copy it again")
         if not container.streams.video:
             raise InputError("the file holds no video: give a video with pictures")
         return stream, container
@@ -144,9 +149,15 @@ class _Reader:
             self._decoded, self._next = self._container.decode(stream), 0
 
     def _upright(self, frame: Any) -> Pixels:
-        """(H, W, 3), turned by quarters as the file asks for."""
+        """(H, W, 3), turned by quarters and mirrored as the file asks for: x' = ax + cy and y' = bx + dy."""
         rgb: Pixels = frame.to_ndarray(format="rgb24")
-        return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
+        asked = next((data for data in frame.side_data if data.type.name == _DISPLAY_MATRIX), None)
+        if asked is None:
+            return rgb
+        a, b, _, c, d, *_ = np.frombuffer(asked, dtype=np.int32).tolist()
+        if abs(b) + abs(c) > abs(a) + abs(d):
+            rgb, a, d = rgb.swapaxes(0, 1), c, b
+        return np.ascontiguousarray(rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
     def _check_whole(self, told: int, held: int) -> None:
         """Compare what the header tells of with what is there; AVI counts frames that were dropped, so by bytes."""
