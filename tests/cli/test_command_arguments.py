@@ -107,6 +107,8 @@ INSTRUCTION; str; required
 --allow-host; str, repeated; -
 --allow-origin; str, repeated; -
 --enable; str, repeated; -
+--archive; str; -
+--ca-file; Path; -
 --max-upload; str; 2GiB
 --max-memory; str; 8GiB
 --llm; str; -

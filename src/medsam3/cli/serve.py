@@ -8,17 +8,20 @@ import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from medsam3.cli.archive import ArchiveChoice
 from medsam3.cli.byte_sizes import bytes_from
 from medsam3.cli.job import COUNT, FLAT, Help, ModelChoice
 from medsam3.cli.terminal import say, tell
 from medsam3.cli.watch import DEFAULT_OUT, IntakeChoice, Watch, take_in
 from medsam3.errors import InputError, require
+from medsam3.pacs.series import address_of
 
 if TYPE_CHECKING:
-    from medsam3.server.settings import Settings
+    from medsam3.server.settings import ArchiveAccess, Settings
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Serve:
   medsam3 serve --open
   medsam3 serve --data scans --workers 2
   medsam3 serve --data scans --enable monailabel
+  medsam3 serve --archive dicomweb:https://host/dicom-web --enable monailabel --allow-origin https://viewer.example.org
   medsam3 serve --host 0.0.0.0 --allow-host images.example.org --token-file tokens.txt
   medsam3 serve --dicom-port 11112 --ae-title MEDSAM3 --rule rules.toml --send-to ARCHIVE@192.168.1.5:104
 
@@ -40,7 +44,8 @@ put a proxy with TLS before a server that other machines reach.
 With --dicom-port, series that are sent here by C-STORE are segmented by rules, and the results go to --send-to, as
 medsam3 watch does it, whose help shows a file of rules.
 --enable takes monailabel (3D Slicer, OHIF), labelstudio, cvat, qupath, nninteractive and voxtell (napari, 3D Slicer);
-docs/clients has a page on each.
+docs/clients has a page on each. With --archive a tool may name a series that lies in an archive; who asks there is told
+by MEDSAM3_DICOMWEB_TOKEN, or MEDSAM3_DICOMWEB_USER and MEDSAM3_DICOMWEB_PASSWORD.
 With --llm the agent may also ask that LLM, after whoever asks has seen what would be sent; pictures go only with
 --send-images, and keys come from the environment, as for medsam3 agent.
 What is uploaded lies in a private temporary folder, and goes an hour after its last use and when the server ends."""
@@ -55,6 +60,10 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
     allow_host: Annotated[tuple[str, ...], Help("a name by which browsers reach the server; may be repeated")] = ()
     allow_origin: Annotated[tuple[str, ...], Help("a site whose pages may ask, such as an OHIF viewer's")] = ()
     enable: Annotated[tuple[str, ...], Help("tools that may ask in their own dialect: NAME,NAME, see below")] = ()
+    archive: Annotated[
+        str | None, Help("archive of the series that tools name, and for their labels: dicomweb:https://HOST/dicom-web")
+    ] = None
+    ca_file: Annotated[Path | None, Help("certificates to trust for the archive, PEM; default: the system's")] = None
     max_upload: Annotated[str, Help("largest upload, default: 2GiB")] = "2GiB"
     max_memory: Annotated[str, Help("most memory of each process that reads or has a model, default: 8GiB")] = "8GiB"
     llm: Annotated[str | None, Help("an LLM that the agent may ask, as --model of medsam3 agent")] = None
@@ -93,11 +102,25 @@ What is uploaded lies in a private temporary folder, and goes an hour after its 
             hosts=tuple(name.lower() for name in self.allow_host),
             origins=tuple(one.rstrip("/") for one in self.allow_origin),
             clients=dialects_named(self.enable),
+            archive=self._archive_access(),
             llm=self.llm,
             sends_images=self.send_images,
             weights_sha256=ModelChoice(self.model).sha256,
             limits=Limits(upload_bytes=bytes_from(self.max_upload), worker_bytes=bytes_from(self.max_memory)),
         )
+
+    def _archive_access(self) -> ArchiveAccess | None:
+        """Give the ways to the archive and back; None if none is named."""
+        if self.archive is None:
+            return None
+        access = ArchiveChoice(ca_file=self.ca_file).access()
+        from medsam3.pacs.dicomweb import fetch_series, store_result  # noqa: PLC0415  an HTTP client
+        from medsam3.server.settings import ArchiveAccess  # noqa: PLC0415
+
+        address = address_of(self.archive)
+        if address.study is not None or address.query:
+            raise InputError(f"{self.archive} names a part of an archive: give its root, as dicomweb:{address.root}")
+        return ArchiveAccess(partial(fetch_series, address.root, access), partial(store_result, address.root, access))
 
     def run(self) -> int:
         """Serve until interrupted."""

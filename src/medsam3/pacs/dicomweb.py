@@ -341,6 +341,31 @@ class Archive:
         return UnreachableError(f"{self.host} {what} ({_cause(error)}): see that it runs, and try again")
 
 
+def fetch_series(root: str, access: Access, uid: str, folder: Path) -> bool:
+    """Bring the series of a UID, whatever study it is of, into a folder; False if the archive has none.
+
+    Raises:
+        InputError: As `Archive.series_at` and `Archive.fetch`.
+    """
+    with Archive(root, access) as archive:
+        found = archive.series_at(ArchiveAddress(root, query=(("SeriesInstanceUID", uid),)))
+        series = next((one for one in found if one.uid == uid), None)
+        if series is not None:
+            archive.fetch(archive.with_instances(series), folder, lambda done, count: None)
+    return series is not None
+
+
+def store_result(root: str, access: Access, path: Path) -> None:
+    """Store a DICOM file in the study that it is of.
+
+    Raises:
+        InputError: As `Archive.store`.
+    """
+    heading = heading_of(path)
+    with Archive(root, access) as archive:
+        archive.store(path, heading.study, heading.instance)
+
+
 _WHAT_ROOT = "is the address that of its DICOMweb service, such as https://HOST/dicom-web?"
 _REFUSALS = {
     401: "does not know who asks: correct MEDSAM3_DICOMWEB_TOKEN, or MEDSAM3_DICOMWEB_USER and ..._PASSWORD",

@@ -81,7 +81,7 @@ def _add_health(app: FastAPI, metrics: Metrics) -> None:
         """Give counts in Prometheus' form."""
         service = service_of(request)
         metrics.images.set(len(service.holdings))
-        for worker in (service.reader, *service.modellers):
+        for worker in service.workers:
             metrics.waiting.labels(worker.name).set(worker.waiting)
             metrics.restarts.labels(worker.name).set(worker.restarts)
             metrics.memory.labels(worker.name).set(worker.resident_bytes())

@@ -189,13 +189,13 @@ def write_numbers(source: Source, masks: Path, names: Sequence[str], ending: str
 
 
 def keep_label(source: Source, label: Path, names: Mapping[int, str], target: Path) -> None:
-    """Check a label map that a client sends back, and keep it as NIfTI over its image, with the names of the numbers.
+    """Check a label map that a client sends back, and keep it over its image, with the names of the numbers.
 
     Args:
         source: The image.
         label: A file of masks; one that ends in .bin holds a byte a voxel of the image and nothing else.
         names: What the numbers mean, as far as the file does not tell.
-        target: Where it is kept; it is replaced in one step.
+        target: Where it is kept, as NIfTI or, with .dcm at its end, DICOM SEG; it is replaced in one step.
 
     Raises:
         InputError: Not masks, or over another image.

@@ -68,10 +68,16 @@ class Service:
             )
             for n in range(settings.workers)
         ]
+        self.archivist = Worker("archive", limits.waiting, limits.worker_bytes)
         self.model: ModelAnswer | None = None
         self._secret = secrets.token_bytes(32)
         self._read: dict[str, list[PhraseAnswer]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """All processes."""
+        return (self.reader, self.archivist, *self.modellers)
 
     @property
     def freest(self) -> Worker:
@@ -93,7 +99,7 @@ class Service:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for worker in (self.reader, *self.modellers):
+        for worker in self.workers:
             await run_in_threadpool(worker.close)
         self.holdings.close()
 
@@ -162,6 +168,31 @@ class Service:
         with self.holdings.new_folder() as folder:
             about = await self.read(reader.describe, source, name, self.settings.limits)
         return self.holdings.add(owner, folder, source, about)
+
+    async def hold_archived(self, uid: str, owner: str) -> HeldImage:
+        """Fetch the series of a UID from the archive, and hold it as an image.
+
+        Raises:
+            RefusedError: The archive has none, refuses, or does not answer.
+        """
+        archive = self.settings.archive
+        assert archive is not None, "it was asked whether there is one"
+        with self.holdings.new_folder() as folder:
+            if not await self.by_archive(archive.fetch, uid, folder / "files"):
+                raise RefusedError(404, f"the archive has no series {uid}: correct it, or send the series there")
+            source, about = await self.read(reader.open_upload, folder / "files", "series", self.settings.limits)
+        return self.holdings.add(owner, folder, source, about)
+
+    async def by_archive(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Do a task of the archive in a process of its own, so that a slow archive holds up nothing else.
+
+        Raises:
+            RefusedError: The archive refuses, or does not answer.
+        """
+        try:
+            return await self.archivist.run(function, *arguments, limit_s=self.settings.limits.job_s)
+        except InputError as error:
+            raise RefusedError(502, str(error)) from error
 
     async def hold_filled(
         self, fill: Callable[..., Any], arguments: tuple[Any, ...], name: str, owner: str

@@ -21,6 +21,19 @@ Load = Callable[[str], Any]
 """From a model's name to the model; called in the worker processes, so it must be a function of a module."""
 
 
+@dataclass(frozen=True)
+class ArchiveAccess:
+    """How a server reaches an archive of DICOM series; both are called in a process of their own.
+
+    Attributes:
+        fetch: Brings the series of a UID into a folder; False if the archive has none.
+        store: Stores a DICOM file, all of it or nothing.
+    """
+
+    fetch: Callable[[str, Path], bool]
+    store: Callable[[Path], None]
+
+
 def load_model(name: str) -> Any:
     """Load a model by its name, as `medsam3.load`."""
     from medsam3.models.registry import load  # noqa: PLC0415  only workers may bring torch in
@@ -82,6 +95,7 @@ class Settings:
         hosts: Names by which browsers may reach the server, beside its own.
         origins: Pages of other sites that may ask, such as https://viewer.example.org.
         clients: Dialects of other tools that are answered.
+        archive: Where series that a tool names are fetched from, and labels go back to; None for none.
         limits: What it takes on.
         llm: Address of the LLM that the agent may ask, as `--model` of `medsam3 agent`; None for none.
         sends_images: Pictures may go to it.
@@ -101,6 +115,7 @@ class Settings:
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     clients: tuple[Dialect, ...] = ()
+    archive: ArchiveAccess | None = None
     limits: Limits = field(default_factory=Limits)
     llm: str | None = None
     sends_images: bool = False

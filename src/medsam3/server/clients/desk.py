@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 import pickle
+import re
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -35,6 +36,9 @@ MOST_SENT = 20
 """Pictures of one client and owner that are kept for its next prompt."""
 MOST_NOTES = 1000
 MOST_JSON_BYTES = 256 * 2**20
+ARCHIVE = "archive"
+"""In place of a dialect's name: series of the archive are called by their UIDs in all of them."""
+_UID = re.compile(r"(?=.{3,64}$)[0-9]+(\.[0-9]+)+")
 
 
 @dataclass
@@ -80,6 +84,26 @@ def named_image(service: Service, owner: str, dialect: str, name: str) -> HeldIm
     except RefusedError:
         del desk_of(service).images[key]
         return None
+
+
+async def archived_image(service: Service, owner: str, uid: str) -> HeldImage | None:
+    """Give the series of a UID, fetched from the archive when it is first asked for; None if it may be in none.
+
+    Raises:
+        RefusedError: The archive has no such series, refuses, or does not answer.
+    """
+    if not may_be_archived(service, uid):
+        return None
+    held = named_image(service, owner, ARCHIVE, uid)
+    if held is None:
+        held = await service.hold_archived(uid, owner)
+        name_image(service, ARCHIVE, uid, held)
+    return held
+
+
+def may_be_archived(service: Service, name: str) -> bool:
+    """Tell whether there is an archive, and the name is one of a series."""
+    return service.settings.archive is not None and _UID.fullmatch(name) is not None
 
 
 async def hold_once(service: Service, owner: str, dialect: str, content: bytes) -> HeldImage:

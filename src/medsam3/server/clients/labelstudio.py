@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -311,7 +312,7 @@ def fetched(source: str, most: int) -> tuple[bytes, str]:
     request = urllib.request.Request(url, headers=_authorization(root))
     try:
         with _opener(root).open(request, timeout=FETCH_S) as answer:
-            content: bytes = answer.read(most + 1)
+            content = _read(answer, most)
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "code", None) or getattr(error, "reason", error)
         raise InputError(
@@ -320,6 +321,20 @@ def fetched(source: str, most: int) -> tuple[bytes, str]:
     if len(content) > most:
         raise InputError(f"the image is larger than {most} bytes, which are allowed: give a smaller one")
     return content, urllib.parse.unquote(urllib.parse.urlsplit(url).path.rsplit("/", 1)[-1]) or "image"
+
+
+def _read(answer: Any, most: int) -> bytes:
+    """Read a body up to one byte more than `most`, which may not trickle in for longer than an answer may take.
+
+    Raises:
+        TimeoutError: It does.
+    """
+    content, deadline = bytearray(), time.monotonic() + FETCH_S
+    while len(content) <= most and (piece := answer.read1(min(2**20, most + 1 - len(content)))):
+        content += piece
+        if time.monotonic() > deadline:
+            raise TimeoutError("timed out")
+    return bytes(content)
 
 
 def _authorization(root: str) -> dict[str, str]:

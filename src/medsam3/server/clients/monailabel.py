@@ -5,6 +5,7 @@ Three kinds of model: phrases typed into the options, all taught concepts of one
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -133,9 +134,12 @@ async def save_label(
     tag: Annotated[str, Query(pattern="^[A-Za-z0-9_-]{0,40}$")] = "final",
     params: Annotated[str, Form(max_length=1_000_000)] = "{}",
 ) -> dict[str, str]:
-    """Keep a label in the data folder, once it is known to be masks over that image."""
-    target = Store.of(service.settings).label_to_be(image, tag or "final")
+    """Keep a label that is masks over that image: in the archive that the image is from, else in the data folder."""
+    store = Store.of(service.settings)
+    target = None if desk.may_be_archived(service, image) else store.label_to_be(image, tag or "final")
     held, told = await _image(service, owner, image), _object(params)
+    if target is None and desk.named_image(service, owner, desk.ARCHIVE, image) is not held:
+        target = store.label_to_be(image, tag or "final")
     names = {
         int(one["idx"]): str(one["name"])
         for one in told.get("label_info") or []
@@ -146,7 +150,10 @@ async def save_label(
     try:
         path = folder / reader.stored_name(0, label.filename or "label.nii.gz")
         path.write_bytes(await label.read())
-        await service.read(reader.keep_label, held.source, path, names, target)
+        await service.read(reader.keep_label, held.source, path, names, target or folder / "label.dcm")
+        if target is None:
+            assert service.settings.archive is not None, "the image is from it"
+            await service.by_archive(service.settings.archive.store, folder / "label.dcm")
     finally:
         reader.remove(folder)
     return {"image": image, "label": image}
@@ -337,12 +344,15 @@ async def _image(service: Service, owner: str, name: str) -> HeldImage:
     if place is not None:
         held = await service.open_place(Source(place), name, owner)
     elif root is not None and re.fullmatch(r"[0-9.]{9,64}", name):
-        try:
+        with contextlib.suppress(InputError):  # it may lie in the archive
             held = await service.open_place(Source(root, series=name), name, owner)
-        except InputError as error:
-            raise RefusedError(404, f"the data folder holds no series {name} that can be read: put it there") from error
-    else:
-        raise RefusedError(404, f"there is no image {name[:100]!r}: upload it, or put it into the folder of --data")
+    held = held or await desk.archived_image(service, owner, name)
+    if held is None:
+        raise RefusedError(
+            404,
+            f"there is no image {name[:100]!r}: upload it, put it into the folder of --data, or into the archive of "
+            "--archive",
+        )
     desk.name_image(service, NAME, name, held)
     return held
 
