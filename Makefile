@@ -16,7 +16,7 @@ help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
 
 demo: $(VENV)/.installed $(VENV)/.weights ## segment two real pictures by a phrase and show the result
-	$(BIN)/python examples/demo.py
+	$(BIN)/medsam3 demo --open
 
 app: $(VENV)/.installed $(VENV)/.weights ## open the page in the browser, with a sample segmented
 	$(BIN)/medsam3 serve --open

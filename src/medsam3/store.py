@@ -11,6 +11,10 @@ import io
 import json
 import math
 import os
+import shutil
+import stat
+import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,22 +31,24 @@ except ImportError:  # Windows: two runs in one folder are not told apart there
 
 Record = dict[str, Any]
 _CHUNK_BYTES = 2**20
+_NEW_S = 2.0
 LONGEST_SLUG = 60
 """Bytes of the longest part of a file name that `slug` makes."""
 
 
 @contextmanager
-def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
+def replacing(path: Path, suffix: str = "", *, folder: Path | None = None) -> Iterator[Path]:
     """Give a temporary path beside `path` that replaces it if the block ends well, and is removed if it does not.
 
     Args:
         path: The file to be; one that exists is replaced.
         suffix: Ending of the temporary name, for libraries that choose the format by it.
+        folder: Where the temporary file lies, on the same file system; None: beside `path`.
 
     Raises:
         InputError: The folder or the file cannot be written.
     """
-    temporary = path.with_name(f".{uuid4().hex}{suffix}")
+    temporary = (path.parent if folder is None else folder) / f".{uuid4().hex}{suffix}"
     try:
         yield temporary
         with temporary.open("rb") as stream:
@@ -53,6 +59,36 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_in_use(place: Path, prefix: str) -> Iterator[Path]:
+    """Give a temporary folder that `remove_left` leaves alone while this process lives."""
+    with tempfile.TemporaryDirectory(dir=place, prefix=prefix) as name:
+        handle = os.open(name, os.O_RDONLY) if fcntl is not None else None
+        try:
+            if handle is not None:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            yield Path(name)
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+
+def remove_left(place: Path, prefix: str) -> None:
+    """Remove folders of `folder_in_use` that killed processes left; very new ones may not be locked yet, and stay."""
+    for folder in place.glob(f"{prefix}*") if fcntl is not None else ():
+        with suppress(OSError):
+            about = folder.lstat()
+            if not stat.S_ISDIR(about.st_mode) or time.time() - about.st_mtime < _NEW_S:
+                continue
+            handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)
 
 
 def cannot_write(path: Path, error: OSError) -> InputError:
@@ -247,13 +283,13 @@ class Journal:
         self.records.append(kept)
 
     def truncate(self, count: int) -> None:
-        """Keep the first `count` records alone, on disk too."""
+        """Keep the first `count` records alone; the file is cut in one step, so that a kill loses none of them."""
         self.records = self.records[:count]
         if self._stream is not None:
             self._stream.seek(0)
-            self._stream.truncate()
-            for record in (self.heading, *self.records):
-                self._write(record)
+            for _ in range(1 + len(self.records)):
+                self._stream.readline()
+            self._stream.truncate(self._stream.tell())
 
     def close(self) -> None:
         """Close the file; it stays."""
