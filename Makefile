@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 NEEDS_PYTHON := Python 3.11 or newer with its venv module is needed: install python3.11 and python3.11-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app docs test test-all lint types unit fuzz clean
+.PHONY: help demo app docs test test-all lint types unit fuzz offline kills licences audit clean
 
 # Two tests and more at a time, each on one thread: torch's threads would only get in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -41,6 +41,19 @@ fuzz: $(VENV)/.installed-dev ## read damaged files for SECONDS (600), and keep t
 
 docs: $(VENV)/.installed-docs ## build the documentation's site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+offline: $(VENV)/.installed-dev $(VENV)/.weights-dev ## all tests but those for a GPU, with loopback and no other network
+	unshare --net $(if $(filter 0,$(shell id -u)),,--map-root-user) $(BIN)/python tests/loopback_only.py \
+		env $(PYTEST) -m "not gpu" $(TESTS)
+
+kills: $(VENV)/.installed-dev ## kill -9 every kind of work KILLS times (50), and compare what comes out with unbroken runs
+	$(BIN)/python benchmarks/kills.py --kills $(or $(KILLS),50)
+
+licences: $(VENV)/.installed-dev ## list the licences of all dependencies
+	$(BIN)/pip-licenses --from=mixed --order=license
+
+audit: $(VENV)/.installed-dev ## ask for known weaknesses of all dependencies, over the network
+	$(BIN)/pip-audit --skip-editable --progress-spinner off
 
 clean: ## remove what this file has made
 	rm -rf $(VENV) demo_out dist site .pytest_cache .mypy_cache .ruff_cache

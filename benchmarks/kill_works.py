@@ -367,7 +367,8 @@ def _agent(inputs: Path) -> Iterator[Trials]:
     script.append(Answer("", (Call("accept", {"masks": [1], "reason": "it is bright"}, "a"),)))
 
     def step(request: Request) -> Answer:
-        return script[min(sum(one["role"] == "assistant" for one in request.body["messages"]), len(script) - 1)]
+        turn: int = sum(one["role"] == "assistant" for one in request.body["messages"])
+        return script[min(turn, len(script) - 1)]
 
     picture(inputs / "scan.png", 3)
     with LlmServer(step) as server:

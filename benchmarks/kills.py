@@ -43,7 +43,10 @@ _MOST_IN_A_ROW = 6
 class Work(Protocol):
     """A command that writes into a folder, and what a good folder is."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Name for tables and folders."""
+        ...
 
     def command(self, out: Path) -> list[str]:
         """Give the command, the same one for the first run and for those that go on."""

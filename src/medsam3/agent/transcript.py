@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from medsam3.agent.chat import ShownPicture, Usage
 from medsam3.agent.values import Budget, Decision, StoredPicture, ToolStep, Verdict
 from medsam3.errors import InputError, printable
 from medsam3.page import render
-from medsam3.store import Journal, read_lines, replacing, write_text
+from medsam3.store import Journal, cannot_write, read_lines, replacing, write_text
 
 FILE_NAME = "transcript.jsonl"
 PICTURES = "pictures"
@@ -107,7 +108,10 @@ class PictureFolder:
         """Write a picture unless it is there, and give its entry."""
         name = f"{hashlib.sha256(picture.png).hexdigest()[:16]}.png"
         if not (self.path / name).exists():
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise cannot_write(self.path, error) from error
             with replacing(self.path / name, ".png") as temporary:
                 temporary.write_bytes(picture.png)
         about = {"caption": picture.caption, "number": picture.number, "frame": picture.frame, "part": picture.part}
@@ -142,10 +146,20 @@ class Transcript:
             raise
 
     def add(self, kind: LineKind, value: Any) -> None:
-        """Write one line so that it outlives this process: its pictures first."""
+        """Write one line so that it outlives this process: its pictures first.
+
+        Raises:
+            InputError: The disk is full, or the folder cannot be written.
+        """
         if self._folder is not None:
             context = {"pictures": PictureFolder(self._folder / PICTURES)}
-            self._journal.append({kind: _LINES[kind].dump_python(value, mode="json", context=context)})
+            try:
+                entry = _LINES[kind].dump_python(value, mode="json", context=context)
+            except PydanticSerializationError as error:
+                if isinstance(error.__cause__, InputError):  # what a picture's folder says
+                    raise error.__cause__ from None
+                raise
+            self._journal.append({kind: entry})
         self.run.take(kind, value)
 
     def close(self) -> None:
