@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 NEEDS_PYTHON := Python 3.11 or newer with its venv module is needed: install python3.11 and python3.11-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app docs test test-all lint types unit fuzz offline kills licences audit clean
+.PHONY: help demo app docs test test-all lint types unit fuzz offline kills results licences audit clean
 
 # Two tests and more at a time, each on one thread: torch's threads would only get in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -48,6 +48,9 @@ offline: $(VENV)/.installed-dev $(VENV)/.weights-dev ## all tests but those for 
 
 kills: $(VENV)/.installed-dev ## kill -9 every kind of work KILLS times (50), and compare what comes out with unbroken runs
 	$(BIN)/python benchmarks/kills.py --kills $(or $(KILLS),50)
+
+results: $(VENV)/.installed-dev $(VENV)/.weights-dev ## measure every figure of the documentation again on DATA (hours; goes on)
+	$(BIN)/python benchmarks/all_results.py $(or $(DATA),$(error name the data: make results DATA=folder))
 
 licences: $(VENV)/.installed-dev ## list the licences of all dependencies
 	$(BIN)/pip-licenses --from=mixed --order=license

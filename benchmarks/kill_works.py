@@ -253,7 +253,7 @@ class _Server:
                 yield process
             finally:
                 process.send_signal(signal.SIGINT)
-                process.wait(60)
+                process.wait(300)
 
 
 def server_trials(inputs: Path, count: int, out: Path, kills_wanted: int, seed: int, tell: Tell) -> Tally:

@@ -131,7 +131,7 @@ class _Away(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.seen.append((self.path, self.headers.get("Authorization")))
         self.send_response(302)
-        self.send_header("Location", f"http://127.0.0.1:{self.headers["Host"].rpartition(":")[2]}/private")
+        self.send_header("Location", f"http://{self.headers['Host']}/private")
         self.send_header("Content-Length", "0")
         self.end_headers()
 

@@ -91,6 +91,23 @@ def remove_left(place: Path, prefix: str) -> None:
                 os.close(handle)
 
 
+def check_format(found: object, known: int, what: str) -> None:
+    """Refuse by name what a newer version wrote; what says nothing of its format is of the first one.
+
+    Args:
+        found: The number that it carries; None for none.
+        known: The newest one that this version reads.
+        what: Name of the thing, for the message.
+
+    Raises:
+        InputError: It is no such number.
+    """
+    number = 1 if found is None else found
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= known:
+        reads = "1" if known == 1 else f"1 to {known}"
+        raise InputError(f"{what} is in format {str(number)[:20]}, this version reads {reads}: update medsam3")
+
+
 def cannot_write(path: Path, error: OSError) -> InputError:
     """The one-line error for a file that cannot be written."""
     reason = error.strerror or type(error).__name__
@@ -226,7 +243,8 @@ def _read_ledger(path: Path) -> dict[str, str]:
 class Journal:
     """JSON objects in a file, one a line, each on disk before `append` returns.
 
-    The first line is the heading, which says what the records belong to. A line that a killed run left half written is
+    The first line is the heading, which says what the records belong to, and its `version` the format of the records:
+    a newer one is refused, and none counts as 1. A line that a killed run left half written is
     cut off when the file is opened again. While one process has the file open, another one is refused.
     """
 
@@ -257,7 +275,7 @@ class Journal:
             self._stream = path.open("r+b" if path.exists() else "w+b")
             _lock(self._stream, path)
             if other == "keep":
-                self._read_all(self._stream)
+                self._read_all(self._stream, path)
             else:
                 self._read(self._stream, path, is_replaced=other == "replace")
         except OSError as error:
@@ -323,22 +341,31 @@ class Journal:
     def _read(self, stream: IO[bytes], path: Path, *, is_replaced: bool) -> None:
         """Take the records of whole lines, cut off what follows, and write the heading of a new file."""
         records, good = read_lines(stream)
-        if records and records[0] != self.heading and not is_replaced:
+        is_same = bool(records) and self._fits(records[0], path)
+        if records and not is_same and not is_replaced:
             raise InputError(f"{path} belongs to other work (other settings, weights or data): choose another folder")
         if not records and stream.seek(0, os.SEEK_END) > 0 and not is_replaced and good == 0 and _has_line(stream):
             raise InputError(f"{path} is damaged in its first line: choose another folder, or remove it")
-        is_same = bool(records) and records[0] == self.heading
         self.records = records[1:] if is_same else []
         stream.seek(good if is_same else 0)
         stream.truncate()
         if not is_same:
             self._write(self.heading)
 
-    def _read_all(self, stream: IO[bytes]) -> None:
+    def _fits(self, found: Record, path: Path) -> bool:
+        """Tell whether a heading is this one; one that a newer version wrote of the same things is refused."""
+        known = self.heading.get("version", 1)
+        if found.keys() | {"version"} == self.heading.keys() | {"version"}:
+            check_format(found.get("version"), known, str(path))
+        return {"version": 1, **found} == {"version": 1, **self.heading}
+
+    def _read_all(self, stream: IO[bytes], path: Path) -> None:
         """Take each whole line that is a record, and go on after whatever the file holds."""
         text = stream.read()
-        records = [_record(line) for line in text.splitlines(keepends=True)]
-        self.records = [record for record in records if record is not None and record != self.heading]
+        read = [_record(line) for line in text.splitlines(keepends=True)]
+        records = [record for record in read if record is not None]
+        is_headed = bool(records) and self._fits(records[0], path)
+        self.records = records[1:] if is_headed else records
         if not text:
             self._write(self.heading)
         elif not text.endswith(b"\n"):

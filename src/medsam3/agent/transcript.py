@@ -20,10 +20,12 @@ from medsam3.agent.chat import ShownPicture, Usage
 from medsam3.agent.values import Budget, Decision, StoredPicture, ToolStep, Verdict
 from medsam3.errors import InputError, printable
 from medsam3.page import render
-from medsam3.store import Journal, cannot_write, read_lines, replacing, write_text
+from medsam3.store import Journal, cannot_write, check_format, read_lines, replacing, write_text
 
 FILE_NAME = "transcript.jsonl"
 PICTURES = "pictures"
+VERSION = 1
+"""Raised when the lines change so that older readers would misread them."""
 LineKind = Literal["opening", "decision", "lost", "step", "ending"]
 
 
@@ -137,7 +139,8 @@ class Transcript:
         self.run = RecordedRun(heading)
         self._folder = folder
         path = None if folder is None else folder / FILE_NAME
-        self._journal = Journal(path, {"heading": _HEADING.dump_python(heading, mode="json")}, other="refuse")
+        about = {"heading": _HEADING.dump_python(heading, mode="json"), "version": VERSION}
+        self._journal = Journal(path, about, other="refuse")
         try:
             if folder is not None:
                 self.run = _recorded(folder, [self._journal.heading, *self._journal.records])
@@ -183,6 +186,7 @@ def read_transcript(folder: Path) -> RecordedRun:
 
 def _recorded(folder: Path, lines: list[dict[str, Any]]) -> RecordedRun:
     context = {"pictures": PictureFolder(folder / PICTURES)}
+    check_format(lines[0].get("version") if lines else None, VERSION, str(folder / FILE_NAME))
     try:
         run = RecordedRun(_HEADING.validate_python(lines[0]["heading"]))
         for line in lines[1:]:
