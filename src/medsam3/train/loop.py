@@ -406,11 +406,14 @@ def resume(folder: RunFolder, trainee: Trainee, workers: Workers) -> Run:
 def _restore(run: Run, path: Path, trainee: Trainee) -> None:
     try:
         content: State = torch.load(path, map_location="cpu", weights_only=True)
-        check_format(content.get("format"), CHECKPOINT_FORMAT, str(path))
+        found = content["format"] if "format" in content else None  # noqa: SIM401  it may be no dict
+        check_format(found, CHECKPOINT_FORMAT, str(path))
         scatter(run.model, run.optimizer, content["model"], content["optimizer"])
         trainee.put_further_state(content["further"])
         run.step, earlier = int(content["step"]), int(content["steps"])
         run.best = None if content["best"] is None else Best(**content["best"])
+    except InputError:
+        raise
     except _UNREADABLE as error:
         raise InputError(
             f"{path} is damaged ({type(error).__name__}): put a copy back, or remove it to train from the start"

@@ -100,7 +100,8 @@ def read_card(weights: Path) -> MiniCard:
         raise InputError(f"{weights} and {path.name} are not both there: keep the two files of a training run together")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        check_format(content.get("format"), CARD_FORMAT, str(path))
+        found = content["format"] if "format" in content else None  # noqa: SIM401  it may be no dict
+        check_format(found, CARD_FORMAT, str(path))
         card = MiniCard(
             detectors=tuple(MiniDetectorConfig(**config) for config in _listed(content["detector"])),
             thresholds=MiniThresholds(**content["thresholds"]),
