@@ -34,7 +34,7 @@ BLOCKS = [
 COMMANDS = [
     (name, line.strip())
     for name, block in BLOCKS
-    for line in re.findall(r"^(medsam3 [^#\n|;]*)", block.replace("\\\n", " "), flags=re.MULTILINE)
+    for line in re.findall(r"^(medsam3 [^#\n|;>]*)", block.replace("\\\n", " "), flags=re.MULTILINE)
 ]
 STARTS = sorted((ROOT / "docs" / "start").glob("*.md"))
 
