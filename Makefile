@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 NEEDS_PYTHON := Python 3.11 or newer with its venv module is needed: install python3.11 and python3.11-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app docs test test-all lint types unit fuzz clean
+.PHONY: help demo app docs test test-all lint types unit fuzz offline kills results licences audit clean
 
 # Two tests and more at a time, each on one thread: torch's threads would only get in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -16,7 +16,7 @@ help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
 
 demo: $(VENV)/.installed $(VENV)/.weights ## segment two real pictures by a phrase and show the result
-	$(BIN)/python examples/demo.py
+	$(BIN)/medsam3 demo --open
 
 app: $(VENV)/.installed $(VENV)/.weights ## open the page in the browser, with a sample segmented
 	$(BIN)/medsam3 serve --open
@@ -41,6 +41,22 @@ fuzz: $(VENV)/.installed-dev ## read damaged files for SECONDS (600), and keep t
 
 docs: $(VENV)/.installed-docs ## build the documentation's site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+offline: $(VENV)/.installed-dev $(VENV)/.weights-dev ## all tests but those for a GPU, with loopback and no other network
+	unshare --net $(if $(filter 0,$(shell id -u)),,--map-root-user) $(BIN)/python tests/loopback_only.py \
+		env $(PYTEST) -m "not gpu" $(TESTS)
+
+kills: $(VENV)/.installed-dev ## kill -9 every kind of work KILLS times (50), and compare what comes out with unbroken runs
+	$(BIN)/python benchmarks/kills.py --kills $(or $(KILLS),50)
+
+results: $(VENV)/.installed-dev $(VENV)/.weights-dev ## measure every figure of the documentation again on DATA (hours; goes on)
+	$(BIN)/python benchmarks/all_results.py $(or $(DATA),$(error name the data: make results DATA=folder))
+
+licences: $(VENV)/.installed-dev ## list the licences of all dependencies
+	$(BIN)/pip-licenses --from=mixed --order=license
+
+audit: $(VENV)/.installed-dev ## ask for known weaknesses of all dependencies, over the network
+	$(BIN)/pip-audit --skip-editable --progress-spinner off
 
 clean: ## remove what this file has made
 	rm -rf $(VENV) demo_out dist site .pytest_cache .mypy_cache .ruff_cache

@@ -8,6 +8,8 @@ import io
 import json
 import math
 import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +124,22 @@ def test_records_can_be_taken_back(tmp_path: Path) -> None:
         journal.truncate(2)
         journal.append({"n": 9})
     assert lines(path) == [HEADING, {"n": 0}, {"n": 1}, {"n": 9}]
+
+
+def test_records_that_stay_are_not_written_again_when_others_are_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    with Journal(path, HEADING, other="refuse") as journal:
+        for number in range(4):
+            journal.append({"n": number})
+    limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with Journal(path, HEADING, other="refuse") as journal:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # whoever writes fails, as one who is killed
+        try:
+            journal.truncate(2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, ignored)
+    assert lines(path) == [HEADING, {"n": 0}, {"n": 1}]
 
 
 def test_without_a_path_nothing_is_written() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from medsam3.segmentation.run import segment_many as segment_many
     from medsam3.segmentation.session import Session as Session
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Client": "medsam3.client.client",

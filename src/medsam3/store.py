@@ -11,6 +11,10 @@ import io
 import json
 import math
 import os
+import shutil
+import stat
+import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,22 +31,24 @@ except ImportError:  # Windows: two runs in one folder are not told apart there
 
 Record = dict[str, Any]
 _CHUNK_BYTES = 2**20
+_NEW_S = 2.0
 LONGEST_SLUG = 60
 """Bytes of the longest part of a file name that `slug` makes."""
 
 
 @contextmanager
-def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
+def replacing(path: Path, suffix: str = "", *, folder: Path | None = None) -> Iterator[Path]:
     """Give a temporary path beside `path` that replaces it if the block ends well, and is removed if it does not.
 
     Args:
         path: The file to be; one that exists is replaced.
         suffix: Ending of the temporary name, for libraries that choose the format by it.
+        folder: Where the temporary file lies, on the same file system; None: beside `path`.
 
     Raises:
         InputError: The folder or the file cannot be written.
     """
-    temporary = path.with_name(f".{uuid4().hex}{suffix}")
+    temporary = (path.parent if folder is None else folder) / f".{uuid4().hex}{suffix}"
     try:
         yield temporary
         with temporary.open("rb") as stream:
@@ -53,6 +59,53 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_in_use(place: Path, prefix: str) -> Iterator[Path]:
+    """Give a temporary folder that `remove_left` leaves alone while this process lives."""
+    with tempfile.TemporaryDirectory(dir=place, prefix=prefix) as name:
+        handle = os.open(name, os.O_RDONLY) if fcntl is not None else None
+        try:
+            if handle is not None:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            yield Path(name)
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+
+def remove_left(place: Path, prefix: str) -> None:
+    """Remove folders of `folder_in_use` that killed processes left; very new ones may not be locked yet, and stay."""
+    for folder in place.glob(f"{prefix}*") if fcntl is not None else ():
+        with suppress(OSError):
+            about = folder.lstat()
+            if not stat.S_ISDIR(about.st_mode) or time.time() - about.st_mtime < _NEW_S:
+                continue
+            handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+def check_format(found: object, known: int, what: str) -> None:
+    """Refuse by name what a newer version wrote; what says nothing of its format is of the first one.
+
+    Args:
+        found: The number that it carries; None for none.
+        known: The newest one that this version reads.
+        what: Name of the thing, for the message.
+
+    Raises:
+        InputError: It is no such number.
+    """
+    number = 1 if found is None else found
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= known:
+        reads = "1" if known == 1 else f"1 to {known}"
+        raise InputError(f"{what} is in format {str(number)[:20]}, this version reads {reads}: update medsam3")
 
 
 def cannot_write(path: Path, error: OSError) -> InputError:
@@ -190,7 +243,8 @@ def _read_ledger(path: Path) -> dict[str, str]:
 class Journal:
     """JSON objects in a file, one a line, each on disk before `append` returns.
 
-    The first line is the heading, which says what the records belong to. A line that a killed run left half written is
+    The first line is the heading, which says what the records belong to, and its `version` the format of the records:
+    a newer one is refused, and none counts as 1. A line that a killed run left half written is
     cut off when the file is opened again. While one process has the file open, another one is refused.
     """
 
@@ -221,7 +275,7 @@ class Journal:
             self._stream = path.open("r+b" if path.exists() else "w+b")
             _lock(self._stream, path)
             if other == "keep":
-                self._read_all(self._stream)
+                self._read_all(self._stream, path)
             else:
                 self._read(self._stream, path, is_replaced=other == "replace")
         except OSError as error:
@@ -247,13 +301,13 @@ class Journal:
         self.records.append(kept)
 
     def truncate(self, count: int) -> None:
-        """Keep the first `count` records alone, on disk too."""
+        """Keep the first `count` records alone; the file is cut in one step, so that a kill loses none of them."""
         self.records = self.records[:count]
         if self._stream is not None:
             self._stream.seek(0)
-            self._stream.truncate()
-            for record in (self.heading, *self.records):
-                self._write(record)
+            for _ in range(1 + len(self.records)):
+                self._stream.readline()
+            self._stream.truncate(self._stream.tell())
 
     def close(self) -> None:
         """Close the file; it stays."""
@@ -287,22 +341,31 @@ class Journal:
     def _read(self, stream: IO[bytes], path: Path, *, is_replaced: bool) -> None:
         """Take the records of whole lines, cut off what follows, and write the heading of a new file."""
         records, good = read_lines(stream)
-        if records and records[0] != self.heading and not is_replaced:
+        is_same = bool(records) and self._fits(records[0], path)
+        if records and not is_same and not is_replaced:
             raise InputError(f"{path} belongs to other work (other settings, weights or data): choose another folder")
         if not records and stream.seek(0, os.SEEK_END) > 0 and not is_replaced and good == 0 and _has_line(stream):
             raise InputError(f"{path} is damaged in its first line: choose another folder, or remove it")
-        is_same = bool(records) and records[0] == self.heading
         self.records = records[1:] if is_same else []
         stream.seek(good if is_same else 0)
         stream.truncate()
         if not is_same:
             self._write(self.heading)
 
-    def _read_all(self, stream: IO[bytes]) -> None:
+    def _fits(self, found: Record, path: Path) -> bool:
+        """Tell whether a heading is this one; one that a newer version wrote of the same things is refused."""
+        known = self.heading.get("version", 1)
+        if found.keys() | {"version"} == self.heading.keys() | {"version"}:
+            check_format(found.get("version"), known, str(path))
+        return {"version": 1, **found} == {"version": 1, **self.heading}
+
+    def _read_all(self, stream: IO[bytes], path: Path) -> None:
         """Take each whole line that is a record, and go on after whatever the file holds."""
         text = stream.read()
-        records = [_record(line) for line in text.splitlines(keepends=True)]
-        self.records = [record for record in records if record is not None and record != self.heading]
+        read = [_record(line) for line in text.splitlines(keepends=True)]
+        records = [record for record in read if record is not None]
+        is_headed = bool(records) and self._fits(records[0], path)
+        self.records = records[1:] if is_headed else records
         if not text:
             self._write(self.heading)
         elif not text.endswith(b"\n"):

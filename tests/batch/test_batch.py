@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from dataclasses import replace
@@ -87,6 +88,36 @@ def test_content_known_under_another_name_is_not_done_twice(scans: Path, tmp_pat
     assert (report.copied, report.done) == (1, 0)
     moved = next(row for row in manifest(tmp_path / "out") if row["file"].endswith("moved.png"))
     assert moved["voxels"] == 100
+
+
+def test_content_that_a_part_holds_under_several_names_is_copied_once(tmp_path: Path) -> None:
+    for name in "abc":
+        picture(tmp_path / "scans" / f"{name}.png", (5, 6, 15, 16))
+    run([str(tmp_path / "scans")], str(tmp_path / "out"), "polyp")
+    picture(tmp_path / "scans" / "d.png", (5, 6, 15, 16))
+    assert run([str(tmp_path / "scans")], str(tmp_path / "out"), "polyp").copied == 1
+    assert [Path(row["file"]).stem for row in manifest(tmp_path / "out")] == list("abcd")
+
+
+@pytest.mark.parametrize("has_mark", [False, True])
+def test_what_a_killed_run_left_half_written_is_removed_and_stops_nobody(
+    has_mark: bool, scans: Path, tmp_path: Path
+) -> None:
+    target = OutputTarget(str(tmp_path / "out"))
+    if has_mark:
+        target.prepare()
+    dead, alive = tmp_path / "out" / ".writing-dead", tmp_path / "out" / ".writing-alive"
+    for folder in (dead, alive):
+        folder.mkdir(parents=True)
+        (folder / ".half").write_bytes(b"half")
+        os.utime(folder, (1.0, 1.0))
+    handle = os.open(alive, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)  # as a running process holds it
+    try:
+        assert run([str(scans)], str(tmp_path / "out"), "polyp").done == 3
+        assert (dead.exists(), alive.exists()) == (False, True)
+    finally:
+        os.close(handle)
 
 
 def test_a_folder_of_dicom_files_is_one_volume(tmp_path: Path) -> None:

@@ -260,3 +260,20 @@ def test_two_processes_have_the_curve_of_one(tmp_path: Path) -> None:
     script = Path(__file__).with_name("mini_two_processes.py")
     subprocess.run([*launch, str(script), str(tmp_path / "two")], env=environment, check=True, timeout=600)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+
+
+def test_checkpoints_and_curves_of_an_earlier_version_are_read_and_newer_ones_refused(tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=1, save_every=1)
+    tiny.train(tmp_path, config)
+    checkpoint, curves = tmp_path / "checkpoint.pt", tmp_path / "curves.jsonl"
+    content = torch.load(checkpoint, weights_only=True)
+    assert content.pop("format") == 1
+    torch.save(content, checkpoint)
+    heading, *rest = curves.read_text().splitlines(keepends=True)
+    found = json.loads(heading)
+    assert found.pop("version") == 1
+    curves.write_text(json.dumps(found) + "\n" + "".join(rest))
+    assert tiny.train(tmp_path, config)[0].step == 1
+    torch.save(content | {"format": 9}, checkpoint)
+    with pytest.raises(InputError, match=r"checkpoint\.pt is in format 9, this version reads 1: update medsam3"):
+        tiny.train(tmp_path, config)

@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from medsam3.agent.chat import ShownPicture, Usage
 from medsam3.agent.values import Budget, Decision, StoredPicture, ToolStep, Verdict
 from medsam3.errors import InputError, printable
 from medsam3.page import render
-from medsam3.store import Journal, read_lines, replacing, write_text
+from medsam3.store import Journal, cannot_write, check_format, read_lines, replacing, write_text
 
 FILE_NAME = "transcript.jsonl"
 PICTURES = "pictures"
+VERSION = 1
+"""Raised when the lines change so that older readers would misread them."""
 LineKind = Literal["opening", "decision", "lost", "step", "ending"]
 
 
@@ -107,7 +110,10 @@ class PictureFolder:
         """Write a picture unless it is there, and give its entry."""
         name = f"{hashlib.sha256(picture.png).hexdigest()[:16]}.png"
         if not (self.path / name).exists():
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise cannot_write(self.path, error) from error
             with replacing(self.path / name, ".png") as temporary:
                 temporary.write_bytes(picture.png)
         about = {"caption": picture.caption, "number": picture.number, "frame": picture.frame, "part": picture.part}
@@ -133,7 +139,8 @@ class Transcript:
         self.run = RecordedRun(heading)
         self._folder = folder
         path = None if folder is None else folder / FILE_NAME
-        self._journal = Journal(path, {"heading": _HEADING.dump_python(heading, mode="json")}, other="refuse")
+        about = {"heading": _HEADING.dump_python(heading, mode="json"), "version": VERSION}
+        self._journal = Journal(path, about, other="refuse")
         try:
             if folder is not None:
                 self.run = _recorded(folder, [self._journal.heading, *self._journal.records])
@@ -142,10 +149,20 @@ class Transcript:
             raise
 
     def add(self, kind: LineKind, value: Any) -> None:
-        """Write one line so that it outlives this process: its pictures first."""
+        """Write one line so that it outlives this process: its pictures first.
+
+        Raises:
+            InputError: The disk is full, or the folder cannot be written.
+        """
         if self._folder is not None:
             context = {"pictures": PictureFolder(self._folder / PICTURES)}
-            self._journal.append({kind: _LINES[kind].dump_python(value, mode="json", context=context)})
+            try:
+                entry = _LINES[kind].dump_python(value, mode="json", context=context)
+            except PydanticSerializationError as error:
+                if isinstance(error.__cause__, InputError):  # what a picture's folder says
+                    raise error.__cause__ from None
+                raise
+            self._journal.append({kind: entry})
         self.run.take(kind, value)
 
     def close(self) -> None:
@@ -169,6 +186,7 @@ def read_transcript(folder: Path) -> RecordedRun:
 
 def _recorded(folder: Path, lines: list[dict[str, Any]]) -> RecordedRun:
     context = {"pictures": PictureFolder(folder / PICTURES)}
+    check_format(lines[0].get("version") if lines else None, VERSION, str(folder / FILE_NAME))
     try:
         run = RecordedRun(_HEADING.validate_python(lines[0]["heading"]))
         for line in lines[1:]:

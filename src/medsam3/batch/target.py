@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from medsam3.batch.pieces import MARK, is_local, place_of, protocols_of, url_of
 from medsam3.errors import InputError, reason_of
-from medsam3.store import name_bytes, replacing
+from medsam3.store import folder_in_use, name_bytes, remove_left, replacing
 
 FORM = {"form": "target of medsam3 batch", "version": 1}
+_WRITING = ".writing-"
 _WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory"}
 """Object stores: a file is there whole or not at all."""
 Keys = NDArray[np.uint64]
@@ -172,12 +173,13 @@ class OutputTarget:
             InputError: It holds something else, is of a newer version, or cannot be written.
         """
         try:
+            self.tidy()
             if self._system.exists(self._at(MARK)):
                 found = json.loads(self._system.cat_file(self._at(MARK)))
                 if found != FORM:
                     raise InputError(f"{self.url} was made by another version ({found}): name another target")
                 return
-            if self.folder is not None and self.folder.exists() and any(self.folder.iterdir()):
+            if self.folder is not None and any(not name.startswith(_WRITING) for name in self._names()):
                 raise InputError(f"{self.url} holds something else: name a folder that is new or empty")
             with tempfile.TemporaryDirectory(prefix="medsam3-") as temporary:
                 mark = Path(temporary) / MARK
@@ -193,7 +195,10 @@ class OutputTarget:
         place = self._at(name)
         if self.folder is not None:
             Path(place).parent.mkdir(parents=True, exist_ok=True)
-            with replacing(Path(place)) as temporary:
+            with (
+                folder_in_use(self.folder, _WRITING) as beside,
+                replacing(Path(place), folder=beside) as temporary,
+            ):
                 shutil.copyfile(file, temporary)
             return
         is_whole = bool(_WHOLE & protocols_of(self._system))
@@ -201,6 +206,15 @@ class OutputTarget:
         self._system.put_file(str(file), place if is_whole else f"{place}.part")
         if not is_whole:
             self._system.mv(f"{place}.part", place)
+
+    def tidy(self) -> None:
+        """Remove what killed processes left half written, on this machine."""
+        if self.folder is not None:
+            remove_left(self.folder, _WRITING)
+
+    def _names(self) -> list[str]:
+        """Name what lies in the target, if it is on this machine."""
+        return [path.name for path in self.folder.iterdir()] if self.folder is not None and self.folder.exists() else []
 
     def has(self, name: str) -> bool:
         """Whether a file of that name is below the target."""
@@ -235,10 +249,11 @@ class OutputTarget:
             ) from error
 
     def copies(self, part: str, sha256: str, job: str) -> list[Row]:
-        """Read the rows of one content and job from a part."""
+        """Read the rows of one content and job from a part; of several names of the content, those of the first."""
         table = self.rows_of(part)
         mask = pa.compute.and_(pa.compute.equal(table["sha256"], sha256), pa.compute.equal(table["job"], job))
-        return [Row(**(record | {"outputs": tuple(record["outputs"])})) for record in table.filter(mask).to_pylist()]
+        rows = [Row(**(record | {"outputs": tuple(record["outputs"])})) for record in table.filter(mask).to_pylist()]
+        return [row for row in rows if row.file == rows[0].file]
 
     def known(self, *, without_failures: bool = False) -> Known:
         """Look up what the manifest holds, and drop what files held before they changed.

@@ -13,6 +13,7 @@ from medsam3.cli.job import FLAT, Help, ModelChoice, Sam3Choice
 from medsam3.cli.remote import ServerChoice
 from medsam3.cli.terminal import progress_bar, say, say_json
 from medsam3.errors import InputError
+from medsam3.store import cannot_write
 
 if TYPE_CHECKING:
     from medsam3.agent.loop import AgentResult
@@ -68,6 +69,9 @@ Exit codes: 0 found, or nothing is there; 1 an error of ours; 2 bad input; 3 a l
 
     def run(self) -> int:
         """Follow the instruction, write and show what was found."""
+        from medsam3.cli.outputs import check_can_hold  # noqa: PLC0415  numpy, not for --help
+
+        check_can_hold(self.out)  # before anything is paid for
         client = self.server.client()
         inputs = find_inputs([self.file], leave_out=self.out)
         if len(inputs) != 1:
@@ -157,7 +161,10 @@ def _write(result: AgentResult, image: Any, out: Path, stem: str) -> list[Path]:
     if not len(result.masks):
         return []
     formats = ("png", "overlay") if image.kind == "picture" else ("nifti",)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(out, error) from error
     return [write_format(name, [result.masks], image, out, f"{stem}_agent") for name in formats]
 
 

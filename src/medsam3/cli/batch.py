@@ -92,6 +92,7 @@ Exit codes: 0 all done; 2 bad input, also if it was one file of many; 1 an error
                 bar.show(total.pieces, None, f"{rate:.1f} files/s, {total.failed} failed")
             if total.changed:
                 target.known()  # drops what the changed files held before
+            target.tidy()  # of workers that died
         self._say(total, time.monotonic() - begun)
         return 1 if total.ours else 2 if total.failed else 0
 

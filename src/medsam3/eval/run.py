@@ -187,6 +187,7 @@ def open_journal(job: EvalJob, about: Provenance, settings: Mapping[str, Any] | 
         "data": about.data_sha256,
         "config": asdict(job.config),
         "settings": settings or {},
+        "version": 1,
     }
     return run_journal(job, "cases.jsonl", heading)
 

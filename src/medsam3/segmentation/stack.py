@@ -158,7 +158,7 @@ class _Resumed:
     """Answers by key, on disk as they are found, so that a killed run goes on where it was."""
 
     def __init__(self, path: Path | None, work: str) -> None:
-        self._journal = None if path is None else Journal(path, {"work": work}, other="replace")
+        self._journal = None if path is None else Journal(path, {"work": work, "version": 1}, other="replace")
         records = [] if self._journal is None else self._journal.records
         self._values = {tuple(record["key"]): record["value"] for record in records}
 

@@ -16,9 +16,10 @@ import torch
 
 from medsam3 import __version__
 from medsam3.data.samples import Sample, contents_digest
+from medsam3.models.mini.card import CARD_FORMAT
 from medsam3.store import Record, sha256_of, write_json
 
-WRITTEN_ANEW = frozenset({"model", "sha256", "made", "val", "versions", "thresholds"})
+WRITTEN_ANEW = frozenset({"model", "format", "sha256", "made", "val", "versions", "thresholds"})
 """What every card says of its own weights, even if the rest is another card's."""
 
 
@@ -41,7 +42,8 @@ def write_card(path: Path, model: str, weights: Path, content: Mapping[str, Any]
         "transformers": version("transformers"),
     }
     made = datetime.now(UTC).strftime("%Y-%m-%d")
-    write_json(path, {"model": model, "sha256": sha256_of(weights), "made": made, **content, "versions": versions})
+    about = {"model": model, "format": CARD_FORMAT, "sha256": sha256_of(weights), "made": made}
+    write_json(path, {**about, **content, "versions": versions})
 
 
 def lineage(initial: Path | None) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from medsam3.errors import InputError
 from medsam3.models.registry import DAMAGED_PICKLE
-from medsam3.store import Journal, Record, replacing, write_json
+from medsam3.store import Journal, Record, check_format, replacing, write_json
 from medsam3.train.batches import Batch
 from medsam3.train.config import Config
 from medsam3.train.workers import State, Workers, gather, scatter, write_tensors
@@ -34,6 +34,7 @@ from medsam3.train.workers import State, Workers, gather, scatter, write_tensors
 TERMS = ("box_l1", "box_giou", "score", "presence", "mask_focal", "mask_dice", "semantic_focal", "semantic_dice")
 _UNREADABLE = (pickle.UnpicklingError, *DAMAGED_PICKLE)
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\..*)?")
+CHECKPOINT_FORMAT = 1
 Made = TypeVar("Made")
 
 
@@ -213,7 +214,7 @@ def check_folder(path: Path, config: Config, data: str) -> Record:
     Raises:
         InputError: They differ.
     """
-    wanted: Record = json.loads(json.dumps({"config": asdict(config), "data": data}))
+    wanted: Record = json.loads(json.dumps({"config": asdict(config), "data": data, "version": 1}))
     del wanted["config"]["steps"]
     try:
         with (path / "curves.jsonl").open("rb") as stream:
@@ -373,6 +374,7 @@ def save(folder: RunFolder, run: Run, trainee: Trainee, workers: Workers) -> Non
     weights, moments = gather(run.model, run.optimizer)
     if folder.is_writer:
         content = {
+            "format": CHECKPOINT_FORMAT,
             "step": run.step,
             "steps": trainee.config.steps,
             "model": weights,
@@ -404,10 +406,14 @@ def resume(folder: RunFolder, trainee: Trainee, workers: Workers) -> Run:
 def _restore(run: Run, path: Path, trainee: Trainee) -> None:
     try:
         content: State = torch.load(path, map_location="cpu", weights_only=True)
+        found = content["format"] if "format" in content else None  # noqa: SIM401  it may be no dict
+        check_format(found, CHECKPOINT_FORMAT, str(path))
         scatter(run.model, run.optimizer, content["model"], content["optimizer"])
         trainee.put_further_state(content["further"])
         run.step, earlier = int(content["step"]), int(content["steps"])
         run.best = None if content["best"] is None else Best(**content["best"])
+    except InputError:
+        raise
     except _UNREADABLE as error:
         raise InputError(
             f"{path} is damaged ({type(error).__name__}): put a copy back, or remove it to train from the start"

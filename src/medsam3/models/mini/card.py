@@ -9,7 +9,10 @@ from typing import Any
 
 from medsam3.errors import InputError
 from medsam3.models.mini.detector import MiniDetectorConfig
-from medsam3.store import sha256_of
+from medsam3.store import check_format, sha256_of
+
+CARD_FORMAT = 1
+"""Raised when older readers would misread a card; cards without a number are of the first format."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ def read_card(weights: Path) -> MiniCard:
         raise InputError(f"{weights} and {path.name} are not both there: keep the two files of a training run together")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        found = content["format"] if "format" in content else None  # noqa: SIM401  it may be no dict
+        check_format(found, CARD_FORMAT, str(path))
         card = MiniCard(
             detectors=tuple(MiniDetectorConfig(**config) for config in _listed(content["detector"])),
             thresholds=MiniThresholds(**content["thresholds"]),
