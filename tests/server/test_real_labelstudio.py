@@ -34,7 +34,7 @@ def label_studio(tmp_path: Path) -> Iterator[str]:
     if not program.exists():
         pytest.skip("Label Studio is not installed: docs/clients/README.md says how")
     port = free_port()
-    command = [program, "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", str(port), *ACCOUNT]
+    command = [str(program), "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", str(port), *ACCOUNT]
     own = {"LABEL_STUDIO_BASE_DATA_DIR": str(tmp_path / "data"), "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true"}
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     (tmp_path / "data").mkdir()
