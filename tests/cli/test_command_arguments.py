@@ -270,6 +270,13 @@ SOURCE; str, several; required
 --json; flag; -
 --no-test; flag; -
 """,
+    "demo": """
+--out; Path; demo_out
+--open; flag; -
+""",
+    "completion": """
+SHELL; bash|zsh|fish; required
+""",
 }
 """By command: names, values, default (`-` for none, nothing, or off), one argument a line."""
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from medsam3.cli.job import Help
-from medsam3.cli.outputs import check_can_hold
 from medsam3.cli.terminal import say
 from medsam3.errors import require
 
@@ -45,6 +44,7 @@ Needs the encoders' weights (medsam3 weights fetch) and scikit-image, which brin
     def run(self) -> int:
         """Segment, write the overlays, and name them."""
         import medsam3  # noqa: PLC0415  numpy, not for --help
+        from medsam3.cli.outputs import check_can_hold  # noqa: PLC0415
         from medsam3.view.draw import overlay  # noqa: PLC0415
         from medsam3.view.view import view_of  # noqa: PLC0415
 
