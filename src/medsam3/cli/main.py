@@ -71,7 +71,7 @@ COMMANDS = (
         "watch", "medsam3.cli.watch", "Watch", "segment new series of a hospital archive by rules, store results back"
     ),
     Command("serve", "medsam3.cli.serve", "Serve", "open a page and an HTTP API on this machine"),
-    Command("mcp", "medsam3.cli.mcp", "Mcp", "offer tools to LLM clients by the Model Context Protocol"),
+    Command("mcp", "medsam3.cli.serve", "Mcp", "offer tools to LLM clients by the Model Context Protocol"),
     Command("convert", "medsam3.cli.files", "Convert", "convert masks between NIfTI, NRRD, MHA, DICOM, COCO, PNG"),
     Command("info", "medsam3.cli.files", "Info", "say what a file holds: size, spacing, type"),
     Command("demo", "medsam3.cli.demo", "Demo", "segment a photograph that is there by four phrases"),

@@ -28,7 +28,7 @@ from pydantic import BaseModel
 
 from medsam3 import __version__
 from medsam3.concepts import search
-from medsam3.errors import InputError
+from medsam3.errors import InputError, reason_of
 from medsam3.image import Image
 from medsam3.io import DEFAULT_FORMATS, FORMATS, facts, read, write, write_format
 from medsam3.io.measures import Measures, measure
@@ -101,7 +101,7 @@ class Places:
         return name
 
 
-class Desk:
+class Toolbox:
     """The tools, over one model and the sessions that were used last."""
 
     def __init__(self, load: Callable[[], Segmenter], places: Places) -> None:
@@ -270,11 +270,17 @@ def mcp_server(load: Callable[[], Segmenter], places: Places, *, shows: bool) ->
         shows: Pictures may go to the client.
     """
     server: MCPServer[Any] = MCPServer("medsam3", version=__version__, instructions=_ABOUT, log_level="WARNING")
-    desk = Desk(load, places)
-    reading: Sequence[Callable[..., Any]] = (desk.segment, desk.session, desk.measure, desk.info, desk.concepts)
-    for tool in (*reading, *((desk.look,) if shows else ())):
+    toolbox = Toolbox(load, places)
+    reading: Sequence[Callable[..., Any]] = (
+        toolbox.segment,
+        toolbox.session,
+        toolbox.measure,
+        toolbox.info,
+        toolbox.concepts,
+    )
+    for tool in (*reading, *((toolbox.look,) if shows else ())):
         server.add_tool(tool, annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False))
-    for tool in (desk.save, desk.convert):
+    for tool in (toolbox.save, toolbox.convert):
         server.add_tool(tool, annotations=ToolAnnotations(destructive_hint=False, open_world_hint=False))
     return server
 
@@ -285,7 +291,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise ToolError(" ".join(str(error).split())) from error
+        raise ToolError(reason_of(error)) from error
 
 
 def _progress(ctx: Context) -> Callable[[int, int], None]:

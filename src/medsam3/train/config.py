@@ -110,15 +110,14 @@ class InitDefaults:
 
     learning_rate: float
     updates_an_image: int
-    least_steps: int
 
     def steps(self, images: int) -> int:
-        """Give the updates for so many images, at most those of a fresh start."""
-        return min(FitConfig.steps, max(self.least_steps, self.updates_an_image * images))
+        """Give the updates for so many images, and for fewer than 24 as for 24; at most those of a fresh start."""
+        return min(FitConfig.steps, self.updates_an_image * max(24, images))
 
 
-KNOWN = InitDefaults(learning_rate=1e-4, updates_an_image=1, least_steps=24)
-NEW = InitDefaults(learning_rate=2e-4, updates_an_image=2, least_steps=48)
+KNOWN = InitDefaults(learning_rate=1e-4, updates_an_image=1)
+NEW = InitDefaults(learning_rate=2e-4, updates_an_image=2)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ _UID = re.compile(r"(?=.{3,64}$)[0-9]+(\.[0-9]+)+")
 
 
 @dataclass
-class _Track:
+class _ClickSession:
     """A session whose steps a client sends all at once, each time with more of them."""
 
     session: HeldSession
@@ -54,7 +54,7 @@ class Desk:
     """Names of images and of click sessions, for each owner and dialect; what has expired is forgotten."""
 
     images: dict[tuple[str, str, str], HeldImage] = field(default_factory=dict)
-    tracks: dict[tuple[str, str], _Track] = field(default_factory=dict)
+    tracks: dict[tuple[str, str], _ClickSession] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)  # of jobs, by their ids
     leases: dict[str, Any] = field(default_factory=dict)  # of nnInteractive's clients
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -192,7 +192,7 @@ async def click(
         if track is None or left is None:
             if track is not None:
                 image.sessions.pop(track.session.id, None)
-            track, left = _Track(service.new_session(image, SessionAsked())), list(steps)
+            track, left = _ClickSession(service.new_session(image, SessionAsked())), list(steps)
             desk.tracks[name] = track
     for step in left:
         await service.step(track.session, step)
