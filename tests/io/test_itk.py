@@ -163,5 +163,7 @@ def test_a_metaimage_with_an_origin_alone_has_voxels_of_one_mm(field: str, tmp_p
 def test_a_form_that_itk_does_not_read_is_not_called_damaged(tmp_path: Path) -> None:
     path = nrrd(tmp_path / "a.nrrd", ramp(), kind="short")
     path.write_bytes(path.read_bytes().replace(b"encoding: raw", b"encoding: bzip2"))
-    with pytest.raises(InputError, match=r"in a form that is not read here \(Sorry, bzip2 encoding not available"):
+    with pytest.raises(
+        InputError, match=r"the form of the NRRD voxels is not read here \(Sorry, bzip2 encoding not available"
+    ):
         read(path)

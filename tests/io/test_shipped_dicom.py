@@ -116,7 +116,7 @@ NO_IMAGES = [
     ("test1.json", r"the format is not known"),
     ("test_PN.json", r"the format is not known"),
     ("waveform_ecg.dcm", r"the file is DICOM without pixels \(12-lead ECG Waveform Storage"),
-    ("zipMR.gz", r"the format is not known"),
+    ("zipMR.gz", r"the file is packed and holds no NIfTI"),
 ]
 DEEP = ("dicomdirtests/77654033/", "dicomdirtests/98892001/", "dicomdirtests/98892003/")
 PIXELLESS = "dicomdirtests/TINY_ALPHA/PT"

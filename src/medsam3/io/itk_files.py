@@ -133,7 +133,7 @@ def _unreadable(what: str, error: Exception) -> InputError:
     """Tell a form that ITK does not read from damage."""
     reason = _reason(error)
     if "not supported" in reason or "not available" in reason:
-        return InputError(f"the {what} is in a form that is not read here ({reason}): save the file in another form")
+        return InputError(f"the form of the {what} is not read here ({reason}): save the file in another form")
     return InputError(f"the {what} {_DAMAGED} ({reason})")
 
 
