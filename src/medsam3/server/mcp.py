@@ -101,7 +101,7 @@ class Places:
         return name
 
 
-class Desk:
+class Toolbox:
     """The tools, over one model and the sessions that were used last."""
 
     def __init__(self, load: Callable[[], Segmenter], places: Places) -> None:
@@ -270,11 +270,17 @@ def mcp_server(load: Callable[[], Segmenter], places: Places, *, shows: bool) ->
         shows: Pictures may go to the client.
     """
     server: MCPServer[Any] = MCPServer("medsam3", version=__version__, instructions=_ABOUT, log_level="WARNING")
-    desk = Desk(load, places)
-    reading: Sequence[Callable[..., Any]] = (desk.segment, desk.session, desk.measure, desk.info, desk.concepts)
-    for tool in (*reading, *((desk.look,) if shows else ())):
+    toolbox = Toolbox(load, places)
+    reading: Sequence[Callable[..., Any]] = (
+        toolbox.segment,
+        toolbox.session,
+        toolbox.measure,
+        toolbox.info,
+        toolbox.concepts,
+    )
+    for tool in (*reading, *((toolbox.look,) if shows else ())):
         server.add_tool(tool, annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False))
-    for tool in (desk.save, desk.convert):
+    for tool in (toolbox.save, toolbox.convert):
         server.add_tool(tool, annotations=ToolAnnotations(destructive_hint=False, open_world_hint=False))
     return server
 

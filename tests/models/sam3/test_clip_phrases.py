@@ -76,7 +76,7 @@ def test_no_vocabulary_says_where_to_get_one(home: Path) -> None:
     ("name", "content"),
     [
         ("bpe_simple_vocab_16e6.txt.gz", b"not gzip"),
-        ("bpe_simple_vocab_16e6.txt.gz", gzip.compress(b"#version\none two three\n")),
+        ("bpe_simple_vocab_16e6.txt.gz", gzip.compress(b"#version\none two three\n", mtime=0)),
         ("tokenizer.json", b'{"model": {"type": "WordPiece"}}'),
         ("tokenizer.json", b"{"),
     ],
