@@ -20,6 +20,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from inspect import CO_OPTIMIZED
 from pathlib import Path
 from types import FrameType
@@ -87,8 +88,9 @@ def files_on_the_path(model: str, folder: Path) -> list[str]:
     return sorted(path.relative_to(package).as_posix() for path in paths if path.is_relative_to(package))
 
 
+@cache
 def trees(folder: Path) -> dict[Path, ast.Module]:
-    """Parse every Python file below a folder."""
+    """Parse every Python file below a folder, once."""
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.py"))}
 
 
@@ -118,6 +120,12 @@ def mentioned(tree: ast.Module) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("medsam3."):
             yield node.value
+
+
+@cache
+def mentioned_below(folder: Path) -> frozenset[str]:
+    """Give the modules that any file below a folder mentions."""
+    return frozenset(name for tree in trees(folder).values() for name in mentioned(tree))
 
 
 def put_together(tree: ast.Module, own: str) -> Iterator[str]:
@@ -150,7 +158,7 @@ def modules_for_tests_alone(
     for path, tree in modules.items():
         own = module_name(path)
         used.update({*mentioned(tree), *put_together(tree, own)} - {own})
-    tested = {name for tree in trees(ROOT / "tests").values() for name in mentioned(tree)}
+    tested = mentioned_below(ROOT / "tests")
     return sorted(
         name
         for path in modules
