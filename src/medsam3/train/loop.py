@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from medsam3.errors import InputError
 from medsam3.models.registry import DAMAGED_PICKLE
-from medsam3.store import Journal, Record, replacing, write_json
+from medsam3.store import Journal, JsonObject, replacing, write_json
 from medsam3.train.batches import Batch
 from medsam3.train.config import Config
 from medsam3.train.workers import State, Workers, gather, scatter, write_tensors
@@ -204,7 +204,7 @@ class RunFolder:
         return self.path / "checkpoint.pt"
 
 
-def check_folder(path: Path, config: Config, data: str) -> Record:
+def check_folder(path: Path, config: Config, data: str) -> JsonObject:
     """Compare the run that a folder holds with the one that is wanted, and write nothing.
 
     Returns:
@@ -213,7 +213,7 @@ def check_folder(path: Path, config: Config, data: str) -> Record:
     Raises:
         InputError: They differ.
     """
-    wanted: Record = json.loads(json.dumps({"config": asdict(config), "data": data}))
+    wanted: JsonObject = json.loads(json.dumps({"config": asdict(config), "data": data}))
     del wanted["config"]["steps"]
     try:
         with (path / "curves.jsonl").open("rb") as stream:
@@ -403,7 +403,7 @@ def resume(folder: RunFolder, trainee: Trainee, workers: Workers) -> Run:
 
 def _restore(run: Run, path: Path, trainee: Trainee) -> None:
     try:
-        content: State = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
         scatter(run.model, run.optimizer, content["model"], content["optimizer"])
         trainee.put_further_state(content["further"])
         run.step, earlier = int(content["step"]), int(content["steps"])
