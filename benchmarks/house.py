@@ -13,12 +13,14 @@ import argparse
 import ast
 import contextlib
 import io
+import re
 import sys
 import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from inspect import CO_OPTIMIZED
 from pathlib import Path
 from types import FrameType
@@ -27,9 +29,20 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+import medsam3
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "medsam3"
 MOST_ON_PATH, MOST_LINES, MOST_FILES = 18, 22_000, 110
+COMMANDS = re.compile(r"(?:--function-module|-m)\s+(medsam3[\w.]*)")
+"""In a page for users, a command of another program that imports a module of ours."""
+
+
+def check_copy() -> None:
+    """Stop if Python imports another copy of the package than the one that is counted."""
+    imported = Path(medsam3.__file__).resolve().parent
+    if imported != PACKAGE.resolve():
+        raise SystemExit(f"medsam3 is imported from {imported}, not from {PACKAGE}: set PYTHONPATH to {PACKAGE.parent}")
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,7 @@ class Count:
 
 def files_on_the_path(model: str, folder: Path) -> list[str]:
     """Name the files of the package in which a function runs while one PNG is segmented by one phrase."""
-    from medsam3.cli.main import main as medsam3  # noqa: PLC0415  imports are no part of the path
+    from medsam3.cli.main import main as command  # noqa: PLC0415  imports are no part of the path
 
     picture = folder / "one.png"
     grey = np.linspace(40, 200, 256 * 320).reshape(256, 320).astype(np.uint8)
@@ -64,18 +77,20 @@ def files_on_the_path(model: str, folder: Path) -> list[str]:
     sys.setprofile(note)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            code = medsam3(arguments)
+            code = command(arguments)
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
     if code != 0:
         raise SystemExit(f"medsam3 {' '.join(arguments)} ended with {code}")
-    paths = (Path(name) for name in seen)
-    return sorted(path.relative_to(PACKAGE).as_posix() for path in paths if path.is_relative_to(PACKAGE))
+    paths = (Path(name).resolve() for name in seen)
+    package = PACKAGE.resolve()
+    return sorted(path.relative_to(package).as_posix() for path in paths if path.is_relative_to(package))
 
 
+@cache
 def trees(folder: Path) -> dict[Path, ast.Module]:
-    """Parse every Python file below a folder."""
+    """Parse every Python file below a folder, once."""
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.py"))}
 
 
@@ -107,12 +122,43 @@ def mentioned(tree: ast.Module) -> Iterator[str]:
             yield node.value
 
 
-def modules_for_tests_alone(modules: dict[Path, ast.Module], others: Iterable[ast.Module]) -> list[str]:
-    """List modules that tests import and that neither the package nor `others` (benchmarks, examples) do."""
+@cache
+def mentioned_below(folder: Path) -> frozenset[str]:
+    """Give the modules that any file below a folder mentions."""
+    return frozenset(name for tree in trees(folder).values() for name in mentioned(tree))
+
+
+def put_together(tree: ast.Module, own: str) -> Iterator[str]:
+    """Give the modules that a file names in two parts: f"{__name__}.{part}" or f"medsam3.room.{part}", and a text.
+
+    Args:
+        tree: The file.
+        own: Its dotted name.
+    """
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr) and len(node.values) > 1:
+            start = ast.unparse(node)[2:].replace("{__name__}", own).partition("{")[0]
+            if start.startswith("medsam3.") and start.endswith("."):
+                yield from (start + text for text in texts)
+
+
+def modules_for_tests_alone(
+    modules: dict[Path, ast.Module], others: Iterable[ast.Module], pages: Iterable[str] = ()
+) -> list[str]:
+    """List modules that tests import, but nothing else does.
+
+    Args:
+        modules: The package.
+        others: Files that count like the package: benchmarks, examples.
+        pages: Texts for users, whose commands count too.
+    """
     used = {name for tree in others for name in mentioned(tree)}
+    used.update(name for page in pages for name in COMMANDS.findall(page))
     for path, tree in modules.items():
-        used.update(set(mentioned(tree)) - {module_name(path)})
-    tested = {name for tree in trees(ROOT / "tests").values() for name in mentioned(tree)}
+        own = module_name(path)
+        used.update({*mentioned(tree), *put_together(tree, own)} - {own})
+    tested = mentioned_below(ROOT / "tests")
     return sorted(
         name
         for path in modules
@@ -130,7 +176,8 @@ def counts(model: str | None) -> list[Count]:
         found.append(Count("files that one PNG and one phrase run through", len(path), MOST_ON_PATH, path))
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in modules)
     others = [*trees(ROOT / "benchmarks").values(), *trees(ROOT / "examples").values()]
-    twice, unused = names_of_two_things(modules), modules_for_tests_alone(modules, others)
+    pages = [page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").rglob("*.md"))]
+    twice, unused = names_of_two_things(modules), modules_for_tests_alone(modules, others, pages)
     return [
         *found,
         Count("lines of src", lines, MOST_LINES),
@@ -145,6 +192,7 @@ def main() -> int:
     parser.add_argument("--model", default="mini", help="that the path is counted with, default: mini")
     parser.add_argument("--no-path", action="store_true", help="run nothing")
     args = parser.parse_args()
+    check_copy()
     found = counts(None if args.no_path else args.model)
     print("| measure | found | goal | |\n| --- | --- | --- | --- |")
     for count in found:

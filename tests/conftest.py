@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,11 @@ def threshold_model(monkeypatch: pytest.MonkeyPatch) -> ThresholdSegmenter:
 
 @pytest.fixture(scope="session")
 def feature_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of frozen features, which go by a picture's contents: encoded once for all tests that train on it."""
-    return tmp_path_factory.mktemp("features")
+    """Folder of frozen features, which go by a picture's contents: encoded once in a run, for all its processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "features"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

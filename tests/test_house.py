@@ -27,6 +27,26 @@ def test_a_module_that_only_tests_import_is_found() -> None:
     assert house.modules_for_tests_alone(made, others) == ["medsam3.prompts"]
 
 
+def test_a_module_whose_name_is_put_together_is_used() -> None:
+    named = 'import importlib\nALL = ["store"]\nload = lambda name: importlib.import_module(f"medsam3.{name}")'
+    assert house.modules_for_tests_alone(modules(prompts="", store="", main=named), []) == ["medsam3.prompts"]
+    own = 'ALL = ["cvat"]\nfound = f"{__name__}.{one}"'
+    assert "medsam3.server.clients.cvat" in set(house.put_together(ast.parse(own), "medsam3.server.clients"))
+
+
+def test_a_module_that_a_documented_command_imports_is_used() -> None:
+    made = modules(prompts="", store="")
+    pages = ["text about medsam3.prompts", "other-tool --function-module medsam3.store -p a=1"]
+    assert house.modules_for_tests_alone(made, [], pages) == ["medsam3.prompts"]
+
+
+def test_another_copy_of_the_package_stops_the_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(house, "PACKAGE", tmp_path / "src" / "medsam3")
+    monkeypatch.setattr("sys.argv", ["house.py", "--no-path"])
+    with pytest.raises(SystemExit, match="set PYTHONPATH to "):
+        house.main()
+
+
 def test_the_path_is_made_of_files_whose_functions_run(tmp_path: Path, threshold_model: ThresholdSegmenter) -> None:
     path = house.files_on_the_path("threshold", tmp_path)
     assert {"cli/main.py", "io/raster.py", "segmentation/run.py", "view/view.py"} <= set(path)

@@ -29,7 +29,8 @@ try:
 except ImportError:  # Windows: two runs in one folder are not told apart there
     fcntl = None  # type: ignore[assignment]
 
-Record = dict[str, Any]
+JsonObject = dict[str, Any]
+"""A JSON object whose keys others choose, or that is written and read back whole; known keys get a type."""
 _CHUNK_BYTES = 2**20
 _NEW_S = 2.0
 LONGEST_SLUG = 60
@@ -249,7 +250,7 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path | None, heading: Mapping[str, Any], *, other: Literal["refuse", "replace", "keep"]
+        self, path: Path | None, heading: Mapping[str, object], *, other: Literal["refuse", "replace", "keep"]
     ) -> None:
         """Open a journal, and read its records if it has the same heading.
 
@@ -263,8 +264,8 @@ class Journal:
             InputError: The file belongs to other work, is no journal, is open in another process, or cannot be written.
         """
         self.path = path
-        self.heading: Record = json.loads(json.dumps(heading))
-        self.records: list[Record] = []
+        self.heading: JsonObject = json.loads(json.dumps(heading))
+        self.records: list[JsonObject] = []
         self._stream: IO[bytes] | None = None
         if path is None:
             return
@@ -291,13 +292,13 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def append(self, record: Mapping[str, Any]) -> None:
+    def append(self, record: Mapping[str, object]) -> None:
         """Write a record so that it outlives this process.
 
         Raises:
             InputError: The disk is full, or the file cannot be written any more.
         """
-        kept: Record = json.loads(self._write(record))  # as a resumed run would read it
+        kept: JsonObject = json.loads(self._write(record))  # as a resumed run would read it
         self.records.append(kept)
 
     def truncate(self, count: int) -> None:
@@ -316,7 +317,7 @@ class Journal:
                 self._stream.close()
             self._stream = None
 
-    def _write(self, record: Mapping[str, Any]) -> str:
+    def _write(self, record: Mapping[str, object]) -> str:
         text = json.dumps(record, allow_nan=False)
         if self._stream is not None:
             assert self.path is not None
@@ -352,7 +353,7 @@ class Journal:
         if not is_same:
             self._write(self.heading)
 
-    def _fits(self, found: Record, path: Path) -> bool:
+    def _fits(self, found: JsonObject, path: Path) -> bool:
         """Tell whether a heading is this one; one that a newer version wrote of the same things is refused."""
         known = self.heading.get("version", 1)
         if found.keys() | {"version"} == self.heading.keys() | {"version"}:
@@ -372,9 +373,9 @@ class Journal:
             stream.write(b"\n")
 
 
-def read_lines(stream: IO[bytes]) -> tuple[list[Record], int]:
+def read_lines(stream: IO[bytes]) -> tuple[list[JsonObject], int]:
     """Read JSON objects up to the first line that is cut off or is none, and say how many bytes they take."""
-    records: list[Record] = []
+    records: list[JsonObject] = []
     good = 0
     for line in stream:
         record = _record(line)
@@ -385,7 +386,7 @@ def read_lines(stream: IO[bytes]) -> tuple[list[Record], int]:
     return records, good
 
 
-def _record(line: bytes) -> Record | None:
+def _record(line: bytes) -> JsonObject | None:
     """Read one whole line; None if it is cut off or holds no JSON object."""
     try:
         record = json.loads(line) if line.endswith(b"\n") else None

@@ -92,6 +92,7 @@ def test_what_is_wrong_with_a_server_is_told_in_one_line(
     assert main([*asked, "--server", server, "--token-file", str(tmp_path / "token")]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 def test_mini_gives_the_same_mask_there_as_here(tmp_path: Path) -> None:
     from skimage import data  # noqa: PLC0415

@@ -14,13 +14,16 @@ from typing import Any, ClassVar
 import nibabel as nib
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 import medsam3
 from made_files import files, volume
 from made_server import serving
+from medsam3.client import wire
 from medsam3.client.connection import ServerError
 from medsam3.image import Image, Masks, Window
 from medsam3.segmentation.options import TrackingRules
+from medsam3.server import schemas
 from slow_segmenter import SlowSegmenter
 
 TOKEN = "t" * 32
@@ -199,3 +202,22 @@ def test_a_busy_server_is_asked_again_when_it_says() -> None:
         with pytest.raises(medsam3.InputError, match="not as medsam3 serve does"):
             medsam3.Client(address).segment(np.zeros((5, 5), np.uint8), "block")
         server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("read", "written"),
+    [
+        (wire.PromptBody, schemas.PromptAsked),
+        (wire.ImageTold, schemas.ImageAnswer),
+        (wire.FoundTold, schemas.Found),
+        (wire.SessionTold, schemas.SessionAnswer),
+        (wire.AgentTold, schemas.AgentAnswer),
+        (wire.JobTold, schemas.JobAnswer),
+        (wire.AgentStepTold, schemas.AgentStep),
+        (wire.ModelTold, schemas.ModelAnswer),
+        (wire.PhraseTold, schemas.PhraseAnswer),
+        (wire.PoliciesTold, schemas.PoliciesAnswer),
+    ],
+)
+def test_the_server_has_every_field_that_the_client_knows(read: type, written: type[BaseModel]) -> None:
+    assert read.__annotations__.keys() <= written.model_fields.keys()

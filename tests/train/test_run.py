@@ -103,6 +103,7 @@ def test_only_what_is_said_trains_and_the_weights_segment(
     assert masks.presence is not None
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 def test_joined_weights_are_one_file_that_segments(tmp_path: Path, feature_cache: Path) -> None:
     data, runs = data_folder(tmp_path / "data"), [tmp_path / "lite0", tmp_path / "lite-medsam"]

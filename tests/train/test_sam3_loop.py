@@ -36,6 +36,7 @@ def lines(folder: Path) -> int:
     return max(0, path.read_text().count("\n") - 1) if path.exists() else 0  # without the heading
 
 
+@pytest.mark.slow
 def test_a_run_killed_by_signal_9_between_saves_has_the_curve_and_weights_of_an_unbroken_one(
     tmp_path: Path, weights: Path
 ) -> None:

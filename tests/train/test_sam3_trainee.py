@@ -109,7 +109,7 @@ def test_parts_add_up_to_the_whole_network(folder: Path) -> None:
 
 
 def test_biases_and_norms_have_no_weight_decay_and_each_encoder_its_own_rate(folder: Path) -> None:
-    groups = trainee(folder, trains="all").groups()
+    groups = trainee(folder, trains="all")._groups()
     rates = {(group["lr"], group["weight_decay"]) for group in groups}
     assert rates == {(rate, decay) for rate in (1e-3, 2.5e-5, 5e-6) for decay in (0.0, 0.1)}
     for group in groups:

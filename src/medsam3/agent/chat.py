@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from medsam3.errors import InputError, require
+from medsam3.store import JsonObject
 
 if TYPE_CHECKING:
     from genai_prices.types import AbstractUsage
@@ -35,7 +36,7 @@ class ToolSpec:
 
     name: str
     description: str
-    parameters: dict[str, Any]
+    parameters: JsonObject
 
 
 @dataclass(frozen=True)

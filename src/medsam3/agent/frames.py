@@ -7,13 +7,13 @@ along each side of what is shown, whatever its size; `Place` converts between th
 from __future__ import annotations
 
 import io
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 import PIL.Image
+from cachetools import LRUCache
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -85,7 +85,7 @@ class QueriedImage:
         self._progress = progress
         self._whole: dict[str, Masks] = {}
         self.encodings = 0
-        self._features: OrderedDict[tuple[int, Crop | None], Any] = OrderedDict()
+        self._features: LRUCache[tuple[int, Crop | None], Any] = LRUCache(KEPT_FEATURES)
         self._answers: dict[tuple[int, str, Crop | None], SoftAnswer] = {}
 
     @property
@@ -112,8 +112,6 @@ class QueriedImage:
             shown = rgb if window is None else np.ascontiguousarray(window.cut(rgb))
             self._features[key] = self.segmenter.encode(shown)
             self.encodings += 1
-            if len(self._features) > KEPT_FEATURES:
-                self._features.popitem(last=False)
         return self._features[key]
 
     def ask(self, n: int, phrase: str, window: Crop | None = None) -> SoftAnswer:
@@ -246,7 +244,27 @@ def show_frame(
     return ShownPicture(stream.getvalue(), caption, frame=n, part=part)
 
 
-def measures_text(mark: Mark, rgb: RGB, spacing_mm: tuple[float, float, float] | None) -> tuple[str, dict[str, Any]]:
+class MarkFacts(TypedDict):
+    """The measures of a mark, as far as they are known; positions are 0 to 1000 along the frame's sides."""
+
+    area_px: int
+    share_of_frame: float
+    centre_xy: list[float]
+    box: list[float]
+    width_px: int
+    height_px: int
+    touches_border: bool
+    mean_grey: float
+    mean_grey_around: float | None
+    slices: NotRequired[list[int]]
+    voxels: NotRequired[int]
+    area_mm2: NotRequired[float]
+    width_mm: NotRequired[float]
+    height_mm: NotRequired[float]
+    volume_ml: NotRequired[float]
+
+
+def measures_text(mark: Mark, rgb: RGB, spacing_mm: tuple[float, float, float] | None) -> tuple[str, MarkFacts]:
     """Measure a mark, in words and as JSON values; an object through several slices on its fullest one.
 
     Args:
@@ -260,7 +278,7 @@ def measures_text(mark: Mark, rgb: RGB, spacing_mm: tuple[float, float, float] |
     ring = np.asarray(ndimage.binary_dilation(mask, iterations=_RING_PX)) & ~mask
     left, top, right, bottom = mark.mask.box
     x, y = float(columns.mean()), float(rows.mean())
-    facts: dict[str, Any] = {
+    facts: MarkFacts = {
         "area_px": int(mask.sum()),
         "share_of_frame": round(float(mask.mean()), 5),
         "centre_xy": relative_box((x, y, x, y), rgb.shape)[:2],

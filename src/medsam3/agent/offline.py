@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from medsam3.agent.chat import ToolCall
 from medsam3.agent.frames import plane_of
@@ -21,12 +21,13 @@ from medsam3.concepts import find, normalised
 from medsam3.errors import InputError
 from medsam3.lexicon import Lexicon
 from medsam3.phrases import difference, wanted
+from medsam3.store import JsonObject
 
 MANY = 15
 """With more parts than this the frame is looked at in tiles. On validation images tiles gained in 12 of 13 such
 questions (nuclei, vessels), and lost in 4 of 8 with 9 to 15 parts, where the plain answer was in pieces."""
 MOST_CUTS = 4
-Wanted = Sequence[tuple[str, dict[str, Any]]]
+Wanted = Sequence[tuple[str, JsonObject]]
 
 Order = Literal["any", "size", "-size", "x", "-x", "y", "-y", "score"]
 """The order of objects: `size` the largest, `x` the rightmost, `y` the lowest in the picture, - the other way round."""
@@ -187,7 +188,7 @@ def decision(situation: Situation, said: str, wanted: Wanted) -> Decision:
 
 
 def _second_round(situation: Situation, wish: Wish, plain: ToolStep) -> Wanted:
-    wanted: list[tuple[str, dict[str, Any]]] = []
+    wanted: list[tuple[str, JsonObject]] = []
     if situation.shape[0] == 1 and len(plain.seen.marks) > MANY:  # a stack was asked whole
         wanted.append(("segment", {"phrase": wish.phrase, "tiles": True}))
     if wish.excluded is not None:
@@ -218,7 +219,7 @@ def _cuts(situation: Situation, numbers: Sequence[int], excluded: str) -> Wanted
         return []
     out = [mark for mark in situation.marks.values() if mark.phrase == excluded and mark.is_present]
     shape = situation.shape[1:]
-    calls: list[tuple[str, dict[str, Any]]] = []
+    calls: list[tuple[str, JsonObject]] = []
     for number in numbers:
         own = plane_of(situation.marks[number], shape)
         hit = next((mark.number for mark in out if (plane_of(mark, shape) & own).any()), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field
@@ -33,6 +33,7 @@ from medsam3.models.refiner import Hints
 from medsam3.models.refiner import refine as refined
 from medsam3.models.segmenter import reading_alone
 from medsam3.prompts import Box, Prompt, check_phrase
+from medsam3.store import JsonObject
 from medsam3.view.crops import Crop, closer_window, quarters
 from medsam3.view.grey import WINDOWS, window_named
 
@@ -251,7 +252,7 @@ def measure(session: ToolSession, given: MaskArguments) -> Observation:
     mark = session.mark(given.mask)
     rgb = session.queried.rgb(fullest_frame(mark))
     text, facts = measures_text(mark, rgb, session.queried.view.spacing_mm)
-    return Observation(text, facts=facts)
+    return Observation(text, facts=dict(facts))
 
 
 def look(session: ToolSession, given: LookArguments) -> Observation:
@@ -265,7 +266,7 @@ def look(session: ToolSession, given: LookArguments) -> Observation:
     window = None if given.region is None else session.crop(given.region, place)
     caption = "the frame" if window is None else "a region"
     caption += "" if given.window is None else f" in the {given.window} window"
-    facts: dict[str, Any] = {"frame": place.frame, "regions_px": [] if window is None else [_pixels(window)]}
+    facts: JsonObject = {"frame": place.frame, "regions_px": [] if window is None else [_pixels(window)]}
     return Observation(caption, session.shown(caption, window=window, grey=grey, n=place.frame), facts=facts)
 
 
@@ -304,7 +305,7 @@ def _turned(session: ToolSession, wanted: int) -> Observation:
 
 
 def _found(
-    session: ToolSession, text: str, marks: tuple[Mark, ...], facts: Mapping[str, Any], what: str = ""
+    session: ToolSession, text: str, marks: tuple[Mark, ...], facts: Mapping[str, object], what: str = ""
 ) -> Observation:
     numbers = [mark.number for mark in marks]
     span = "none" if not numbers else f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
@@ -332,7 +333,7 @@ def _combined(session: ToolSession, plane: BoolArray, marks: Sequence[Mark], ori
     if mask is None:
         raise ToolError("nothing would be left of the mask")
     first, n = marks[0], fullest_frame(marks[0])
-    about: dict[str, Any] = {"phrase": first.phrase, "presence": first.presence, "is_present": first.is_present}
+    about: JsonObject = {"phrase": first.phrase, "presence": first.presence, "is_present": first.is_present}
     made = session.new_marks([_moved(mask, n)], origin, **about)
     text = f"{origin} of {', '.join(str(mark.number) for mark in marks)}:"
     return _found(session, text, made, {"frame": n})

@@ -9,9 +9,10 @@ import base64
 import hashlib
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -20,7 +21,7 @@ from medsam3.agent.chat import ShownPicture, Usage
 from medsam3.agent.values import Budget, Decision, StoredPicture, ToolStep, Verdict
 from medsam3.errors import InputError, printable
 from medsam3.page import render
-from medsam3.store import Journal, cannot_write, check_format, read_lines, replacing, write_text
+from medsam3.store import Journal, JsonObject, cannot_write, check_format, read_lines, replacing, write_text
 
 FILE_NAME = "transcript.jsonl"
 PICTURES = "pictures"
@@ -100,13 +101,23 @@ _LINES: dict[str, TypeAdapter[Any]] = {
 }
 
 
+class PictureEntry(TypedDict):
+    """A picture in a transcript: the name of its file, and the rest of `ShownPicture`."""
+
+    file: str
+    caption: str
+    number: int
+    frame: int
+    part: Sequence[int] | None
+
+
 @dataclass(frozen=True)
 class PictureFolder:
     """The pictures of a transcript, each once, by its content."""
 
     path: Path
 
-    def store(self, picture: ShownPicture) -> dict[str, Any]:
+    def store(self, picture: ShownPicture) -> PictureEntry:
         """Write a picture unless it is there, and give its entry."""
         name = f"{hashlib.sha256(picture.png).hexdigest()[:16]}.png"
         if not (self.path / name).exists():
@@ -116,10 +127,15 @@ class PictureFolder:
                 raise cannot_write(self.path, error) from error
             with replacing(self.path / name, ".png") as temporary:
                 temporary.write_bytes(picture.png)
-        about = {"caption": picture.caption, "number": picture.number, "frame": picture.frame, "part": picture.part}
-        return {"file": name, **about}
+        return {
+            "file": name,
+            "caption": picture.caption,
+            "number": picture.number,
+            "frame": picture.frame,
+            "part": picture.part,
+        }
 
-    def load(self, entry: dict[str, Any]) -> ShownPicture:
+    def load(self, entry: PictureEntry) -> ShownPicture:
         """Read the picture of an entry, from this folder alone."""
         png = (self.path / Path(str(entry["file"])).name).read_bytes()
         part = None if entry["part"] is None else tuple(map(int, entry["part"]))
@@ -184,7 +200,7 @@ def read_transcript(folder: Path) -> RecordedRun:
     return _recorded(folder, lines)
 
 
-def _recorded(folder: Path, lines: list[dict[str, Any]]) -> RecordedRun:
+def _recorded(folder: Path, lines: list[JsonObject]) -> RecordedRun:
     context = {"pictures": PictureFolder(folder / PICTURES)}
     check_format(lines[0].get("version") if lines else None, VERSION, str(folder / FILE_NAME))
     try:

@@ -16,6 +16,7 @@ from medsam3.agent.chat import ShownPicture, ToolCall, Usage
 from medsam3.errors import InputError
 from medsam3.image import ObjectMask
 from medsam3.io.packed_masks import packed, unpacked
+from medsam3.store import JsonObject
 
 Outcome = Literal["found", "absent", "undecided"]
 MOST_ROUNDS = 20
@@ -26,7 +27,7 @@ def _loaded(entry: Any, about: ValidationInfo) -> ShownPicture:
     return shown
 
 
-StoredMask = Annotated[ObjectMask, PlainValidator(unpacked), PlainSerializer(packed)]
+StoredMask = Annotated[ObjectMask, PlainValidator(unpacked), PlainSerializer(packed, return_type=dict)]
 """A mask that JSON holds as packed bits."""
 StoredPicture = Annotated[
     ShownPicture,
@@ -138,7 +139,7 @@ class Observation:
     text: str
     pictures: tuple[StoredPicture, ...] = ()
     marks: tuple[Mark, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
     verdict: Verdict | None = None
     is_mistake: bool = False
 

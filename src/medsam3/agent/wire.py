@@ -20,9 +20,9 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from medsam3.agent.written_calls import calls_in_text
+from medsam3.store import JsonObject
 
 Dialect = Literal["openai", "google", "anthropic"]
-Json = dict[str, Any]
 
 LONGEST_ANSWER = 8 * 2**20
 """The most bytes of an answer, unpacked, that are read."""
@@ -185,7 +185,7 @@ def _without_keys(text: str) -> str:
     return "".join(words)
 
 
-def _status_in(content: Json) -> int:
+def _status_in(content: JsonObject) -> int:
     """The status that an error in the body of a success stands for."""
     error = content["error"] if isinstance(content.get("error"), dict) else content
     for name in ("code", "status", "type"):
@@ -255,11 +255,11 @@ def _as_object(arguments: Any) -> Any:
     return arguments
 
 
-def _has_whole_call(calls: list[Json]) -> bool:
+def _has_whole_call(calls: list[JsonObject]) -> bool:
     return any(isinstance(_as_object(call["function"]["arguments"]), dict) for call in calls)
 
 
-def _mend_openai(content: Json, tools: Collection[str]) -> None:
+def _mend_openai(content: JsonObject, tools: Collection[str]) -> None:
     content.update(id=content.get("id") or "none", created=content.get("created") or 0)
     content.update(object="chat.completion", model=content.get("model") or "unknown")
     content["usage"] = _counts(content.get("usage"), ("prompt_tokens", "completion_tokens", "total_tokens"))
@@ -282,7 +282,7 @@ def _mend_openai(content: Json, tools: Collection[str]) -> None:
             choice["finish_reason"] = "tool_calls" if calls else "stop"
 
 
-def _openai_calls(calls: list[Json]) -> list[Json]:
+def _openai_calls(calls: list[JsonObject]) -> list[JsonObject]:
     """Calls with ids of their own and arguments as text."""
     seen: set[str] = set()
     mended = []
@@ -298,7 +298,7 @@ def _openai_calls(calls: list[Json]) -> list[Json]:
     return mended
 
 
-def _counts(usage: Any, names: tuple[str, ...]) -> Json:
+def _counts(usage: Any, names: tuple[str, ...]) -> JsonObject:
     known = usage if isinstance(usage, dict) else {}
     return {
         **{name: value for name, value in known.items() if value is not None},
@@ -306,7 +306,7 @@ def _counts(usage: Any, names: tuple[str, ...]) -> Json:
     }
 
 
-def _mend_google(content: Json, tools: Collection[str]) -> None:
+def _mend_google(content: JsonObject, tools: Collection[str]) -> None:
     for candidate in content.get("candidates") or ():
         body = candidate.get("content") or {}
         parts = body.get("parts") or []
@@ -322,7 +322,7 @@ def _mend_google(content: Json, tools: Collection[str]) -> None:
         candidate["content"] = {**body, "parts": parts}
 
 
-def _mend_anthropic(content: Json, tools: Collection[str]) -> None:
+def _mend_anthropic(content: JsonObject, tools: Collection[str]) -> None:
     content["usage"] = _counts(content.get("usage"), ("input_tokens", "output_tokens"))
     blocks = [block for block in content.get("content") or () if isinstance(block, dict)]
     if content.get("stop_reason") == "max_tokens" and blocks and blocks[-1].get("type") == "tool_use":
@@ -341,7 +341,7 @@ def _mend_anthropic(content: Json, tools: Collection[str]) -> None:
     content["content"] = blocks
 
 
-def _judge_openai(content: Json) -> Trouble | None:
+def _judge_openai(content: JsonObject) -> Trouble | None:
     choices = content.get("choices")
     if not choices:
         return Trouble("an answer without any choice", "once")
@@ -364,7 +364,7 @@ def _judge_openai(content: Json) -> Trouble | None:
 _GOOGLE_ASK_AGAIN = frozenset({"MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "TOO_MANY_TOOL_CALLS", "OTHER"})
 
 
-def _judge_google(content: Json) -> Trouble | None:
+def _judge_google(content: JsonObject) -> Trouble | None:
     feedback = content.get("promptFeedback") or {}
     blocked = feedback.get("blockReason")
     if blocked and blocked != "BLOCK_REASON_UNSPECIFIED":
@@ -386,7 +386,7 @@ def _judge_google(content: Json) -> Trouble | None:
     return None if has_call or said.strip() else _empty(f"finishReason: {reason}")
 
 
-def _judge_anthropic(content: Json) -> Trouble | None:
+def _judge_anthropic(content: JsonObject) -> Trouble | None:
     blocks, reason = content["content"], content.get("stop_reason")
     said = "".join(str(block.get("text") or "") for block in blocks if block.get("type") == "text")
     has_call = any(block.get("type") == "tool_use" for block in blocks)
@@ -420,7 +420,9 @@ def _quoted(words: Any) -> str:
     return own_words({"message": words}, b"")[:200]
 
 
-_DIALECTS: Mapping[Dialect, tuple[Callable[[Json, Collection[str]], None], Callable[[Json], Trouble | None]]] = {
+_DIALECTS: Mapping[
+    Dialect, tuple[Callable[[JsonObject, Collection[str]], None], Callable[[JsonObject], Trouble | None]]
+] = {
     "openai": (_mend_openai, _judge_openai),
     "google": (_mend_google, _judge_google),
     "anthropic": (_mend_anthropic, _judge_anthropic),

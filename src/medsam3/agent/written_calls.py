@@ -8,6 +8,8 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from medsam3.store import JsonObject
+
 LONGEST_TEXT = 20_000
 _MARK = r"<[|｜][^<>]*[|｜]>"
 _NAMED = re.compile(
@@ -68,7 +70,7 @@ def _json_calls(said: str, tools: Collection[str]) -> Iterator[tuple[int, int, s
             at += 1
 
 
-def _call_in(value: dict[str, Any]) -> tuple[Any, Any]:
+def _call_in(value: JsonObject) -> tuple[Any, Any]:
     """The name and the arguments of a call as JSON; an object without arguments is none."""
     inner = value.get("function")
     call = inner if isinstance(inner, dict) else value

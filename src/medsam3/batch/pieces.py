@@ -19,7 +19,7 @@ import fsspec
 from medsam3.errors import InputError, reason_of
 from medsam3.io.files import DICOM_SUFFIXES, RASTER_SUFFIXES, SLIDE_SUFFIXES, STACK_SUFFIXES
 from medsam3.prompts import Box, Prompt
-from medsam3.store import name_bytes
+from medsam3.store import JsonObject, name_bytes
 
 MARK = "medsam3-batch.json"
 """A folder that holds a file of this name is the target of a batch, and is not looked into for images."""
@@ -108,7 +108,7 @@ def protocols_of(system: Any) -> set[str]:
     return {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
 
 
-def stamp_of(facts: Mapping[str, Any]) -> str:
+def stamp_of(facts: Mapping[str, object]) -> str:
     """Tell one state of a file from another, by what its file system says of it."""
     known = next((facts[name] for name in _STAMPS if facts.get(name)), "")
     return f"{facts.get('size')}:{known}"
@@ -197,7 +197,7 @@ def _listed(source: str, system: Any, path: str) -> Iterator[Piece]:
         yield Piece(at, prompts=tuple(prompts))
 
 
-def _json_lines(text: Iterable[str], source: str) -> Iterator[dict[str, Any]]:
+def _json_lines(text: Iterable[str], source: str) -> Iterator[JsonObject]:
     for number, line in enumerate(text, start=1):
         if line.strip():
             try:
@@ -209,7 +209,7 @@ def _json_lines(text: Iterable[str], source: str) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def _line(line: Mapping[str, Any]) -> tuple[str, Prompt | None]:
+def _line(line: JsonObject) -> tuple[str, Prompt | None]:
     """Read one row: a file, and a phrase and a box if it has them.
 
     Raises:

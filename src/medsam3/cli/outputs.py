@@ -14,14 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks, ObjectMask, PresenceVerdict
 from medsam3.prompts import Mode, Prompt
-from medsam3.store import LONGEST_SLUG, Journal, Record, name_bytes, shortened, slug
+from medsam3.store import LONGEST_SLUG, Journal, JsonObject, name_bytes, shortened, slug
 
 if TYPE_CHECKING:
     from medsam3.cli.remote import HowRead
@@ -123,7 +123,7 @@ class ResultRow:
             verdict=masks.verdict,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Give the fields as JSON takes them."""
         return asdict(self)
 
@@ -318,11 +318,11 @@ class OutputFolder:
             self._append({"claims": list(names)})
             self._ours.update(names)
 
-    def _append(self, line: Record) -> None:
+    def _append(self, line: JsonObject) -> None:
         assert self._list is not None, "open has been called"
         self._list.append(line)
 
-    def _read_list(self, lines: Sequence[Record]) -> None:
+    def _read_list(self, lines: Sequence[JsonObject]) -> None:
         """Take what the lines say; one of another form is passed over, so that its result is made again."""
         from pydantic import TypeAdapter  # noqa: PLC0415  a tenth of a second
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from medsam3.cli.archive import ArchiveInput
     from medsam3.cli.inputs import Input
     from medsam3.client.client import Client
+    from medsam3.client.wire import ModelTold
     from medsam3.image import Image, Masks
     from medsam3.models.segmenter import Segmenter
     from medsam3.prompts import Prompt
@@ -143,7 +144,7 @@ class ServedModel:
         self.client = client
 
     @cached_property
-    def _about(self) -> dict[str, Any]:
+    def _about(self) -> ModelTold:
         return self.client.model()
 
     @property

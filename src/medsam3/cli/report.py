@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medsam3.cli.job import ModelChoice
 from medsam3.errors import InputError
-from medsam3.store import sha256_of, sha256_of_all, without_nan, write_json
+from medsam3.store import JsonObject, sha256_of, sha256_of_all, without_nan, write_json
 
 if TYPE_CHECKING:
     from medsam3.cli.job import Job
@@ -105,7 +105,7 @@ def check_report(path: Path) -> None:
         raise InputError(f"--report is {path}, allowed is a JSON file in a folder that is there: make the folder")
 
 
-def _options(job: Job) -> dict[str, Any]:
+def _options(job: Job) -> JsonObject:
     return {
         "prompts": [json.loads(prompt.to_json()) for prompt in job.prompts],
         "formats": job.formats,
@@ -118,7 +118,7 @@ def _options(job: Job) -> dict[str, Any]:
     }
 
 
-def _output(path: Path) -> dict[str, Any]:
+def _output(path: Path) -> JsonObject:
     is_there = path.is_file()
     return {
         "file": str(path),

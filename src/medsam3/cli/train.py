@@ -155,9 +155,10 @@ With --base sam3 it is OUT/model with OUT/model/card.json: medsam3 segment FILE 
         samples = read_samples(self.sources.sources(self.data))
         return train_mini(self, samples) if self.base == "mini" else train_sam3(self, samples)
 
-    def given(self, names: Sequence[str]) -> dict[str, Any]:
-        """Give the options among `names` that were given."""
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+def _given(args: Train, names: Sequence[str]) -> dict[str, Any]:
+    """Give the options among `names` that were given."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def train_mini(args: Train, samples: tuple[Sample, ...]) -> int:
@@ -246,12 +247,12 @@ def mini_config(args: Train, samples: tuple[Sample, ...]) -> FitConfig:
         views_of=_views_of(args.views_of),
         initial_sha256=None if initial is None else sha256_of(initial),
         **({} if further is None else {"learning_rate": further.learning_rate, "steps": further.steps(images)})
-        | args.given((*_OF_BOTH, "val_every", "patience")),
+        | _given(args, (*_OF_BOTH, "val_every", "patience")),
     )
     sampling = replace(
         config.sampling,
         images=min(args.images_per_step or config.sampling.images, images),
-        **args.given(("prompts", "absent", "closer", "negative", "dataset_power")),
+        **_given(args, ("prompts", "absent", "closer", "negative", "dataset_power")),
     )
     rank = (args.rank or TEXT_RANK) if trains == "lora" else 0
     detector = replace(config.detector, image_encoder=args.image_encoder, text_rank=rank)
@@ -328,7 +329,7 @@ def sam3_config(args: Train) -> Sam3FitConfig:
     config = recipe(args.trains or "detector")
     if config.trains != "lora" and (args.rank is not None or args.alpha is not None):
         raise InputError("--rank and --alpha belong to the adapter: add --trains lora, or leave them out")
-    given = args.given((*_OF_BOTH, "image_size"))
+    given = _given(args, (*_OF_BOTH, "image_size"))
     images = {} if args.images_per_step is None else {"images": args.images_per_step}
     return replace(
         config,
@@ -336,7 +337,7 @@ def sam3_config(args: Train) -> Sam3FitConfig:
         is_cached=config.is_cached and not args.no_cache,
         is_checkpointed=not args.keep_activations,
         lora=LoraConfig(args.rank or config.lora.rank, args.alpha or config.lora.alpha),
-        sampling=replace(config.sampling, **images, **args.given(("prompts", "dataset_power"))),
+        sampling=replace(config.sampling, **images, **_given(args, ("prompts", "dataset_power"))),
         **given,
     )
 

@@ -13,21 +13,32 @@ from urllib.parse import urlencode
 
 from medsam3.client.connection import Connection, ServerError
 from medsam3.client.session import RemoteSession
-from medsam3.client.wire import check_same, files_of, options_body, placed, prompt_body
+from medsam3.client.wire import (
+    AgentStepTold,
+    JobTold,
+    ModelTold,
+    PhraseTold,
+    PoliciesTold,
+    SessionTold,
+    check_same,
+    files_of,
+    options_body,
+    placed,
+    prompt_body,
+)
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks
 from medsam3.io.packed_masks import LOSSLESS, loaded
 from medsam3.prompts import Prompt, check_phrase
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.run import Given, Report, as_prompts
+from medsam3.store import JsonObject
 
 if TYPE_CHECKING:
     from medsam3.agent.loop import AgentResult
 
 PATIENCE_S = 600.0
 _LOOK_S = (0.05, 1.0)
-
-Step = dict[str, Any]
 
 
 @dataclass
@@ -57,20 +68,18 @@ class RemoteImage:
 class RemoteJob:
     """Long work on a server."""
 
-    def __init__(self, connection: Connection, image: Image, about: dict[str, Any]) -> None:
+    def __init__(self, connection: Connection, image: Image, about: JobTold) -> None:
         self._connection, self._image, self.about = connection, image, about
 
     @property
     def id(self) -> str:
         """Its name on the server."""
-        name: str = self.about["id"]
-        return name
+        return self.about["id"]
 
     @property
     def state(self) -> str:
         """`waiting`, `running`, `done`, `failed` or `cancelled`, as it was when it was last looked at."""
-        state: str = self.about["state"]
-        return state
+        return self.about["state"]
 
     def look(self) -> str:
         """Ask how far it is, and give its state."""
@@ -148,7 +157,7 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def model(self) -> dict[str, Any]:
+    def model(self) -> ModelTold:
         """Tell the model that answers: `name`, `concepts`, `weights_sha256`, `version`; waits until it is loaded."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
@@ -157,15 +166,15 @@ class Client:
                 isinstance(answer, list) and len(answer) == 1 and {"name", "is_ready", "concepts"} <= set(answer[0])
             ):
                 raise ServerError(f"{self._connection.url} answers, but not as medsam3 serve does: correct the address")
-            about: dict[str, Any] = answer[0]
+            about: ModelTold = answer[0]
             if about["is_ready"] or time.monotonic() > deadline:
                 return about
             time.sleep(_LOOK_S[1])
 
-    def read_phrase(self, phrase: str) -> list[dict[str, Any]]:
+    def read_phrase(self, phrase: str) -> list[PhraseTold]:
         """Tell how a phrase is read: `phrase`, `read_as`, `is_taught`, for each concept that it joins."""
         query = urlencode({"q": check_phrase(phrase)})
-        found: list[dict[str, Any]] = self._connection.json("GET", f"/v1/phrases?{query}")
+        found: list[PhraseTold] = self._connection.json("GET", f"/v1/phrases?{query}")
         return found
 
     def open(self, image: Any, *, frame: int | None = None, series: str | int | None = None) -> RemoteImage:
@@ -253,9 +262,9 @@ class Client:
         about = self._connection.json("POST", f"/v1/images/{remote.id}/sessions", body)
         return RemoteSession(self._connection, remote.image, remote.id, about, self._followed, is_own=is_own)
 
-    def policies(self) -> dict[str, Any]:
+    def policies(self) -> PoliciesTold:
         """Tell who may decide for the agent: `llm`, where that is (`sent_to`), and `may_send_images`."""
-        found: dict[str, Any] = self._connection.json("GET", "/v1/agent")
+        found: PoliciesTold = self._connection.json("GET", "/v1/agent")
         return found
 
     def preview(self, image: RemoteImage, instruction: str, *, send_images: bool = False, rounds: int = 3) -> Any:
@@ -271,7 +280,7 @@ class Client:
         send_images: bool = False,
         rounds: int = 3,
         transcript: str | Path | None = None,
-        on_step: Callable[[Step], None] = lambda step: None,
+        on_step: Callable[[AgentStepTold], None] = lambda step: None,
     ) -> AgentResult:
         """Follow an instruction as `medsam3.agent.run` does; the numbers of its marks stay on the server.
 
@@ -305,6 +314,7 @@ class Client:
             (masks,) = job.wait(on_look=steps.look).masks()
             steps.look()
             told = job.about["agent"]
+            assert told is not None, "the job has ended well"
             return AgentResult(
                 masks,
                 Verdict(told["outcome"], (), told["reason"]),
@@ -321,9 +331,11 @@ class Client:
         Path(folder).mkdir(parents=True, exist_ok=True)
         return self._connection.save(f"/v1/jobs/{job.id}/transcript", Path(folder))
 
-    def _followed(self, image: Image, about: dict[str, Any], progress: Report | None) -> dict[str, Any]:
-        """Wait for a job, and give its end."""
-        return RemoteJob(self._connection, image, about).wait(progress).about
+    def _followed(self, image: Image, about: JobTold, progress: Report | None) -> SessionTold:
+        """Wait for a job of a session, and give the session as it then stands."""
+        session = RemoteJob(self._connection, image, about).wait(progress).about["session"]
+        assert session is not None, "the job was a step of one"
+        return session
 
     @contextmanager
     def _opened(self, image: Any, given: Given) -> Iterator[RemoteImage]:
@@ -346,7 +358,7 @@ class _Steps:
 
     connection: Connection
     job: str
-    tell: Callable[[Step], None]
+    tell: Callable[[AgentStepTold], None]
     count: int = 0
 
     def look(self) -> None:
@@ -355,6 +367,6 @@ class _Steps:
             self.count = step["number"]
 
 
-def _agent_body(image: RemoteImage, instruction: str, send_images: bool, rounds: int) -> dict[str, Any]:
+def _agent_body(image: RemoteImage, instruction: str, send_images: bool, rounds: int) -> JsonObject:
     asked = {"kind": "agent", "image": image.id, "instruction": check_phrase(instruction), "policy": "llm"}
     return asked | {"send_images": send_images, "rounds": rounds}

@@ -6,15 +6,17 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 from medsam3.client.connection import Connection
+from medsam3.client.wire import JobTold, SessionTold
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.packed_masks import from_about, unpacked
 from medsam3.segmentation.run import Report
+from medsam3.store import JsonObject
 
-Follow = Callable[[Image, dict[str, Any], Report | None], dict[str, Any]]
+Follow = Callable[[Image, JobTold, Report | None], SessionTold]
 _LONG = ("segment", "propagate")
 
 
@@ -46,7 +48,7 @@ class RemoteSession:
         connection: Connection,
         image: Image,
         image_id: str,
-        about: dict[str, Any],
+        about: SessionTold,
         follow: Follow,
         *,
         is_own: bool,
@@ -91,8 +93,7 @@ class RemoteSession:
     @property
     def current(self) -> int | None:
         """Number of the object that the next click is about."""
-        number: int | None = self._about["found"]["current"]
-        return number
+        return self._about["found"]["current"]
 
     @property
     def touched(self) -> tuple[int, ...]:
@@ -192,10 +193,10 @@ class RemoteSession:
         """Do the step again that was taken back last."""
         return self._step({"do": "redo"})
 
-    def _step(self, step: dict[str, Any], progress: Report | None = None) -> Masks:
+    def _step(self, step: JsonObject, progress: Report | None = None) -> Masks:
         if self.image.shape[0] > 1 and step["do"] in _LONG:
             begun = self._connection.json("POST", f"{self._path}/steps/job", step)
-            self._about = self._follow(self.image, begun, progress)["session"]
+            self._about = self._follow(self.image, begun, progress)
         else:
             self._about = self._connection.json("POST", f"{self._path}/steps", step)
         self._found = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 from medsam3.client.connection import Form
 from medsam3.errors import InputError
@@ -13,11 +13,108 @@ from medsam3.image import Image, Masks
 from medsam3.io.files import HEADERS
 from medsam3.prompts import Prompt
 from medsam3.segmentation.options import Options
+from medsam3.store import JsonObject
 
 _NOT_SENT = ("journal", "encode", "memory_bytes", "disk_bytes", "work")
 
 
-def options_body(options: Options | None) -> dict[str, Any]:
+class PromptBody(TypedDict):
+    """A prompt in a request; boxes are x0, y0, x1, y1, points x, y, each with whether it is on what is meant."""
+
+    text: str | None
+    boxes: list[tuple[float, float, float, float]]
+    points: list[tuple[float, float, bool]]
+    exemplars: list[tuple[float, float, float, float, bool]]
+
+
+class ImageTold(TypedDict):
+    """An image on the server, as far as it is compared with the one here."""
+
+    id: str
+    kind: str
+    frames: int
+    height: int
+    width: int
+    spacing_mm: Sequence[float] | None
+
+
+class FoundTold(TypedDict):
+    """The state of a session's objects: the current one, and the frames that the last step changed."""
+
+    current: int | None
+    touched: list[int]
+
+
+class SessionTold(TypedDict):
+    """A session on the server as it stands."""
+
+    id: str
+    found: FoundTold
+
+
+class AgentTold(TypedDict):
+    """How an agent's run on the server ended."""
+
+    outcome: Literal["found", "absent", "undecided"]
+    reason: str
+    rounds: int
+    turns: int
+    seconds: float
+    usage: JsonObject
+
+
+class JobTold(TypedDict):
+    """Long work on the server, and how far it is; `result`, `session` or `agent` once it is done."""
+
+    id: str
+    state: Literal["waiting", "running", "done", "failed", "cancelled"]
+    done: int
+    count: int
+    error: str | None
+    result: str | None
+    session: SessionTold | None
+    agent: AgentTold | None
+
+
+class AgentStepTold(TypedDict):
+    """A step of an agent's run."""
+
+    number: int
+    turn: int
+    call: str
+    arguments: str
+    text: str
+    is_mistake: bool
+    seconds: float
+
+
+class ModelTold(TypedDict):
+    """The model of a server."""
+
+    name: str
+    concepts: list[str]
+    is_ready: bool
+    version: str
+    weights_sha256: dict[str, str]
+
+
+class PhraseTold(TypedDict):
+    """How one part of a phrase is read; see `medsam3.models.phrase_reader`."""
+
+    phrase: str
+    read_as: str | None
+    is_taught: bool | None
+
+
+class PoliciesTold(TypedDict):
+    """Who may decide for a server's agent: rules alone, or an LLM too, and whether pictures may go to it."""
+
+    llm: str | None
+    sent_to: str | None
+    may_send_images: bool
+
+
+def options_body(options: Options | None) -> JsonObject:
     """Give settings as a request holds them.
 
     Raises:
@@ -35,7 +132,7 @@ def options_body(options: Options | None) -> dict[str, Any]:
     return sent | {"tracking": asdict(asked.tracking), "fusion": asdict(asked.fusion)}
 
 
-def prompt_body(prompt: Prompt) -> dict[str, Any]:
+def prompt_body(prompt: Prompt) -> PromptBody:
     """Give a prompt as a request holds it."""
     return {
         "text": prompt.text,
@@ -59,7 +156,7 @@ def _ending(path: Path) -> str:
     return ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
 
 
-def check_same(image: Image, about: dict[str, Any]) -> None:
+def check_same(image: Image, about: ImageTold) -> None:
     """Refuse a server that read another image out of the files than this machine does.
 
     Raises:

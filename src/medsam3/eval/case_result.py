@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Self
+from typing import Self, TypedDict
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from medsam3.geometry import BoolArray
 from medsam3.image import Image, Masks
 from medsam3.measure.objects import ObjectMatch, match_objects
 from medsam3.measure.outline import boundary_distances, dice, iou
-from medsam3.store import without_nan
+from medsam3.store import JsonObject, without_nan
 
 _TUPLES = ("overlaps", "rivals", "rival_dices", "by_click", "followed")
 CaseKey = tuple[str, str, str, str, str, float]
@@ -111,13 +111,13 @@ class CaseResult:
         """The concept is there and nothing was returned."""
         return self.is_present and self.predicted_px == 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Give the fields as JSON takes them, reals to six digits."""
-        entry: dict[str, Any] = without_nan(asdict(self))
+        entry: JsonObject = without_nan(asdict(self))
         return entry
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> Self:
+    def from_json(cls, entry: JsonObject) -> Self:
         """Read what `to_json` gave.
 
         Raises:
@@ -157,6 +157,23 @@ class AskedConcept:
         return None if spacing is None else spacing[-self.truth.mask.ndim :]
 
 
+class Measured(TypedDict):
+    """The measures of one answer; see `CaseResult`."""
+
+    dice: float | None
+    iou: float | None
+    nsd: float | None
+    hd95: float | None
+    assd: float | None
+    says_present: bool
+    unit: str
+    reference_px: int
+    predicted_px: int
+    references: int
+    predictions: int
+    overlaps: tuple[float, ...]
+
+
 def case_result(
     asked: AskedConcept, question: EvalQuestion, found: Masks, *, seconds: float, tolerance: float
 ) -> CaseResult:
@@ -190,7 +207,7 @@ def said_union(found: Masks, truth: Truth) -> BoolArray:
     return union if truth.mask.ndim == 3 else union[0]
 
 
-def measure(truth: Truth, found: Masks, spacing: tuple[float, ...] | None, tolerance: float) -> dict[str, Any]:
+def measure(truth: Truth, found: Masks, spacing: tuple[float, ...] | None, tolerance: float) -> Measured:
     """Measure one answer, under the names of `CaseResult`.
 
     Args:
@@ -203,18 +220,13 @@ def measure(truth: Truth, found: Masks, spacing: tuple[float, ...] | None, toler
     predicted = said_union(found, truth)
     objects = truth.objects if truth.objects.ndim == 3 else truth.objects[None]
     match = match_objects(objects, found.objects if is_said else ())
-    numbers: dict[str, Any] = dict.fromkeys(("dice", "iou", "nsd", "hd95", "assd"))
-    if truth.mask.any():
-        distances = boundary_distances(truth.mask, predicted, spacing)
-        numbers = {
-            "dice": dice(truth.mask, predicted),
-            "iou": iou(truth.mask, predicted),
-            "nsd": distances.nsd(tolerance),
-            "hd95": distances.hausdorff(95),
-            "assd": distances.assd(),
-        }
+    distances = boundary_distances(truth.mask, predicted, spacing) if truth.mask.any() else None
     return {
-        **numbers,
+        "dice": None if distances is None else dice(truth.mask, predicted),
+        "iou": None if distances is None else iou(truth.mask, predicted),
+        "nsd": None if distances is None else distances.nsd(tolerance),
+        "hd95": None if distances is None else distances.hausdorff(95),
+        "assd": None if distances is None else distances.assd(),
         "says_present": is_said,
         "unit": "px" if spacing is None else "mm",
         "reference_px": int(truth.mask.sum()),

@@ -7,7 +7,6 @@ objects.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from medsam3.agent.offline import decision
 from medsam3.agent.values import Decision, Mark, Situation
 from medsam3.concepts import find
 from medsam3.geometry import BoolArray
+from medsam3.store import JsonObject
 from medsam3.view.crops import closer_window
 
 Judge = Callable[[BoolArray], float]
@@ -47,7 +47,7 @@ class OraclePolicy:
         numbers = [mark.number for mark in chosen]
         return decision(situation, "", [("accept", {"masks": numbers, "reason": "best by the truth"})])
 
-    def _next(self, situation: Situation) -> list[tuple[str, dict[str, Any]]]:
+    def _next(self, situation: Situation) -> list[tuple[str, JsonObject]]:
         turn, phrase = len(situation.decisions) + 1, situation.instruction
         if turn == 1:
             return [("segment", {"phrase": phrase})]
@@ -55,9 +55,7 @@ class OraclePolicy:
         if turn == 2:
             concept = find(phrase)
             others = [] if concept is None else [text for text in concept.phrases if text != phrase][:4]
-            calls: list[tuple[str, dict[str, Any]]] = (
-                [("segment", {"phrase": phrase, "also": others})] if others else []
-            )
+            calls: list[tuple[str, JsonObject]] = [("segment", {"phrase": phrase, "also": others})] if others else []
             calls.append(("segment", {"phrase": phrase, "tiles": True}))
             window = closer_window(box_around(best), situation.shape[1:]) if best else None
             if window is not None:

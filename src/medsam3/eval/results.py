@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from medsam3.data.duplicates import NearDuplicate
 from medsam3.errors import InputError
@@ -19,7 +18,7 @@ from medsam3.eval.cases import EvalConfig
 from medsam3.eval.compare import BesideRow
 from medsam3.eval.provenance import Provenance
 from medsam3.eval.summary import Summary, summarise
-from medsam3.store import without_nan, write_json
+from medsam3.store import JsonObject, without_nan, write_json
 
 FORM = 2
 """Raised when the JSON changes so that older readers would misread it."""
@@ -97,9 +96,9 @@ class Results:
         """The tables of the cases, made once."""
         return summarise(self.cases, seed=self.config.seed)
 
-    def to_json(self, *, with_cases: bool = True) -> dict[str, Any]:
+    def to_json(self, *, with_cases: bool = True) -> JsonObject:
         """Give all but the path as strict JSON takes it: NaN becomes null."""
-        entry: dict[str, Any] = {
+        entry: JsonObject = {
             "form": FORM,
             "about": asdict(self.about),
             "config": asdict(self.config),
@@ -110,7 +109,7 @@ class Results:
         }
         if with_cases:
             entry["cases"] = [case.to_json() for case in self.cases]
-        cleaned: dict[str, Any] = without_nan(entry)
+        cleaned: JsonObject = without_nan(entry)
         return cleaned
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,7 +174,7 @@ def _answer_by_model(job: EvalJob, about: Provenance, progress: Progress) -> Ans
         return Answered(cases_of(journal), tuple(failures), _about_volumes(job), about)
 
 
-def open_journal(job: EvalJob, about: Provenance, settings: Mapping[str, Any] | None = None) -> Journal:
+def open_journal(job: EvalJob, about: Provenance, settings: Mapping[str, object] | None = None) -> Journal:
     """Open the run's `cases.jsonl`, with settings of a comparator where it has some.
 
     Raises:
@@ -192,7 +191,7 @@ def open_journal(job: EvalJob, about: Provenance, settings: Mapping[str, Any] | 
     return run_journal(job, "cases.jsonl", heading)
 
 
-def run_journal(job: EvalJob, name: str, heading: Mapping[str, Any]) -> Journal:
+def run_journal(job: EvalJob, name: str, heading: Mapping[str, object]) -> Journal:
     """Open a journal in the run's folder.
 
     Raises:

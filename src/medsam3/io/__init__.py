@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 
@@ -23,6 +23,33 @@ _log = logging.getLogger(__name__)
 
 Writer = Callable[..., None]
 """Takes the masks, their image and a path; one of a form with identifiers also their `identity`."""
+
+
+class ImageFacts(TypedDict, total=False):
+    """Technical facts of an image; what is not known is left out."""
+
+    kind: Kind
+    frames: int
+    rows: int
+    columns: int
+    channels: int
+    dtype: str
+    value_range: list[float]
+    spacing_mm: list[float]
+    orientation: str
+    origin_mm: list[float]
+    frames_per_second: float
+    window: list[float]
+    format: str
+    level: str
+    levels: str
+    modality: str
+    sop_class: str
+    transfer_syntax: str
+    photometric: str
+    bits_stored: str
+    pixel_spacing_mm: str
+    files: int
 
 
 @dataclass(frozen=True)
@@ -74,7 +101,7 @@ DEFAULT_FORMATS: dict[Kind, tuple[str, ...]] = {
 """Formats that results are written in if none is named, by the kind of image."""
 NEEDS_PIXELS = frozenset({"overlay", "mp4", "montage", "planes"})
 """Formats that show the image; all others write masks alone, and read no pixels."""
-_SHOWN = (
+_Told = Literal[
     "format",
     "level",
     "levels",
@@ -84,7 +111,9 @@ _SHOWN = (
     "photometric",
     "bits_stored",
     "pixel_spacing_mm",
-)
+]
+_TOLD: tuple[_Told, ...] = get_args(_Told)
+"""Metadata that is shown: it says what a file is, never whose."""
 _BY_ENDING = {
     ".nii.gz": "nifti",
     ".nii": "nifti",
@@ -191,7 +220,7 @@ def is_series(folder: Path) -> bool:
     return holds_series(folder)
 
 
-def info(path: str | Path, *, series: str | int | None = None) -> dict[str, Any]:
+def info(path: str | Path, *, series: str | int | None = None) -> ImageFacts:
     """Technical facts of a file for people to read: what it holds, never whose it is.
 
     Raises:
@@ -200,7 +229,7 @@ def info(path: str | Path, *, series: str | int | None = None) -> dict[str, Any]
     return facts(read(path, series=series))
 
 
-def facts(image: Image) -> dict[str, Any]:
+def facts(image: Image) -> ImageFacts:
     """Names and values in the order to show them; what is not known is left out."""
     from medsam3.io.labels import orientation  # noqa: PLC0415
 
@@ -211,7 +240,7 @@ def facts(image: Image) -> dict[str, Any]:
         low.append(pixels.min().item())
         high.append(pixels.max().item())
         dtypes.add(pixels.dtype)
-    shown: dict[str, Any] = {
+    shown: ImageFacts = {
         "kind": image.kind,
         "frames": frames,
         "rows": height,
@@ -231,7 +260,9 @@ def facts(image: Image) -> dict[str, Any]:
         shown["window"] = [image.window.low, image.window.high]
     elif stored is not None:
         shown["window"] = [float(value) for value in stored.split()]
-    shown |= {name: image.metadata[name] for name in _SHOWN if name in image.metadata}
+    for name in _TOLD:
+        if name in image.metadata:
+            shown[name] = image.metadata[name]
     shown["files"] = len(image.source)
     return shown
 

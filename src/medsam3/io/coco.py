@@ -23,7 +23,7 @@ from medsam3.geometry import BoolArray, box_of_mask, coco_xywh_from_xyxy
 from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.contours import outlines
 from medsam3.io.labels import check_masks
-from medsam3.store import write_json
+from medsam3.store import JsonObject, write_json
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def write_coco(masks: Sequence[Masks], image: Image, path: Path) -> None:
     check_masks(masks, image.shape)
     names = list(dict.fromkeys(found.concept or UNNAMED_CONCEPT for found in masks))
     presence = {found.concept or UNNAMED_CONCEPT: found.presence for found in masks}
-    annotations: list[dict[str, Any]] = []
+    annotations: list[JsonObject] = []
     object_id = 0
     for found in masks:
         category = names.index(found.concept or UNNAMED_CONCEPT) + 1
@@ -75,9 +75,9 @@ def join_coco(parts: Sequence[tuple[Path, str]], path: Path) -> None:
         InputError: A part is no such file, or `path` cannot be written.
     """
     root = os.path.commonpath([Path(source).parent for _, source in parts])
-    images: dict[tuple[str, int], dict[str, Any]] = {}
+    images: dict[tuple[str, int], JsonObject] = {}
     categories: dict[str, int] = {}
-    annotations: list[dict[str, Any]] = []
+    annotations: list[JsonObject] = []
     objects: dict[tuple[str, str, int], int] = {}
     for part, source in parts:
         try:
@@ -103,16 +103,14 @@ def join_coco(parts: Sequence[tuple[Path, str]], path: Path) -> None:
     _write(path, list(images.values()), annotations, named)
 
 
-def _name_below(root: str, source: str, entry: dict[str, Any]) -> str:
+def _name_below(root: str, source: str, entry: JsonObject) -> str:
     """Name an image's file from the root on; slices of a folder lie in it."""
     place = source if Path(source).exists() else re.sub(r" (series|part) .*$", "", source)
     below = Path(os.path.relpath(place, root))
     return (below / entry["file_name"] if Path(place).is_dir() else below).as_posix()
 
 
-def _write(
-    path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: list[dict[str, Any]]
-) -> None:
+def _write(path: Path, images: list[JsonObject], annotations: list[JsonObject], categories: list[JsonObject]) -> None:
     document = {
         "info": {"description": "masks by medsam3", "version": "1.0"},
         "images": images,
@@ -122,16 +120,16 @@ def _write(
     write_json(path, document, indent=None)
 
 
-def _images(image: Image) -> list[dict[str, Any]]:
+def _images(image: Image) -> list[JsonObject]:
     frames, height, width = image.shape
     sources = image.source if len(image.source) == frames else image.source[:1] * frames
     names = [source.name for source in sources] or [""] * frames
     return [{"id": n + 1, "file_name": names[n], "frame": n, "height": height, "width": width} for n in range(frames)]
 
 
-def _annotations(item: ObjectMask, shape: tuple[int, int, int]) -> list[dict[str, Any]]:
+def _annotations(item: ObjectMask, shape: tuple[int, int, int]) -> list[JsonObject]:
     """One annotation for each frame that holds some of the object."""
-    written: list[dict[str, Any]] = []
+    written: list[JsonObject] = []
     n, row, column = item.start
     for offset, crop in enumerate(item.crop):
         box = box_of_mask(crop)
@@ -151,7 +149,7 @@ def _annotations(item: ObjectMask, shape: tuple[int, int, int]) -> list[dict[str
     return written
 
 
-def _segmentation(mask: BoolArray) -> list[list[float]] | dict[str, Any]:
+def _segmentation(mask: BoolArray) -> list[list[float]] | JsonObject:
     """Describe a mask by polygons, which all annotation tools read, if they give it back exactly, else by RLE."""
     codec = require("pycocotools.mask", extra="coco")
     polygons = [(outline + 0.5).ravel().tolist() for outline in outlines(mask)]  # COCO counts from the pixel's edge
@@ -162,7 +160,7 @@ def _segmentation(mask: BoolArray) -> list[list[float]] | dict[str, Any]:
     return _rle(mask)
 
 
-def _rle(mask: BoolArray) -> dict[str, Any]:
+def _rle(mask: BoolArray) -> JsonObject:
     codec = require("pycocotools.mask", extra="coco")
     encoded = codec.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": [int(size) for size in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
@@ -222,7 +220,7 @@ def read_coco(path: Path, image: Image) -> list[Masks]:
     return found or [Masks(image.shape)]
 
 
-def _frames_of(images: Sequence[dict[str, Any]], image: Image) -> dict[Any, int]:
+def _frames_of(images: Sequence[JsonObject], image: Image) -> dict[Any, int]:
     """From identifiers of a file's images to frames of this one, by their file names.
 
     Raises:
@@ -253,7 +251,7 @@ def _frames_of(images: Sequence[dict[str, Any]], image: Image) -> dict[Any, int]
     return frames
 
 
-def _mask(entry: dict[str, Any], size: tuple[int, int]) -> BoolArray | None:
+def _mask(entry: JsonObject, size: tuple[int, int]) -> BoolArray | None:
     """An annotation's mask (H, W), checked before pycocotools sees it; None if it has none.
 
     Raises:
@@ -329,6 +327,6 @@ def _is_number(value: Any, reach: float) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and abs(value) <= reach
 
 
-def _score(entry: dict[str, Any]) -> float:
+def _score(entry: JsonObject) -> float:
     score = entry.get("score", 1.0)
     return float(score) if _is_number(score, 1.0) and score >= 0 else 1.0

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from medsam3.image import Image, Masks, ObjectMask
 from medsam3.io.contours import filled, rings
 from medsam3.io.files import SLIDE_PLACE
 from medsam3.io.labels import check_masks
-from medsam3.store import replacing
+from medsam3.store import JsonObject, replacing
 from medsam3.view.draw import COLOURS
 
 _log = logging.getLogger(__name__)
@@ -40,6 +40,30 @@ class _Place(NamedTuple):
 _WHOLE = _Place()
 
 
+class Plane(TypedDict):
+    """QuPath's name for a slice or a time point; c is -1 for all channels."""
+
+    c: int
+    z: int
+    t: int
+
+
+class Geometry(TypedDict):
+    """A mask in GeoJSON: rings of [x, y], the outer one first; of a MultiPolygon, one list of rings for each part."""
+
+    type: Literal["Polygon", "MultiPolygon"]
+    coordinates: list[Any]
+    plane: NotRequired[Plane]
+
+
+class Feature(TypedDict):
+    """An object in GeoJSON; its properties are what the program that takes it wants."""
+
+    type: Literal["Feature"]
+    geometry: Geometry | None
+    properties: JsonObject
+
+
 def write_geojson(masks: Sequence[Masks], image: Image, path: Path) -> None:
     """Write one feature for each object and frame; overlaps are kept.
 
@@ -47,7 +71,7 @@ def write_geojson(masks: Sequence[Masks], image: Image, path: Path) -> None:
         InputError: Masks of another shape, or the file cannot be written.
     """
     check_masks(masks, image.shape)
-    place, features = _place_of(image), list[dict[str, Any]]()
+    place, features = _place_of(image), list[Feature]()
     number = 0
     for m, found in enumerate(masks):
         for item in found.objects:
@@ -113,9 +137,9 @@ def _place_of(image: Image) -> _Place:
     return _Place() if told is None else _Place(*(float(part) for part in told.split()))
 
 
-def _features(item: ObjectMask, image: Image, place: _Place, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _features(item: ObjectMask, image: Image, place: _Place, about: JsonObject) -> list[Feature]:
     """Describe one object on each frame that holds some of it."""
-    made: list[dict[str, Any]] = []
+    made: list[Feature] = []
     first, row, column = item.start
     for offset, crop in enumerate(item.crop):
         corner = np.array([column, row], dtype=np.float64)
@@ -129,13 +153,13 @@ def _features(item: ObjectMask, image: Image, place: _Place, about: Mapping[str,
     return made
 
 
-def geometry_of(crop: BoolArray, corner: FloatArray, place: _Place = _WHOLE) -> dict[str, Any] | None:
+def geometry_of(crop: BoolArray, corner: FloatArray, place: _Place = _WHOLE) -> Geometry | None:
     """Describe a mask whose first pixel is `corner` (x, y): a polygon, several for several parts, None for none."""
     polygons = [[_closed((ring + corner + 0.5) * place.scale, place) for ring in part] for part in rings(crop)]
     if not polygons:
         return None
     is_single = len(polygons) == 1
-    kind = "Polygon" if is_single else "MultiPolygon"
+    kind: Literal["Polygon", "MultiPolygon"] = "Polygon" if is_single else "MultiPolygon"
     return {"type": kind, "coordinates": polygons[0] if is_single else polygons}
 
 
@@ -144,7 +168,7 @@ def _closed(ring: FloatArray, place: _Place) -> list[list[float]]:
     return [*points, points[0]]
 
 
-def _polygons(geometry: Mapping[str, Any], number: int, place: _Place) -> list[list[FloatArray]]:
+def _polygons(geometry: JsonObject, number: int, place: _Place) -> list[list[FloatArray]]:
     """Read the rings of each polygon, in pixels of the image; empty for other geometries.
 
     Raises:
@@ -163,7 +187,7 @@ def _polygons(geometry: Mapping[str, Any], number: int, place: _Place) -> list[l
     return [[(ring - np.array([place.x, place.y])) / place.scale - 0.5 for ring in part] for part in found]
 
 
-def _frame_of(geometry: Mapping[str, Any], count: int) -> int | None:
+def _frame_of(geometry: JsonObject, count: int) -> int | None:
     """Which frame a feature is on; None for one that the image lacks."""
     plane = geometry.get("plane")
     if count == 1:
@@ -174,13 +198,13 @@ def _frame_of(geometry: Mapping[str, Any], count: int) -> int | None:
     return frame if frame < count else None
 
 
-def _name_of(about: Mapping[str, Any]) -> str:
+def _name_of(about: JsonObject) -> str:
     named = about.get("classification")
     name = named.get("name") if isinstance(named, dict) else None
     return str(name or about.get("class") or UNNAMED)
 
 
-def _score_of(about: Mapping[str, Any]) -> float:
+def _score_of(about: JsonObject) -> float:
     held = about.get("measurements")
     score = held.get("score") if isinstance(held, dict) else None
     is_score = isinstance(score, int | float) and math.isfinite(score) and 0 <= score <= 1

@@ -26,7 +26,7 @@ from medsam3.image import Image, LazyFrames, Masks, Pixels
 from medsam3.io.files import check_bytes, check_finite, check_size, on_disk, utf8_path
 from medsam3.io.itk_files import ItkHeader, read_header, read_values
 from medsam3.io.labels import Legend, combined_labels, label_place
-from medsam3.store import replacing
+from medsam3.store import JsonObject, replacing
 
 LEGEND_KEY = "medsam3"
 _WRITTEN = (".mha", ".nii.gz", ".nii")
@@ -218,11 +218,11 @@ def write_volume(values: NDArray[Any], spacing_mm: Sequence[float], path: Path) 
     sitk.WriteImage(made, str(path), useCompression=False)
 
 
-def itk_legend(path: Path, kind: str) -> Legend:
+def itk_legend(path: Path, kind: str) -> list[JsonObject]:
     """What the numbers of a label map mean, by the legend of `write_itk` or by 3D Slicer's; empty without one."""
     header = read_header(path, kind)
     if LEGEND_KEY in header.metadata:
-        entries: Legend = json.loads(header.metadata[LEGEND_KEY])
+        entries: list[JsonObject] = json.loads(header.metadata[LEGEND_KEY])
         return entries
     return [{"value": value, "concept": name} for (layer, value), name in _segment_names(header).items() if layer == 0]
 

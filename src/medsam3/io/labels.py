@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,16 @@ from medsam3.geometry import Affine, FloatArray, affine_from_directions, spacing
 from medsam3.image import Image, Masks
 from medsam3.io import read
 
-Legend = list[dict[str, Any]]
+
+class LegendEntry(TypedDict):
+    """What one number of a label map stands for."""
+
+    value: int
+    concept: str
+    score: float
+
+
+Legend = list[LegendEntry]
 
 SAME_PLACE_VOXELS = 0.05
 """How far the corners of a label map may lie from the image's voxels and still be taken for them."""
@@ -58,7 +67,7 @@ def combined_labels(masks: Sequence[Masks], shape: tuple[int, int, int]) -> tupl
         for k in reversed(range(len(masks[m]))):
             item = masks[m].objects[k]
             labels[item.block][item.crop] = firsts[m] + k + 1
-    legend = [
+    legend: Legend = [
         {"value": int(firsts[m]) + k + 1, "concept": found.concept, "score": round(item.score, 6)}
         for m, found in enumerate(masks)
         for k, item in enumerate(found.objects)

@@ -23,8 +23,8 @@ from medsam3.errors import InputError, check_frame, require
 from medsam3.geometry import Affine, check_affine, lps_from_nifti, nifti_from_lps
 from medsam3.image import Image, Kind, LazyFrames, Masks, Pixels
 from medsam3.io.files import GZIP_MAGIC, check_bytes, check_finite, check_size, first_line, unpacked
-from medsam3.io.labels import Legend, combined_labels, label_place
-from medsam3.store import replacing
+from medsam3.io.labels import combined_labels, label_place
+from medsam3.store import JsonObject, replacing
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def open_nifti(path: Path, *, frame: int | None = None) -> Image:
     return Image(frames, kind=kind, affine=affine, source=(path,), metadata=about)
 
 
-def nifti_legend(path: Path) -> Legend:
+def nifti_legend(path: Path) -> list[JsonObject]:
     """Read what the numbers of a label map mean, by the legend that `write_nifti` left; empty in files of others."""
     with _one_line():
         for extension in _opened(path).header.extensions:
@@ -106,7 +106,7 @@ def nifti_legend(path: Path) -> Legend:
             text = extension.get_content()
             plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
             if plain.lstrip().startswith("["):
-                legend: Legend = json.loads(plain.rstrip("\0 "))
+                legend: list[JsonObject] = json.loads(plain.rstrip("\0 "))
                 return legend
     return []
 

@@ -11,19 +11,29 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from medsam3.errors import InputError
 from medsam3.image import Masks, ObjectMask
+from medsam3.store import JsonObject
 
 FORMAT = 1
 LOSSLESS = "masks"
 """Name by which a server is asked for this form."""
 
 
-def packed(item: ObjectMask) -> dict[str, Any]:
+class PackedObject(TypedDict):
+    """An object in JSON: first voxel and size (N, H, W) of its crop, and the crop's bits, compressed, in base64."""
+
+    start: Sequence[int]
+    shape: Sequence[int]
+    score: float
+    bits: str
+
+
+def packed(item: ObjectMask) -> PackedObject:
     """Give an object as JSON takes it."""
     bits = base64.b64encode(zlib.compress(np.packbits(item.crop).tobytes())).decode()
     return {"start": item.start, "shape": item.crop.shape, "score": item.score, "bits": bits}
@@ -42,7 +52,7 @@ def unpacked(entry: Any) -> ObjectMask:
     return ObjectMask((n, row, column), crop, float(entry["score"]))
 
 
-def about(masks: Masks) -> dict[str, Any]:
+def about(masks: Masks) -> JsonObject:
     """Give what is said of a concept, without its objects and their image."""
     return {one.name: getattr(masks, one.name) for one in fields(masks) if one.name not in ("objects", "image")}
 

@@ -27,8 +27,8 @@ import PIL.TiffImagePlugin
 from medsam3.errors import InputError, check_frame, require
 from medsam3.image import Image, LazyFrames, Masks, Pixels
 from medsam3.io.files import MAX_PICTURE_PIXELS, RASTER_SUFFIXES, check_size, first_line, natural_key
-from medsam3.io.labels import Legend, combined_labels
-from medsam3.store import replacing
+from medsam3.io.labels import combined_labels
+from medsam3.store import JsonObject, replacing
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _LOSSY = ("JPEG", "MPO", "AVIF", "HEIF")
@@ -187,10 +187,10 @@ def write_label_png(masks: Sequence[Masks], image: Image, path: Path) -> None:
         PIL.Image.fromarray(labels[0]).save(temporary, pnginfo=text)
 
 
-def raster_legend(path: Path) -> Legend:
+def raster_legend(path: Path) -> list[JsonObject]:
     """Read what the numbers of a label map mean, by the legend of `write_label_png`; empty in pictures of others."""
     with open_picture(path) as picture:
-        legend: Legend = json.loads(picture.info.get(LEGEND_KEY, "[]"))
+        legend: list[JsonObject] = json.loads(picture.info.get(LEGEND_KEY, "[]"))
     return legend
 
 

@@ -5,7 +5,6 @@ A label map is read with the legend that our writers leave in it; without one, e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,7 @@ def _legend(path: Path, found: FileFormat) -> Legend:
         raise InputError("the legend in the file is damaged: write the file again") from error
 
 
-def _named(labels: NDArray[np.uint16], legend: Sequence[dict[str, Any]]) -> list[Masks]:
+def _named(labels: NDArray[np.uint16], legend: Legend) -> list[Masks]:
     """One `Masks` for each concept, in the order of the numbers."""
     known = {entry["value"]: (entry["concept"], entry["score"]) for entry in legend}
     objects: dict[str, list[ObjectMask]] = {name: [] for name, _ in known.values()}

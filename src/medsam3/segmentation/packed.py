@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medsam3.geometry import BoolArray
+
+
+class PackedFields(TypedDict):
+    """The fields of a packed mask in a journal; `bits` in hexadecimal digits."""
+
+    frame: Sequence[int]
+    start: Sequence[int]
+    crop: Sequence[int]
+    bits: str
 
 
 @dataclass(frozen=True)
@@ -60,12 +70,12 @@ class PackedMask:
         mask[row : row + self.crop[0], column : column + self.crop[1]] = self.block()
         return mask
 
-    def to_fields(self) -> dict[str, Any]:
+    def to_fields(self) -> PackedFields:
         """For a journal; `from_fields` reads it back."""
         return {"frame": self.frame, "start": self.start, "crop": self.crop, "bits": self.bits.tobytes().hex()}
 
     @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> Self:
+    def from_fields(cls, fields: PackedFields) -> Self:
         """Read what `to_fields` gave.
 
         Raises:

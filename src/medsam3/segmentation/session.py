@@ -38,12 +38,11 @@ from medsam3.segmentation.options import Options
 from medsam3.segmentation.packed import PackedMask
 from medsam3.segmentation.run import Report, Work, segment
 from medsam3.segmentation.stack import spread
+from medsam3.store import JsonObject
 from medsam3.view.view import View, view_of
 
 FORMAT = 1
 KEPT_FRAMES = 4
-
-Action = dict[str, Any]
 
 
 class Session:
@@ -81,8 +80,8 @@ class Session:
         )
         self._features: LRUCache[bytes, Any] = LRUCache(KEPT_FRAMES)
         self._state = State()
-        self._past: list[tuple[Action, State]] = []
-        self._undone: list[tuple[Action, State]] = []
+        self._past: list[tuple[JsonObject, State]] = []
+        self._undone: list[tuple[JsonObject, State]] = []
 
     @property
     def masks(self) -> Masks:
@@ -329,9 +328,9 @@ class Session:
                 raise InputError(f"the session holds a step that is not known ({error!r})") from error
         return session
 
-    def _step(self, action: Action, progress: Report | None = None) -> Masks:
+    def _step(self, action: JsonObject, progress: Report | None = None) -> Masks:
         """Do one step; one that fails changes nothing."""
-        handlers: Mapping[str, Callable[[Action], State]] = {
+        handlers: Mapping[str, Callable[[JsonObject], State]] = {
             "segment": lambda a: self._found(a, progress),
             "draw": self._drawn,
             "box": self._boxed,
@@ -352,7 +351,7 @@ class Session:
     def _numbered(self, number: int | None) -> int | None:
         return None if number is None else self._state.object(number).number
 
-    def _found(self, action: Action, progress: Report | None) -> State:
+    def _found(self, action: JsonObject, progress: Report | None) -> State:
         frame = action["frame"]
         settings = replace(
             self.options, frames=self.options.frames if frame is None else (frame,), encode=self._encoded
@@ -369,7 +368,7 @@ class Session:
                 state = state.with_object(SessionObject(start + k, found.concept, trail=trail, unspread=unspread))
         return replace(state, current=first if state.next_number > first else self._state.current)
 
-    def _drawn(self, action: Action) -> State:
+    def _drawn(self, action: JsonObject) -> State:
         stroke = _stroke(action, bool(action["positive"]))
         for point in stroke.points:
             check_inside(point, self.image.shape[1:])
@@ -379,7 +378,7 @@ class Session:
         check_strokes(hints, stroke.points)
         return self._corrected(one, n, replace(hints, strokes=(*hints.strokes, stroke)), is_box_new=False)
 
-    def _painted(self, action: Action) -> State:
+    def _painted(self, action: JsonObject) -> State:
         stroke = replace(_stroke(action, bool(action["adding"])), radius=float(action["radius"]))
         check_brush(stroke, self.image.shape[1:])
         n = self._view.number(check_frame(action["frame"], self.image.shape[0]))
@@ -390,7 +389,7 @@ class Session:
         score = one.trail.scores.get(n, one.trail.score if one.trail.scores else 1.0)
         return self._changed(one, n, hints, mask, score)
 
-    def _exemplified(self, action: Action) -> State:
+    def _exemplified(self, action: JsonObject) -> State:
         frame, phrase = check_frame(action["frame"], self.image.shape[0]), action["phrase"]
         box = replace(Box(*action["box"]), is_positive=bool(action["positive"]))
         examples = (*self._state.exemplars.get((phrase or "", frame), ()), box)
@@ -405,7 +404,7 @@ class Session:
             state = with_found(state, self._view.masks_forth(found), self._view.number(frame))
         return replace(state, touched=(frame,))
 
-    def _boxed(self, action: Action) -> State:
+    def _boxed(self, action: JsonObject) -> State:
         box = Box(*action["box"])
         Prompt(boxes=(box,)).check_inside(*self.image.shape[1:])
         n = self._view.number(check_frame(action["frame"], self.image.shape[0]))
@@ -441,7 +440,7 @@ class Session:
         changed = replace(one, trail=trail, hints={**one.hints, n: hints}, unspread=one.unspread | {n})
         return replace(self._state.with_object(changed), touched=(self._view.number(n),))
 
-    def _propagated(self, action: Action, report: Report) -> State:
+    def _propagated(self, action: JsonObject, report: Report) -> State:
         one = self._state.open_object(action["object"])
         sources = sorted(n for n in one.unspread if not one.trail.masks[n].is_empty)
         if not sources:
@@ -490,5 +489,5 @@ def _listed(points: Sequence[Sequence[float]]) -> list[list[float]]:
     return stroke
 
 
-def _stroke(action: Action, positive: bool) -> Stroke:
+def _stroke(action: JsonObject, positive: bool) -> Stroke:
     return Stroke(tuple(Point(x, y, is_positive=positive) for x, y in action["stroke"]))

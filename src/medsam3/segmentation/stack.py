@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import IO, Any, Self, TypeVar
+from typing import IO, Any, Self, TypedDict, TypeVar
 
 import numpy as np
 from cachetools import LRUCache
@@ -27,7 +27,7 @@ from medsam3.models.tracker import Past, Tracker, slice_tracker_of, tracker_of
 from medsam3.prompts import Prompt
 from medsam3.segmentation.fusion import Trail, fuse
 from medsam3.segmentation.options import TrackingRules
-from medsam3.segmentation.packed import PackedMask, overlap
+from medsam3.segmentation.packed import PackedFields, PackedMask, overlap
 from medsam3.segmentation.presence import held
 from medsam3.segmentation.recognise import clearest, is_named, recognised
 from medsam3.segmentation.run import Work, is_followed
@@ -43,6 +43,22 @@ SAME_IOU = 0.95
 def in_video(rules: TrackingRules) -> TrackingRules:
     """Let objects move as far as they like between frames, and come back after they were lost."""
     return replace(rules, stop_iou=0.0, may_return=True)
+
+
+class ObjectFields(TypedDict):
+    """An object of an answer in a journal."""
+
+    mask: PackedFields
+    score: float
+
+
+class AnswerFields(TypedDict):
+    """An answer in a journal."""
+
+    objects: list[ObjectFields]
+    presence: float | None
+    is_present: bool | None
+    is_sure: bool
 
 
 @dataclass(frozen=True)
@@ -63,14 +79,17 @@ class FrameAnswer:
     is_asked: bool = False
     is_sure: bool = True
 
-    def to_fields(self) -> Mapping[str, Any]:
+    def to_fields(self) -> AnswerFields:
         """For a journal."""
-        objects = [{"mask": one.mask.to_fields(), "score": one.score} for one in self.objects]
-        verdict = {"presence": self.presence, "is_present": self.is_present, "is_sure": self.is_sure}
-        return {"objects": objects, **verdict}
+        return {
+            "objects": [{"mask": one.mask.to_fields(), "score": one.score} for one in self.objects],
+            "presence": self.presence,
+            "is_present": self.is_present,
+            "is_sure": self.is_sure,
+        }
 
     @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> Self:
+    def from_fields(cls, fields: AnswerFields) -> Self:
         """Read what `to_fields` gave."""
         objects = tuple(FoundMask(PackedMask.from_fields(one["mask"]), one["score"]) for one in fields["objects"])
         return cls(objects, fields["presence"], fields["is_present"], True, fields["is_sure"])
@@ -167,8 +186,8 @@ class _Resumed:
         key: tuple[str | int, ...],
         make: Callable[[], Value],
         *,
-        to_fields: Callable[[Value], Mapping[str, Any]],
-        from_fields: Callable[[dict[str, Any]], Value],
+        to_fields: Callable[[Value], Mapping[str, object]],
+        from_fields: Callable[[Any], Value],
     ) -> Value:
         """Give the value of a key from an earlier run, else make it and write it down."""
         if key in self._values:

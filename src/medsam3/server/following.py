@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import asdict
 from pathlib import Path
 
 from medsam3.agent import Budget, RunOptions, llm_policy, run, write_html
@@ -42,7 +41,7 @@ def follow(
         rounds=result.rounds,
         turns=result.turns,
         seconds=result.seconds,
-        usage=asdict(result.usage),
+        usage=result.usage,
     )
     return ended, found_in([result.masks], image)
 

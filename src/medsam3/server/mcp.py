@@ -37,7 +37,7 @@ from medsam3.models.segmenter import Segmenter
 from medsam3.segmentation.session import Session
 from medsam3.server.modelling import apply_step, found_by
 from medsam3.server.schemas import Found, Step
-from medsam3.store import slug
+from medsam3.store import JsonObject, slug
 
 MOST_SESSIONS = 8
 _LONGEST_SIDE_PX = 800
@@ -194,14 +194,14 @@ class Toolbox:
             found, _ = read_masks(self._places.readable(masks), over)
             return measure(found, over)
 
-    def info(self, path: str) -> dict[str, Any]:
+    def info(self, path: str) -> JsonObject:
         """Tell technical facts of an image: size, spacing, orientation, type. Never whose it is.
 
         Args:
             path: File or DICOM folder.
         """
         with _told():
-            return facts(read(self._places.readable(path)))
+            return dict(facts(read(self._places.readable(path))))
 
     def concepts(self, query: str = "", limit: int = 30) -> list[Listed]:
         """List known concepts with synonyms; any other phrase may be asked too, with less certainty.

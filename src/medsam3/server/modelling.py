@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from cachetools import LRUCache
@@ -347,7 +347,7 @@ def _longest(packed: bytes, shape: tuple[int, int], size: tuple[float, float]) -
     return longest_diameter(plane.reshape(shape), *size)
 
 
-def _sizes(pixels: int, image: Image) -> dict[str, Any]:
+def _sizes(pixels: int, image: Image) -> dict[str, float]:
     """Area of a picture in mm2, volume of a volume in mL, as far as the spacing is known."""
     area = image.area_mm2(pixels) if image.kind == "picture" else None
     sizes = {"area_mm2": area, "volume_ml": image.volume_ml(pixels)}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from medsam3 import __version__
+from medsam3.agent.chat import Usage
 from medsam3.segmentation.options import FusionRules, Options, TrackingRules
 from medsam3.view.planes import PlaneChoice
 
@@ -324,7 +325,7 @@ class AgentAnswer(BaseModel):
     rounds: int
     turns: int
     seconds: float
-    usage: dict[str, Any]
+    usage: Usage
 
 
 class JobAnswer(BaseModel):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -17,13 +17,20 @@ import torch
 from medsam3 import __version__
 from medsam3.data.samples import Sample, contents_digest
 from medsam3.models.mini.card import CARD_FORMAT
-from medsam3.store import Record, sha256_of, write_json
+from medsam3.store import JsonObject, sha256_of, write_json
 
 WRITTEN_ANEW = frozenset({"model", "format", "sha256", "made", "val", "versions", "thresholds"})
 """What every card says of its own weights, even if the rest is another card's."""
 
 
-def write_card(path: Path, model: str, weights: Path, content: Mapping[str, Any]) -> None:
+class DataSummary(TypedDict):
+    """The data of a run: images by data set and split, and the digest of all contents."""
+
+    images: dict[str, dict[str, int]]
+    sha256: str
+
+
+def write_card(path: Path, model: str, weights: Path, content: Mapping[str, object]) -> None:
     """Write a card.
 
     Args:
@@ -46,7 +53,7 @@ def write_card(path: Path, model: str, weights: Path, content: Mapping[str, Any]
     write_json(path, {**about, **content, "versions": versions})
 
 
-def lineage(initial: Path | None) -> dict[str, Any] | None:
+def lineage(initial: Path | None) -> JsonObject | None:
     """Tell how the weights that a run starts from were made, by their card."""
     card = None if initial is None else initial.with_suffix(".json")
     if card is None or not card.exists():
@@ -56,7 +63,7 @@ def lineage(initial: Path | None) -> dict[str, Any] | None:
     return {key: content.get(key) for key in ("sha256", "made", "training", "data", "curve", "started_from")} | made_of
 
 
-def data_summary(samples: Sequence[Sample]) -> dict[str, Any]:
+def data_summary(samples: Sequence[Sample]) -> DataSummary:
     """Count images by data set and split, with the digest of all their contents."""
     counts: dict[str, dict[str, int]] = {}
     for sample in sorted(samples, key=lambda sample: sample.name):
@@ -64,7 +71,7 @@ def data_summary(samples: Sequence[Sample]) -> dict[str, Any]:
     return {"images": counts, "sha256": contents_digest(samples)}
 
 
-def curve_summary(records: Sequence[Record], *, points: int = 40) -> list[dict[str, float]]:
+def curve_summary(records: Sequence[JsonObject], *, points: int = 40) -> list[dict[str, float]]:
     """Average the loss curve over `points` stretches."""
     stretches = [part.tolist() for part in np.array_split(np.arange(len(records)), points) if len(part)]
     return [

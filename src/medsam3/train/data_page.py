@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -18,7 +17,7 @@ from medsam3.data.samples import RGB, Sample
 from medsam3.errors import first_few
 from medsam3.eval.case_pictures import outlined
 from medsam3.page import data_url, render
-from medsam3.store import without_nan, write_json, write_text
+from medsam3.store import JsonObject, without_nan, write_json, write_text
 
 PER_CONCEPT = 6
 _MOST_NAMED = 5
@@ -85,7 +84,7 @@ def write_page(report: DataReport, samples: Sequence[Sample], folder: Path) -> l
 def written_lines(folder: Path, digest: str) -> list[str] | None:
     """The lines of the report that the folder holds; None where it holds none on just these data."""
     try:
-        content: dict[str, Any] = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        content: JsonObject = json.loads((folder / "data.json").read_text(encoding="utf-8"))
         return list(content["lines"]) if content["digest"] == digest else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

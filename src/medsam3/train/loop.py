@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from medsam3.errors import InputError
 from medsam3.models.registry import DAMAGED_PICKLE
-from medsam3.store import Journal, Record, check_format, replacing, write_json
+from medsam3.store import Journal, JsonObject, check_format, replacing, write_json
 from medsam3.train.batches import Batch
 from medsam3.train.config import Config
 from medsam3.train.workers import State, Workers, gather, scatter, write_tensors
@@ -205,7 +205,7 @@ class RunFolder:
         return self.path / "checkpoint.pt"
 
 
-def check_folder(path: Path, config: Config, data: str) -> Record:
+def check_folder(path: Path, config: Config, data: str) -> JsonObject:
     """Compare the run that a folder holds with the one that is wanted, and write nothing.
 
     Returns:
@@ -214,7 +214,7 @@ def check_folder(path: Path, config: Config, data: str) -> Record:
     Raises:
         InputError: They differ.
     """
-    wanted: Record = json.loads(json.dumps({"config": asdict(config), "data": data, "version": 1}))
+    wanted: JsonObject = json.loads(json.dumps({"config": asdict(config), "data": data, "version": 1}))
     del wanted["config"]["steps"]
     try:
         with (path / "curves.jsonl").open("rb") as stream:
@@ -405,7 +405,7 @@ def resume(folder: RunFolder, trainee: Trainee, workers: Workers) -> Run:
 
 def _restore(run: Run, path: Path, trainee: Trainee) -> None:
     try:
-        content: State = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
         found = content["format"] if "format" in content else None  # noqa: SIM401  it may be no dict
         check_format(found, CHECKPOINT_FORMAT, str(path))
         scatter(run.model, run.optimizer, content["model"], content["optimizer"])

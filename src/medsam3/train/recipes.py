@@ -7,17 +7,17 @@ depends on besides the data is in the file, so that the same command goes on aft
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from medsam3.data.sources import Sources, read_samples
 from medsam3.data.volumes import SlicePlan
 from medsam3.errors import InputError
 from medsam3.models.mini.detector import MiniDetectorConfig
 from medsam3.models.mini.segmenter import SHIPPED_WEIGHTS
-from medsam3.store import sha256_of
+from medsam3.store import JsonObject, sha256_of
 from medsam3.train.config import FitConfig, SamplingConfig
 from medsam3.train.loop import Hooks
 from medsam3.train.run import RunResult, RunSettings, train_and_export
@@ -65,7 +65,7 @@ def read_recipe(name: str) -> tuple[Stage, ...]:
     """
     path = SHIPPED_WEIGHTS.with_name(f"{name}{_ENDING}") if name in names() else Path(name)
     try:
-        stages: Sequence[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["stages"]
+        stages: Sequence[JsonObject] = json.loads(path.read_text(encoding="utf-8"))["stages"]
         return tuple(_stage(dict(stage)) for stage in stages)
     except OSError as error:
         raise InputError(f"there is no recipe {name!r}, allowed are: {', '.join(names())}, or a file") from error
@@ -73,7 +73,7 @@ def read_recipe(name: str) -> tuple[Stage, ...]:
         raise InputError(f"{path} is no recipe ({error}): see those that ship beside the weights") from error
 
 
-def _stage(given: dict[str, Any]) -> Stage:
+def _stage(given: JsonObject) -> Stage:
     data = given.pop("data", {})
     is_mean = bool(given.pop("mean_with_start", False))
     config = FitConfig(
@@ -91,7 +91,7 @@ def _stage(given: dict[str, Any]) -> Stage:
     return Stage(config, weights=weights, is_mean_with_start=is_mean, **data)
 
 
-def _filled(default: Settings, given: Mapping[str, Any]) -> Settings:
+def _filled(default: Settings, given: JsonObject) -> Settings:
     unknown = sorted(set(given) - {field.name for field in fields(default)})
     if unknown:
         raise ValueError(f"{type(default).__name__} has no {', '.join(unknown)}")

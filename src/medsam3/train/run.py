@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -67,13 +67,23 @@ class RunSettings:
         return FeatureCache(self.cache, ENCODER_KEY, MINI_FEATURES, (1,), self.config.seed)
 
 
+class Reached(TypedDict):
+    """The thresholds of trained weights, and what they reach on val: mean Dice by concept, AUROC of presence."""
+
+    thresholds: dict[str, float | None]
+    presence_auroc: float | None
+    presence_kept: NotRequired[str]
+    dice_text: dict[str, float]
+    dice_text_box: dict[str, float]
+
+
 @dataclass(frozen=True)
 class RunResult:
     """The files that a run has made."""
 
     weights: Path
     card: Path
-    summary: dict[str, Any]
+    summary: Reached
 
 
 def describe(samples: Sequence[Sample], config: FitConfig, out: Path) -> list[str]:
@@ -270,26 +280,27 @@ def join_and_export(
 
 
 def write_weights(
-    out: Path, state: Mapping[str, Tensor], content: dict[str, Any], calibration: Calibration
+    out: Path, state: Mapping[str, Tensor], content: Mapping[str, object], calibration: Calibration
 ) -> RunResult:
     """Write `mini.safetensors` in float16 and its card, which says `content`, the thresholds and what they reach."""
     weights, card = out / "mini.safetensors", out / "mini.json"
     with replacing(weights, ".safetensors") as temporary:
         temporary.write_bytes(save({name: value.cpu().half().contiguous() for name, value in state.items()}))
         temporary.chmod(0o644)
-    summary = {
+    summary: Reached = {
         "thresholds": asdict(calibration.thresholds),
         "presence_auroc": None if calibration.presence_auroc is None else round(calibration.presence_auroc, 4),
-        **({"presence_kept": calibration.presence_kept} if calibration.presence_kept else {}),
         "dice_text": {name: round(value, 4) for name, value in calibration.dice_text.items()},
         "dice_text_box": {name: round(value, 4) for name, value in calibration.dice_text_box.items()},
     }
+    if calibration.presence_kept:
+        summary["presence_kept"] = calibration.presence_kept
     own = {"thresholds": asdict(calibration.thresholds), **content, "val": summary}
     write_card(card, "mini", weights, own)
     return RunResult(weights, card, summary)
 
 
-def _encoders(*detectors: MiniDetectorConfig) -> dict[str, Any]:
+def _encoders(*detectors: MiniDetectorConfig) -> dict[str, dict[str, str]]:
     """Name the encoders that the weights go with, and what one that trained along started from."""
     frozen = {"image": f"LiteMedSAM {LITE_MEDSAM.sha256}", "text": "all-MiniLM-L6-v2"}
     if all(detector.is_frozen for detector in detectors):

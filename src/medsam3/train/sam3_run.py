@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -69,6 +69,15 @@ class Sam3Settings:
     val_images: int = 32
 
 
+class Sam3Reached(TypedDict, total=False):
+    """What trained weights reach on val; empty if nothing was measured."""
+
+    images: int
+    dice_text: dict[str, float]
+    absent_prompts: int
+    absent_but_found: float | None
+
+
 @dataclass(frozen=True)
 class Sam3Result:
     """The results of a run: a folder that `medsam3.load` takes, its card, the adapter if one was trained."""
@@ -76,7 +85,7 @@ class Sam3Result:
     model: Path
     card: Path
     adapter: Path | None
-    val: dict[str, Any]
+    val: Sam3Reached
 
 
 @dataclass(frozen=True)
@@ -182,7 +191,7 @@ def train_sam3(
         adapter = write_adapter(settings.out / "adapter", trainee, weights)
         del trainee, maker, run
         model = export_model(settings, start, weights, adapter)
-        val = measure_val(samples, model, settings, workers.device, hooks) if settings.val_images else {}
+        val: Sam3Reached = measure_val(samples, model, settings, workers.device, hooks) if settings.val_images else {}
         card = model / "card.json"
         content = {
             "started_from": {"name": Path(settings.weights).name, "tensors_sha256": config.base_sha256},
@@ -304,7 +313,7 @@ def export_model(settings: Sam3Settings, start: Sam3Start, weights: dict[str, Te
 
 def measure_val(
     samples: Sequence[Sample], model: Path, settings: Sam3Settings, device: torch.device, hooks: Hooks
-) -> dict[str, Any]:
+) -> Sam3Reached:
     """Measure the mean Dice by concept if it is present, and the share of absent ones that are found anyway.
 
     Each concept is asked by its name, as a user would; all objects found count together.

@@ -181,7 +181,7 @@ class Sam3Trainee(nn.Module):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Make AdamW."""
-        return torch.optim.AdamW(self.groups())
+        return torch.optim.AdamW(self._groups())
 
     def after_update(self, step: int) -> None:
         """Do nothing: there is no moving average."""
@@ -203,7 +203,7 @@ class Sam3Trainee(nn.Module):
         """Give what trained under the network's names, from the loop's names for it."""
         return {name.removeprefix("network."): tensor for name, tensor in gathered.items()}
 
-    def groups(self) -> list[dict[str, Any]]:
+    def _groups(self) -> list[dict[str, Any]]:
         """AdamW's groups: a rate for each encoder and one for the rest, no weight decay on biases and norms."""
         config = self.config
         rates = {"vision_encoder.": config.vision_learning_rate, "text_": config.text_learning_rate}

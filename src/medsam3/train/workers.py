@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
+    OptimizerStateType,
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -24,7 +26,8 @@ from torch.distributed.checkpoint.state_dict import (
 
 from medsam3.errors import InputError, require
 
-State = dict[str, Any]
+State = dict[str, Tensor]
+"""Tensors by their names."""
 
 
 class Workers(Protocol):
@@ -144,18 +147,17 @@ def workers_for(device: torch.device | str) -> Workers:
     return AcceleratedProcesses() if is_launched else OneProcess(torch.device(device))
 
 
-def gather(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, State]:
+def gather(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, OptimizerStateType]:
     """Weights that train, and the optimiser's state, whole and on the CPU; all processes have to call it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    return get_model_state_dict(model, options=options), get_optimizer_state_dict(
-        model, _bare(optimizer), options=options
-    )
+    weights = cast(State, get_model_state_dict(model, options=options))
+    return weights, get_optimizer_state_dict(model, _bare(optimizer), options=options)
 
 
-def scatter(model: nn.Module, optimizer: torch.optim.Optimizer, weights: State, moments: State) -> None:
+def scatter(model: nn.Module, optimizer: torch.optim.Optimizer, weights: State, moments: OptimizerStateType) -> None:
     """Put back what `gather` gave; all processes have to call it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
-    set_model_state_dict(model, weights, options=options)
+    set_model_state_dict(model, {**weights}, options=options)
     set_optimizer_state_dict(model, _bare(optimizer), moments, options=options)
 
 
@@ -165,7 +167,7 @@ def _bare(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return inner
 
 
-def write_tensors(path: Path, content: State) -> None:
+def write_tensors(path: Path, content: Mapping[str, object]) -> None:
     """Write a file of torch's, whatever its name.
 
     Raises:

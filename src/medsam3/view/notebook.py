@@ -6,7 +6,6 @@ All text is escaped: a phrase may hold anything.
 from __future__ import annotations
 
 import io
-from html import escape
 
 import numpy as np
 import PIL.Image
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from medsam3.errors import InputError, check_frame
 from medsam3.image import Image, Masks
-from medsam3.page import data_url
+from medsam3.page import data_url, render
 from medsam3.view.draw import fullest_frame, overlay
 from medsam3.view.view import view_of
 
@@ -56,19 +55,19 @@ def _thumbnail(masks: Masks) -> PIL.Image.Image | None:
 def html_of(masks: Masks) -> str:
     """Show masks as HTML: what was asked and how sure the answer is, the picture, a row for each object."""
     presence = "" if masks.presence is None else f"presence {masks.presence:.2f}, {masks.verdict or ''}"
-    head = ", ".join(filter(None, [escape(masks.concept or "object"), presence, f"{len(masks)} objects"]))
     shown = _thumbnail(masks)
-    picture = "" if shown is None else f'<img src="{data_url(shown)}" alt="masks">'
-    rows = "".join(_row(masks, k) for k in range(min(len(masks), MOST_ROWS)))
-    more = f"<p>and {len(masks) - MOST_ROWS} more</p>" if len(masks) > MOST_ROWS else ""
-    unit = _unit(masks)[1]
-    table = f"<table><tr><th>object</th><th>score</th><th>size ({unit})</th></tr>{rows}</table>" if rows else ""
-    return f"<div><p><b>{head}</b></p>{picture}{table}{more}</div>"
-
-
-def _row(masks: Masks, k: int) -> str:
-    item = masks.objects[k]
-    return f"<tr><td>{k + 1}</td><td>{item.score:.2f}</td><td>{item.voxels * _unit(masks)[0]:.4g}</td></tr>"
+    size, unit = _unit(masks)
+    return render(
+        "view/notebook.html.jinja",
+        head=", ".join(filter(None, [masks.concept or "object", presence, f"{len(masks)} objects"])),
+        picture="" if shown is None else data_url(shown),
+        rows=[
+            (k, f"{item.score:.2f}", f"{item.voxels * size:.4g}")
+            for k, item in enumerate(masks.objects[:MOST_ROWS], start=1)
+        ],
+        unit=unit,
+        more=len(masks) - MOST_ROWS,
+    )
 
 
 def _unit(masks: Masks) -> tuple[float, str]:

@@ -137,7 +137,8 @@ def test_the_published_weights_give_the_original_code_s_neck() -> None:
 @torch.no_grad()
 def test_pictures_together_equal_one_by_one() -> None:
     encoder = published_encoder()
-    first, second = picture(), picture().flip(-1)
+    part = picture()[..., 32:160, 96:224]  # 128 x 128: a quarter of the work, still several windows
+    first, second = part, part.flip(-1)
     together = encoder(torch.cat([first, second])).neck
     alone = torch.cat([encoder(first).neck, encoder(second).neck])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from medsam3.errors import InputError
 from medsam3.models.mini.detector import MiniDetectorConfig
-from medsam3.store import check_format, sha256_of
+from medsam3.store import JsonObject, check_format, sha256_of
 
 CARD_FORMAT = 1
 """Raised when older readers would misread a card; cards without a number are of the first format."""
@@ -76,7 +75,7 @@ class MiniCard:
 
     detectors: tuple[MiniDetectorConfig, ...]
     thresholds: MiniThresholds
-    about: dict[str, Any] = field(default_factory=dict)
+    about: JsonObject = field(default_factory=dict)
 
     @property
     def concepts(self) -> tuple[str, ...]:
@@ -84,7 +83,7 @@ class MiniCard:
         return tuple(self.about.get("concepts", ()))
 
 
-def _listed(content: dict[str, Any] | list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _listed(content: JsonObject | list[JsonObject]) -> list[JsonObject]:
     """One detector is written alone, several as a list."""
     return content if isinstance(content, list) else [content]
 

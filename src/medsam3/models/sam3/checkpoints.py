@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -37,7 +36,7 @@ from medsam3.models.sam3.keys import (
 )
 from medsam3.models.sam3.lora import Adapter, LoraSource, adapter_from, merge
 from medsam3.models.sam3.network import Architecture, Sam3Network, architecture_from_json, blank_network, full_size
-from medsam3.store import replacing, write_text
+from medsam3.store import JsonObject, replacing, write_text
 
 WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
@@ -391,7 +390,7 @@ def _read_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
     return loaded
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> JsonObject:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

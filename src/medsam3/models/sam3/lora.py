@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from medsam3.errors import InputError, require
 from medsam3.models.sam3.keys import places
+from medsam3.store import JsonObject
 
 _A, _B = ".lora.lora_A", ".lora.lora_B"
 _V1_HINT = "MedSAM-3 v1 has rank 16 and alpha 32"
@@ -167,7 +168,7 @@ def _alpha(source: LoraSource, rank: int) -> float:
     return float(alpha)
 
 
-def _yaml_fields(source: LoraSource) -> dict[str, Any]:
+def _yaml_fields(source: LoraSource) -> JsonObject:
     path = source.config
     if path is None:
         beside = sorted(source.weights.parent.glob("*.yaml"))

@@ -24,6 +24,7 @@ from medsam3.errors import InputError
 from medsam3.models import detr
 from medsam3.models.detector import PromptTokens, VisionLevels, without_values
 from medsam3.models.sam3.tracker import ExactTracker
+from medsam3.store import JsonObject
 
 MOST_WINDOWS = 6
 """Windows of the trunk along the longest side of an image, twice those of the published size."""
@@ -42,7 +43,7 @@ class Architecture:
     detector: Any
     tracker: Any = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Give the fields of `config.json` in transformers' layout."""
         if self.tracker is None:
             return {**self.detector.to_dict(), "architectures": ["Sam3Model"]}
@@ -160,7 +161,7 @@ def full_size() -> Architecture:
     return _with_trunk_eps(Architecture(both.detector_config, both.tracker_config))
 
 
-def architecture_from_json(fields: Mapping[str, Any]) -> Architecture:
+def architecture_from_json(fields: JsonObject) -> Architecture:
     """Read `config.json` of transformers' layout.
 
     Raises:

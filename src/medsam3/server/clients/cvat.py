@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from medsam3.errors import InputError
@@ -27,21 +28,38 @@ from medsam3.server.problems import RefusedError
 from medsam3.server.routes import Owner, Served
 from medsam3.server.schemas import Click, DrawBox, JobAsked, Step
 from medsam3.server.service import Service
+from medsam3.store import JsonObject
 
 NAME = "cvat"
 INTERACTOR = "medsam3-clicks"
 router = APIRouter()
 
 
+class FunctionMetadata(BaseModel):
+    """The name of a function, and what CVAT wants to know of it."""
+
+    name: str
+    namespace: str = "nuclio"
+    annotations: dict[str, str]
+
+
+class CvatFunction(BaseModel):
+    """A function as Nuclio's dashboard describes it."""
+
+    metadata: FunctionMetadata
+    spec: dict[str, str] = {"description": "Segmentation by concept. For research only.", "eventTimeout": "120s"}
+    status: dict[str, str | int] = {"state": "ready", "httpPort": 0}
+
+
 @router.get("/functions")
-async def functions(service: Served) -> dict[str, Any]:
+async def functions(service: Served) -> dict[str, CvatFunction]:
     """List the functions as Nuclio's dashboard does."""
     await desk.wait_for_model(service)
     return _functions(service)
 
 
 @router.get("/functions/{name}")
-async def function(name: str, service: Served) -> Any:
+async def function(name: str, service: Served) -> CvatFunction:
     """Describe one function."""
     await desk.wait_for_model(service)
     return _known(service, name)
@@ -59,7 +77,7 @@ async def invoke(
         result = await desk.click(service, image, NAME, steps_of(asked), is_followed=False)
         (masks,) = await desk.masks_of(result)
         return JSONResponse({"mask": masks.union()[0].astype(int).tolist()})
-    labels = [one["name"] for one in json.loads(about["metadata"]["annotations"]["spec"])]
+    labels = [one["name"] for one in json.loads(about.metadata.annotations["spec"])]
     threshold = asked.get("threshold")
     if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
         raise InputError(f"threshold is {threshold!r}, allowed is 0 to 1")
@@ -69,7 +87,7 @@ async def invoke(
     return JSONResponse(await run_in_threadpool(_shapes, found))
 
 
-def steps_of(asked: dict[str, Any]) -> list[Step]:
+def steps_of(asked: JsonObject) -> list[Step]:
     """Read the box, the clicks on the object and those beside it; CVAT counts from the corner of the first pixel.
 
     Raises:
@@ -90,7 +108,7 @@ def steps_of(asked: dict[str, Any]) -> list[Step]:
     return steps
 
 
-def _functions(service: Service) -> dict[str, Any]:
+def _functions(service: Service) -> dict[str, CvatFunction]:
     found = {}
     for family, labels in desk.taught_families(service).items():
         name = f"medsam3-{re.sub('[^a-z0-9]+', '-', family.lower())}"
@@ -101,23 +119,19 @@ def _functions(service: Service) -> dict[str, Any]:
     return found | {INTERACTOR: _described(INTERACTOR, "medsam3: clicks", clicks)}
 
 
-def _described(name: str, shown: str, annotations: dict[str, str]) -> dict[str, Any]:
+def _described(name: str, shown: str, annotations: dict[str, str]) -> CvatFunction:
     about = {"name": shown, "framework": "medsam3", "version": "1"}
-    return {
-        "metadata": {"name": name, "namespace": "nuclio", "annotations": about | annotations},
-        "spec": {"description": "Segmentation by concept. For research only.", "eventTimeout": "120s"},
-        "status": {"state": "ready", "httpPort": 0},
-    }
+    return CvatFunction(metadata=FunctionMetadata(name=name, annotations=about | annotations))
 
 
-def _known(service: Service, name: str) -> Any:
+def _known(service: Service, name: str) -> CvatFunction:
     known = _functions(service)
     if name not in known:
         raise RefusedError(404, f"there is no function {name!r}, allowed are {', '.join(known)}")
     return known[name]
 
 
-def _shapes(found: Sequence[Masks]) -> list[dict[str, Any]]:
+def _shapes(found: Sequence[Masks]) -> list[JsonObject]:
     shapes = []
     for masks in found:
         for item in masks.objects:

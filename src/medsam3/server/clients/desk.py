@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from fastapi import Request
@@ -29,6 +29,10 @@ from medsam3.server.holdings import HeldImage, HeldJob, HeldResult, HeldSession
 from medsam3.server.problems import RefusedError
 from medsam3.server.schemas import JobAsked, OnObject, SessionAsked, Step
 from medsam3.server.service import Service
+from medsam3.store import JsonObject
+
+if TYPE_CHECKING:
+    from medsam3.server.clients.nninteractive import Lease
 
 LISTEN_S = 0.5
 IN_MEMORY_BYTES = 2**20
@@ -55,8 +59,8 @@ class Desk:
 
     images: dict[tuple[str, str, str], HeldImage] = field(default_factory=dict)
     tracks: dict[tuple[str, str], _ClickSession] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)  # of jobs, by their ids
-    leases: dict[str, Any] = field(default_factory=dict)  # of nnInteractive's clients
+    notes: dict[str, tuple[list[str], bool]] = field(default_factory=dict)  # VoxTell's phrases of jobs, largest alone
+    leases: dict[str, Lease] = field(default_factory=dict)  # of nnInteractive's clients
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -217,7 +221,7 @@ async def masks_of(result: HeldResult) -> list[Masks]:
     return cast(list[Masks], await run_in_threadpool(lambda: pickle.loads(result.masks.read_bytes())))
 
 
-async def read_json(request: Request, most: int = MOST_JSON_BYTES) -> dict[str, Any]:
+async def read_json(request: Request, most: int = MOST_JSON_BYTES) -> JsonObject:
     """Read the body as a JSON object.
 
     Raises:

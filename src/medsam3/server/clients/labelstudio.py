@@ -33,6 +33,7 @@ from medsam3.server.problems import RefusedError
 from medsam3.server.routes import Owner, Served
 from medsam3.server.schemas import Click, DrawBox, JobAsked, Step
 from medsam3.server.service import Service
+from medsam3.store import JsonObject
 
 NAME = "labelstudio"
 FETCH_S = 60.0
@@ -165,7 +166,7 @@ def _parsed(config: str) -> ElementTree.Element:
         raise InputError("the labelling interface is no XML: open it in the project's settings and save it") from error
 
 
-def steps_of(drawn: Sequence[Mapping[str, Any]], image: HeldImage) -> list[Step]:
+def steps_of(drawn: Sequence[JsonObject], image: HeldImage) -> list[Step]:
     """Read what was drawn: rectangles first, then clicks on the object, then clicks beside it; percents become pixels.
 
     Raises:
@@ -192,7 +193,7 @@ def steps_of(drawn: Sequence[Mapping[str, Any]], image: HeldImage) -> list[Step]
     return [*boxes, *sorted(clicks, key=lambda click: not click.positive)]
 
 
-def _label_of(drawn: Sequence[Mapping[str, Any]], control: Control) -> str:
+def _label_of(drawn: Sequence[JsonObject], control: Control) -> str:
     """Name the label that was chosen for what was drawn last, if the interface has it; else the first one."""
     for one in reversed(drawn):
         labels = (one.get("value") or {}).get(one.get("type"))
@@ -206,7 +207,7 @@ def _by_label(found: Sequence[Masks], control: Control) -> list[tuple[str, Masks
     return [(labels.get(masks.concept, masks.concept), masks) for masks in found]
 
 
-def _prediction(found: Sequence[tuple[str, Masks]], control: Control, version: str) -> dict[str, Any]:
+def _prediction(found: Sequence[tuple[str, Masks]], control: Control, version: str) -> JsonObject:
     results = [
         region
         for label, masks in found
@@ -217,11 +218,11 @@ def _prediction(found: Sequence[tuple[str, Masks]], control: Control, version: s
     return {"result": results, "score": score, "model_version": version}
 
 
-def _regions(label: str, item: ObjectMask, shape: tuple[int, int, int], control: Control) -> list[dict[str, Any]]:
+def _regions(label: str, item: ObjectMask, shape: tuple[int, int, int], control: Control) -> list[JsonObject]:
     """Give one object as regions of the control's kind: one brush or box, or a polygon for each part."""
     _, height, width = shape
     mask = item.plane(0, (height, width))
-    values: list[dict[str, Any]]
+    values: list[JsonObject]
     if control.kind == "brushlabels":
         values = [{"format": "rle", "rle": brush_of(mask)}]
     elif control.kind == "polygonlabels":

@@ -9,24 +9,25 @@ import contextlib
 import json
 import random
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 from fastapi import APIRouter, Body, File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel
 
 from medsam3 import __version__
 from medsam3.errors import InputError
 from medsam3.server import reader
 from medsam3.server.clients import desk
-from medsam3.server.clients.store import Store
+from medsam3.server.clients.store import Store, StoreCounts
 from medsam3.server.holdings import HeldImage, HeldResult
 from medsam3.server.problems import RefusedError, not_here
 from medsam3.server.routes import Owner, Served
-from medsam3.server.schemas import Click, JobAsked, Source, Step
+from medsam3.server.schemas import Click, ImageAnswer, JobAsked, Source, Step
 from medsam3.server.service import Service
+from medsam3.store import JsonObject
 
 NAME = "monailabel"
 PHRASE, CLICKS, CLICKS_ON_SLICE = "phrase", "clicks", "clicks_on_slice"
@@ -39,24 +40,58 @@ router = APIRouter()
 Answered = Literal["image", "json", "all", "dicom_seg"]
 
 
+class MonaiModel(BaseModel):
+    """A model: its labels with their numbers, and options with what stands in them at first."""
+
+    type: Literal["segmentation", "deepgrow"]
+    labels: dict[str, int]
+    dimension: Literal[2, 3] = 3
+    description: str
+    config: dict[str, str] = {}
+
+
+class SessionBegun(BaseModel):
+    """The name of a session, and of its image."""
+
+    session_id: str
+    session_info: dict[str, str]
+
+
+class MonaiStrategy(BaseModel):
+    """A way to choose the next image."""
+
+    description: str
+    config: dict[str, str] = {}
+
+
+class MonaiInfo(BaseModel):
+    """All that a client asks for first; nothing is trained or scored here."""
+
+    name: str = "medsam3"
+    description: str
+    version: str = __version__
+    labels: list[str]
+    models: dict[str, MonaiModel]
+    trainers: dict[str, str] = {}
+    strategies: dict[str, MonaiStrategy]
+    scoring: dict[str, str] = {}
+    train_stats: dict[str, str] = {}
+    datastore: StoreCounts
+
+
 @router.get("/info/")
-async def info(service: Served) -> dict[str, Any]:
+async def info(service: Served) -> MonaiInfo:
     """Tell which models there are, once they are loaded, and how many images have a label."""
     await desk.wait_for_model(service)
     models = _models(service)
-    labels = sorted({name for model in models.values() for name in model["labels"]})
-    return {
-        "name": "medsam3",
-        "description": f"Segmentation by concept, model {service.settings.model}. For research only.",
-        "version": __version__,
-        "labels": labels,
-        "models": models,
-        "trainers": {},
-        "strategies": {name: {"description": told, "config": {}} for name, told in _STRATEGIES.items()},
-        "scoring": {},
-        "train_stats": {},
-        "datastore": Store.of(service.settings).counts(),
-    }
+    labels = sorted({name for model in models.values() for name in model.labels})
+    return MonaiInfo(
+        description=f"Segmentation by concept, model {service.settings.model}. For research only.",
+        labels=labels,
+        models=models,
+        strategies={name: MonaiStrategy(description=told) for name, told in _STRATEGIES.items()},
+        datastore=Store.of(service.settings).counts(),
+    )
 
 
 @router.get("/auth/")
@@ -119,10 +154,10 @@ async def give_image(owner: Owner, service: Served, image: str) -> FileResponse:
     return FileResponse(path, filename=path.name)
 
 
-@router.get("/datastore/image/info")
-async def image_info(owner: Owner, service: Served, image: str) -> dict[str, Any]:
+@router.get("/datastore/image/info", response_model_exclude={"id", "display"})
+async def image_info(owner: Owner, service: Served, image: str) -> ImageAnswer:
     """Tell what an image is."""
-    return (await _image(service, owner, image)).about.model_dump(exclude={"id", "display"})
+    return (await _image(service, owner, image)).about
 
 
 @router.put("/datastore/label")
@@ -175,20 +210,20 @@ async def remove_label(service: Served, id: str, tag: str = "final") -> dict[str
 
 
 @router.put("/session/")
-async def begin_session(owner: Owner, service: Served, files: Annotated[list[UploadFile], File()]) -> dict[str, Any]:
+async def begin_session(owner: Owner, service: Served, files: Annotated[list[UploadFile], File()]) -> SessionBegun:
     """Take in the image that is clicked on."""
     held = await service.hold(files, owner)
-    return {"session_id": held.id, "session_info": {"image": held.about.name}}
+    return SessionBegun(session_id=held.id, session_info={"image": held.about.name})
 
 
 @router.get("/session/{session}")
-async def about_session(owner: Owner, service: Served, session: str) -> dict[str, Any]:
+async def about_session(owner: Owner, service: Served, session: str) -> dict[str, str]:
     """Tell whether the image of a session is still there."""
     return {"name": session, "image": service.holdings.image(owner, session).about.name}
 
 
 @router.delete("/session/{session}")
-async def end_session(owner: Owner, service: Served, session: str) -> dict[str, Any]:
+async def end_session(owner: Owner, service: Served, session: str) -> dict[str, str]:
     """Remove the image of a session."""
     await service.remove(service.holdings.image(owner, session))
     return {"name": session}
@@ -196,8 +231,8 @@ async def end_session(owner: Owner, service: Served, session: str) -> dict[str, 
 
 @router.post("/activelearning/{strategy}")
 async def next_sample(
-    service: Served, strategy: str, params: Annotated[dict[str, Any] | None, Body()] = None
-) -> dict[str, Any]:
+    service: Served, strategy: str, params: Annotated[JsonObject | None, Body()] = None
+) -> dict[str, str]:
     """Name an image of the data folder that has no label yet; nothing if all have one."""
     if strategy not in _STRATEGIES:
         raise RefusedError(404, f"there is no strategy {strategy!r}, allowed are {', '.join(_STRATEGIES)}")
@@ -260,7 +295,7 @@ async def infer(
         phrases = _phrases(model, known[model], params)
         result = await desk.find(request, service, held, JobAsked(image=held.id, phrases=phrases))
         found = list(dict.fromkeys(one.phrase for one in result.found.concepts))
-        names = found if model == PHRASE else list(dict.fromkeys([*known[model]["labels"], *found]))
+        names = found if model == PHRASE else list(dict.fromkeys([*known[model].labels, *found]))
         told = {name: k for k, name in enumerate(names, start=1)}
     answer = {"label_names": told, "concepts": [one.model_dump() for one in result.found.concepts]}
     if output == "json":
@@ -268,25 +303,25 @@ async def infer(
     return await _file_answer(service, result, names, params, answer if output == "all" else None)
 
 
-def _models(service: Service) -> dict[str, dict[str, Any]]:
+def _models(service: Service) -> dict[str, MonaiModel]:
     """Describe the models: by phrase, by clicks, and one for each kind of image of which concepts were taught."""
     phrase = _model("segmentation", PHRASE_LABELS, "Finds what is typed as text in the options; several: liver, spleen")
-    models = {PHRASE: phrase | {"config": {"text": ""}}}
+    models = {PHRASE: phrase.model_copy(update={"config": {"text": ""}})}
     for family, names in desk.taught_families(service).items():
         told = f"All taught concepts of {family}: {', '.join(names)}"
         models[re.sub(r"[^a-z0-9]+", "_", family.lower())] = _model("segmentation", names, told)
     models[CLICKS] = _model("deepgrow", ["object"], "Outlines what is clicked on, and follows it through the slices")
     slice_alone = _model("deepgrow", ["object"], "Outlines what is clicked on, on that slice alone")
-    models[CLICKS_ON_SLICE] = slice_alone | {"dimension": 2}
+    models[CLICKS_ON_SLICE] = slice_alone.model_copy(update={"dimension": 2})
     return models
 
 
-def _model(kind: str, labels: list[str], description: str) -> dict[str, Any]:
+def _model(kind: Literal["segmentation", "deepgrow"], labels: list[str], description: str) -> MonaiModel:
     numbers = {name: k for k, name in enumerate(labels, start=1)}
-    return {"type": kind, "labels": numbers, "dimension": 3, "description": description, "config": {}}
+    return MonaiModel(type=kind, labels=numbers, description=description)
 
 
-def _object(text: Any) -> dict[str, Any]:
+def _object(text: Any) -> JsonObject:
     try:
         content = json.loads(text)
     except (TypeError, ValueError) as error:
@@ -296,7 +331,7 @@ def _object(text: Any) -> dict[str, Any]:
     return content
 
 
-def _phrases(model: str, about: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
+def _phrases(model: str, about: MonaiModel, params: JsonObject) -> list[str]:
     if model == PHRASE:
         phrases = desk.phrases_in(str(params.get("text") or ""))
         if not phrases:
@@ -305,16 +340,15 @@ def _phrases(model: str, about: Mapping[str, Any], params: Mapping[str, Any]) ->
             raise InputError(f"{len(phrases)} phrases were given, allowed are {len(PHRASE_LABELS)}: ask twice")
         return phrases
     wanted = params.get("label_prompt")
-    labels: dict[str, int] = about["labels"]
     if not isinstance(wanted, list) or not wanted:
-        return list(labels)
-    chosen = [name for name, number in labels.items() if number in wanted]
+        return list(about.labels)
+    chosen = [name for name, number in about.labels.items() if number in wanted]
     if not chosen:
-        raise InputError(f"label_prompt is {wanted}, allowed are 1 to {len(labels)}")
+        raise InputError(f"label_prompt is {wanted}, allowed are 1 to {len(about.labels)}")
     return chosen
 
 
-async def _click(service: Service, held: HeldImage, model: str, params: Mapping[str, Any]) -> HeldResult:
+async def _click(service: Service, held: HeldImage, model: str, params: JsonObject) -> HeldResult:
     steps: list[Step] = []
     for name in ("foreground", "background"):
         for point in params.get(name) or []:
@@ -358,7 +392,7 @@ async def _image(service: Service, owner: str, name: str) -> HeldImage:
 
 
 async def _file_answer(
-    service: Service, result: HeldResult, names: list[str], params: Mapping[str, Any], about: dict[str, Any] | None
+    service: Service, result: HeldResult, names: list[str], params: JsonObject, about: JsonObject | None
 ) -> Response:
     """Give the masks as a file; with `about`, as a form of both, which is what 3D Slicer takes."""
     ending = str(params.get("result_extension") or ".nrrd")

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import Response
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from medsam3 import __version__
@@ -25,6 +26,7 @@ from medsam3.server.problems import RefusedError
 from medsam3.server.routes import Owner, Served
 from medsam3.server.schemas import Click, DrawBox, OnObject, Plain, Scribble, SessionAsked, Step
 from medsam3.server.service import Service
+from medsam3.store import JsonObject
 
 MOST_LEASES = 50
 router = APIRouter()
@@ -68,6 +70,44 @@ def _lease(service: Served, owner: Owner, x_lease_token: Annotated[str, Header(m
 Leased = Annotated[Lease, Depends(_lease)]
 
 
+class NnInteractiveCapabilities(BaseModel):
+    """The interactions that are taken, and the channels by which clients number them."""
+
+    supported_interactions: dict[str, bool] = {
+        "points": True,
+        "scribble": True,
+        "lasso": True,
+        "bbox2d": True,
+        "bbox3d": False,
+    }
+    channel_mapping: dict[str, int | list[int]] = {
+        "prev_seg": 0,
+        "bbox2d": [1, 2],
+        "lasso": [1, 2],
+        "points": [3, 4],
+        "scribble": [5, 6],
+    }
+    num_interaction_channels: int = 7
+    supports_initial_label: bool = False
+    supports_zero_shot_label_refinement: bool = False
+    preferred_scribble_thickness: list[int] = [1, 1, 1]
+    interaction_decay: float | None = None
+    patch_size: list[int] | None = None
+    do_autozoom: bool = False
+    inference_session_version: str = f"medsam3 {__version__}"
+    license: str
+    supports_undo: bool = True
+
+
+class Claimed(BaseModel):
+    """A client's place, and how long it lasts if nothing is done; it is not asked whether it still lives."""
+
+    lease_token: str
+    idle_timeout_seconds: float
+    liveness_timeout_seconds: float = 0.0
+    max_sessions: int = MOST_LEASES
+
+
 @router.get("/healthz")
 async def health() -> dict[str, bool]:
     """Tell that the server answers."""
@@ -75,26 +115,14 @@ async def health() -> dict[str, bool]:
 
 
 @router.get("/capabilities")
-async def capabilities(service: Served) -> dict[str, Any]:
+async def capabilities(service: Served) -> NnInteractiveCapabilities:
     """Tell which interactions are taken."""
-    return {
-        "supported_interactions": {"points": True, "scribble": True, "lasso": True, "bbox2d": True, "bbox3d": False},
-        "channel_mapping": {"prev_seg": 0, "bbox2d": [1, 2], "lasso": [1, 2], "points": [3, 4], "scribble": [5, 6]},
-        "num_interaction_channels": 7,
-        "supports_initial_label": False,
-        "supports_zero_shot_label_refinement": False,
-        "preferred_scribble_thickness": [1, 1, 1],
-        "interaction_decay": None,
-        "patch_size": None,
-        "do_autozoom": False,
-        "inference_session_version": f"medsam3 {__version__}",
-        "license": f"model {service.settings.model} of medsam3: for research only, not a medical device",
-        "supports_undo": True,
-    }
+    told = f"model {service.settings.model} of medsam3: for research only, not a medical device"
+    return NnInteractiveCapabilities(license=told)
 
 
 @router.post("/claim")
-async def claim(owner: Owner, service: Served) -> dict[str, Any]:
+async def claim(owner: Owner, service: Served) -> Claimed:
     """Begin."""
     require("blosc2", extra="napari")
     leases, kept_s = desk.desk_of(service).leases, service.settings.limits.kept_s
@@ -104,8 +132,7 @@ async def claim(owner: Owner, service: Served) -> dict[str, Any]:
         raise RefusedError(503, f"{MOST_LEASES} clients are connected, no more are allowed: wait", retry_after_s=10)
     name = new_id()
     leases[name] = Lease(owner)
-    told = {"idle_timeout_seconds": kept_s, "liveness_timeout_seconds": 0.0, "max_sessions": MOST_LEASES}
-    return {"lease_token": name} | told
+    return Claimed(lease_token=name, idle_timeout_seconds=kept_s)
 
 
 @router.post("/release")
@@ -135,7 +162,7 @@ async def lease_status(lease: Leased, service: Served) -> dict[str, float]:
 
 
 @router.post("/set_image")
-async def set_image(request: Request, lease: Leased, service: Served) -> dict[str, Any]:
+async def set_image(request: Request, lease: Leased, service: Served) -> dict[str, list[int]]:
     """Take the volume in; what was drawn on another one is gone."""
     spacing = (_meta(request).get("image_properties") or {}).get("spacing") or [1.0, 1.0, 1.0]
     if not isinstance(spacing, list) or not all(isinstance(size, int | float) for size in spacing):
@@ -154,7 +181,7 @@ async def set_image(request: Request, lease: Leased, service: Served) -> dict[st
 
 
 @router.post("/set_target_buffer")
-async def set_target_buffer(request: Request, lease: Leased) -> dict[str, Any]:
+async def set_target_buffer(request: Request, lease: Leased) -> dict[str, str]:
     """Take note that the client's mask is empty."""
     shape = (await desk.read_json(request)).get("shape")
     if lease.image is not None and shape != list(_shape(lease.image)):
@@ -164,13 +191,13 @@ async def set_target_buffer(request: Request, lease: Leased) -> dict[str, Any]:
 
 
 @router.post("/set_do_autozoom")
-async def set_do_autozoom(lease: Leased) -> dict[str, Any]:
+async def set_do_autozoom(lease: Leased) -> dict[str, str]:
     """Take note of a setting that has no meaning here."""
     return {}
 
 
 @router.post("/reset_interactions")
-async def reset(lease: Leased, service: Served) -> dict[str, Any]:
+async def reset(lease: Leased, service: Served) -> dict[str, str]:
     """Begin with the next object."""
     _begin_anew(lease, service)
     return {}
@@ -290,7 +317,7 @@ async def _answered(
 
 async def _changed(lease: Lease, service: Service, *, has_run: bool) -> Response:
     """Give what changed since the client was told last."""
-    about: dict[str, Any] = {"ran_prediction": has_run, "bbox": None}
+    about: JsonObject = {"ran_prediction": has_run, "bbox": None}
     body = b""
     if has_run:
         session = _session(lease)
@@ -311,7 +338,7 @@ def _begin_anew(lease: Lease, service: Service) -> None:
     lease.session, lease.shown, lease.done, lease.queued = service.new_session(image, SessionAsked()), None, [], []
 
 
-def _meta(request: Request) -> dict[str, Any]:
+def _meta(request: Request) -> JsonObject:
     try:
         meta = json.loads(request.headers.get("x-meta") or "{}")
     except ValueError as error:
@@ -342,9 +369,9 @@ def _shape(image: HeldImage) -> tuple[int, int, int]:
     return image.about.frames, image.about.height, image.about.width
 
 
-def _is_positive(asked: dict[str, Any]) -> bool:
+def _is_positive(asked: JsonObject) -> bool:
     return bool(asked.get("include_interaction", True))
 
 
-def _is_run(asked: dict[str, Any]) -> bool:
+def _is_run(asked: JsonObject) -> bool:
     return bool(asked.get("run_prediction", True))

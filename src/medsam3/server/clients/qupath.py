@@ -18,13 +18,14 @@ from starlette.concurrency import run_in_threadpool
 from medsam3 import __version__
 from medsam3.errors import InputError
 from medsam3.image import Masks
-from medsam3.io.geojson import geometry_of
+from medsam3.io.geojson import Feature, geometry_of
 from medsam3.server.clients import desk
 from medsam3.server.holdings import HeldImage
 from medsam3.server.problems import RefusedError
 from medsam3.server.routes import Owner, Served
 from medsam3.server.schemas import Click, Corners, DrawBox, JobAsked, PromptAsked, Step
 from medsam3.server.service import Service
+from medsam3.store import JsonObject
 
 NAME = "qupath"
 router = APIRouter()
@@ -86,7 +87,7 @@ async def not_done() -> Response:
     raise RefusedError(501, "this is not done here: ask by a text prompt, a box or points, on one plane of the image")
 
 
-def steps_of(asked: dict[str, Any], image: HeldImage) -> list[Step]:
+def steps_of(asked: JsonObject, image: HeldImage) -> list[Step]:
     """Read a box and points, which the extension sends as pixels of the region.
 
     Raises:
@@ -115,9 +116,9 @@ def steps_of(asked: dict[str, Any], image: HeldImage) -> list[Step]:
     return steps
 
 
-def features(found: Sequence[Masks], kind: str) -> list[dict[str, Any]]:
+def features(found: Sequence[Masks], kind: str) -> list[Feature]:
     """Give objects as GeoJSON: a polygon with its holes, several where an object has several parts."""
-    made: list[dict[str, Any]] = []
+    made: list[Feature] = []
     for masks in found:
         for item in masks.objects:
             _, row, column = item.start
@@ -149,7 +150,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-async def _image(service: Service, owner: str, asked: dict[str, Any]) -> HeldImage:
+async def _image(service: Service, owner: str, asked: JsonObject) -> HeldImage:
     """Unpack a region, or take it from those that came before, as the extension sends it with each prompt."""
     try:
         content = base64.b64decode(asked["b64img"], validate=True)

@@ -6,7 +6,8 @@ import glob
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel
 
 from medsam3.server.problems import RefusedError, not_here
 from medsam3.server.reader import stem_of
@@ -14,6 +15,38 @@ from medsam3.server.settings import Settings
 
 LABELS = "labels"
 _IMAGES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".dcm", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+
+class StoreCounts(BaseModel):
+    """The number of images, and of those that have a label."""
+
+    total: int
+    completed: int
+    label_tags: dict[str, int] = {}
+    train: list[str] = []
+
+
+class StoredFile(BaseModel):
+    """The ending of an image's or a label's file, and its name where the client needs it."""
+
+    ext: str
+    info: dict[str, str] = {}
+
+
+class StoredObject(BaseModel):
+    """An image and its labels by their tags."""
+
+    image: StoredFile
+    labels: dict[str, StoredFile]
+
+
+class StoreListing(BaseModel):
+    """All images and labels."""
+
+    name: str = "medsam3"
+    images_dir: str = "."
+    labels_dir: str = LABELS
+    objects: dict[str, StoredObject]
 
 
 @dataclass(frozen=True)
@@ -79,21 +112,21 @@ class Store:
         """List the images that have none."""
         return {name: path for name, path in self.images().items() if not self.tags(name)}
 
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> StoreCounts:
         """Count images, and those that have a label."""
         total = len(self.images())
-        return {"total": total, "completed": total - len(self.without_label()), "label_tags": {}, "train": []}
+        return StoreCounts(total=total, completed=total - len(self.without_label()))
 
-    def listing(self) -> dict[str, Any]:
+    def listing(self) -> StoreListing:
         """List images and labels as MONAI Label's own store does."""
         objects = {
-            name: {
-                "image": {"ext": path.name[len(name) :], "info": {"name": path.name}},
-                "labels": {tag: {"ext": ".nii.gz", "info": {}} for tag in self.tags(name)},
-            }
+            name: StoredObject(
+                image=StoredFile(ext=path.name[len(name) :], info={"name": path.name}),
+                labels={tag: StoredFile(ext=".nii.gz") for tag in self.tags(name)},
+            )
             for name, path in self.images().items()
         }
-        return {"name": "medsam3", "images_dir": ".", "labels_dir": LABELS, "objects": objects}
+        return StoreListing(objects=objects)
 
     def datalist(self) -> list[dict[str, str]]:
         """List pairs of an image and its label, below the folder."""

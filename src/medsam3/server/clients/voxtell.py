@@ -9,10 +9,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Body, Request
 from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel
 
 from medsam3.errors import InputError, require
 from medsam3.server.clients import arrays, desk
@@ -28,6 +29,14 @@ _ENDS = {"done": "done", "cancelled": "cancelled", "failed": "error"}
 router = APIRouter()
 
 
+class VoxTellCapabilities(BaseModel):
+    """The model, and the phrases that it was taught."""
+
+    model: str
+    patch_size: tuple[int, int, int] = (1, 256, 256)
+    available_embeddings: list[str]
+
+
 @router.get("/healthz")
 async def health() -> dict[str, bool]:
     """Tell that the server answers."""
@@ -35,12 +44,11 @@ async def health() -> dict[str, bool]:
 
 
 @router.get("/capabilities")
-async def capabilities(service: Served) -> dict[str, Any]:
+async def capabilities(service: Served) -> VoxTellCapabilities:
     """Name the model, and the concepts that it was taught in place of prepared phrases."""
     require("blosc2", extra="napari")
     await desk.wait_for_model(service)
-    about = {"model": f"medsam3 {service.settings.model}", "patch_size": [1, 256, 256]}
-    return about | {"available_embeddings": sorted(service.taught)}
+    return VoxTellCapabilities(model=f"medsam3 {service.settings.model}", available_embeddings=sorted(service.taught))
 
 
 @router.post("/images")
