@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -169,7 +169,8 @@ class EncoderLayer(FusionLayer):
         """The first step, which knows nothing of the prompt."""
         normed = self.layer_norm1(image)
         placed = normed + position
-        return image + self.dropout(self.self_attn(placed, placed, normed))
+        seen: Tensor = image + self.dropout(self.self_attn(placed, placed, normed))
+        return seen
 
     def attend_prompt(self, image: Tensor, prompt: Tensor, mask: Tensor | None) -> Tensor:
         """The steps after that."""
@@ -242,7 +243,8 @@ class DetrEncoder(nn.Module):
         self, image: Tensor, position: Tensor, prompt: Tensor, mask: Tensor | None = None, kept: Kept | None = None
     ) -> Tensor:
         """Image tokens (B, N, D) and positions, prompt tokens (B, L, D) and their mask (B, L), to (B, N, D)."""
-        first, *others = self.layers
+        layers: list[Any] = list(self.layers)
+        first, *others = layers
         own = once(kept, "attended", lambda: first.attend_self(image, position))
         image = first.attend_prompt(own, prompt, mask)
         for layer in others:
@@ -400,7 +402,8 @@ class PixelDecoder(nn.Module):
     def forward(self, coarse: Tensor, finer: Sequence[Tensor], kept: Kept | None = None) -> Tensor:
         """The coarsest map (B, D, H, W) joined with the finer ones, from fine to coarse, at the finest size."""
         is_asked_again = kept is not None and not is_first(kept, "pixels")
-        for level, conv, norm in zip(finer[::-1], self.conv_layers, self.norms, strict=False):
+        convs: list[Any] = list(self.conv_layers)
+        for level, conv, norm in zip(finer[::-1], convs, self.norms, strict=False):
             is_double = level.shape[-2:] == (2 * coarse.shape[-2], 2 * coarse.shape[-1])
             if is_asked_again and is_double:
                 own = once(kept, f"convolved {len(level[0, 0])}", partial(convolved, conv, level))
