@@ -1,7 +1,8 @@
 """What the small model costs on this machine, in CPU seconds, and against another copy of the source.
 
     python benchmarks/mini.py [--runs 5]
-    python benchmarks/mini.py --against OTHER/src    # both in turn, and the ratio of this one to the other
+    python benchmarks/mini.py --against OTHER/src    # both in turn, the ratio of this one to the other, and its goal
+    python benchmarks/mini.py --beside               # LiteMedSAM and MONAI's U-Net on the same picture (extra baseline)
 
 Prints JSON; quote the medians, and the machine with them. Threads are as OMP_NUM_THREADS says. The picture is
 scikit-image's, of the extra `demo`.
@@ -31,6 +32,14 @@ from numpy.typing import NDArray
 
 PHRASES = ("optic disc", "optic cup", "retinal blood vessel", "polyp")
 SLICES = 6
+GOALS = {
+    "first phrase, found": 0.25,
+    "further phrase": 0.35,
+    "first box": 0.3,
+    "slice": 0.3,
+    "peak GiB": 1.0,
+}
+"""Most that a cost may be of that on 2026-11-26, commit e5cecb2."""
 
 
 def picture(height: int = 384, width: int = 512) -> NDArray[np.uint8]:
@@ -84,6 +93,30 @@ def warm_costs(runs: int) -> dict[str, float]:
     }
 
 
+def beside_costs(runs: int) -> dict[str, float]:
+    """CPU seconds of what a user would take instead, on the square of 256 pixels that `mini` sees."""
+    import torch  # noqa: PLC0415
+    from baselines.unet import unet  # noqa: PLC0415
+
+    import medsam3  # noqa: PLC0415
+    from medsam3.models.mini.letterbox import letterbox, square_tensor  # noqa: PLC0415
+
+    segmenter: Any = medsam3.load("mini")
+    square, _ = letterbox(picture())
+    box, network, lite = torch.tensor([[125.0, 50.0, 175.0, 100.0]]), unet(1).eval(), segmenter.lite_medsam
+    with torch.inference_mode():
+        return {
+            "mini, first phrase, found": cpu_seconds(
+                lambda _: segmenter.decode(segmenter.encode(picture()), medsam3.Prompt(PHRASES[0])), runs
+            ),
+            "LiteMedSAM in PyTorch, first box": cpu_seconds(lambda _: lite.decode(lite.neck(square), box), runs),
+            "LiteMedSAM in PyTorch, further box": cpu_seconds(
+                lambda neck: lite.decode(neck, box), runs, lambda: lite.neck(square)
+            ),
+            "U-Net of MONAI, 256 pixels": cpu_seconds(lambda _: network(square_tensor(square)), runs),
+        }
+
+
 def child(command: list[str], source: Path | None) -> tuple[str, float]:
     """What a process prints, and its CPU seconds."""
     environment = {**os.environ, **({} if source is None else {"PYTHONPATH": str(source)})}
@@ -107,7 +140,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="with --against: how often both are measured in turn")
     parser.add_argument("--against", type=Path, metavar="SRC", help="another copy of the source folder")
     parser.add_argument("--warm", action="store_true", help="costs of this process alone, as one line of JSON")
+    parser.add_argument("--beside", action="store_true", help="costs of other models, as one line of JSON")
     args = parser.parse_args()
+    if args.beside:
+        print(json.dumps({name: round(value, 4) for name, value in beside_costs(args.runs).items()}))
+        return
     if args.warm:
         print(json.dumps(warm_costs(args.runs)))
         return
@@ -125,6 +162,7 @@ def main() -> None:
         if args.against:
             paired = [one / two for one, two in zip(by_name["this"], by_name["other"], strict=True)]
             figures |= {"ratio": round(statistics.median(paired), 2)}
+            figures |= {"goal": GOALS[what]} if what in GOALS else {}
         result[what] = figures
     print(json.dumps(result, indent=1))
 

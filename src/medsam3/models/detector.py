@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from medsam3.errors import InputError
+from medsam3.models.kept import Kept
 
 
 class _NoStart(TorchFunctionMode):
@@ -58,6 +59,7 @@ class VisionLevels:
 
     maps: tuple[Tensor, ...]
     position: Tensor  # (1 or B, D, H, W) of the last level
+    kept: Kept | None = None  # what a prompt leaves for the next one; None keeps nothing
 
     @property
     def coarsest(self) -> VisionLevels:
@@ -79,26 +81,33 @@ class ExemplarBoxes:
         cxcywh: (B, n, 4) in 0..1 of the model's input.
         is_positive: (B, n) bool.
         is_used: (B, n) bool; False marks padding.
+        is_empty: No item has a box, and each one slot of padding.
     """
 
     cxcywh: Tensor
     is_positive: Tensor
     is_used: Tensor
+    is_empty: bool = False
 
     @classmethod
     def none(cls, batch: int, device: torch.device) -> ExemplarBoxes:
         """No box: one padding slot an item, so that the CLS token of the geometry encoder stays."""
         slot = torch.zeros(batch, 1, dtype=torch.bool, device=device)
-        return cls(torch.full((batch, 1, 4), 0.5, device=device), slot, slot)
+        return cls(torch.full((batch, 1, 4), 0.5, device=device), slot, slot, True)
 
     def to(self, device: torch.device) -> ExemplarBoxes:
         """The boxes on a device."""
-        return ExemplarBoxes(self.cxcywh.to(device), self.is_positive.to(device), self.is_used.to(device))
+        return replace(
+            self,
+            cxcywh=self.cxcywh.to(device),
+            is_positive=self.is_positive.to(device),
+            is_used=self.is_used.to(device),
+        )
 
     def mirrored(self) -> ExemplarBoxes:
         """Mirror the boxes with the picture: left and right exchanged."""
         centres = torch.cat((1 - self.cxcywh[..., :1], self.cxcywh[..., 1:]), dim=-1)
-        return ExemplarBoxes(centres, self.is_positive, self.is_used)
+        return replace(self, cxcywh=centres)
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,11 @@ class MaskLogits:
 def encode_geometry(parts: DetectorParts, levels: VisionLevels, exemplars: ExemplarBoxes) -> PromptTokens:
     """Tokens of the exemplar boxes and the CLS token, (B, n + 1, D)."""
     image = levels.maps[-1]
+    if levels.kept is not None and exemplars.is_empty:
+        if "geometry" not in levels.kept:
+            fresh = encode_geometry(parts, replace(levels, kept=None), exemplars)
+            levels.kept.update({"geometry": fresh.features, "geometry mask": fresh.mask})
+        return PromptTokens(levels.kept["geometry"], levels.kept["geometry mask"])
     tokens, mask = parts.geometry_encoder(
         image,
         levels.position.expand_as(image),
@@ -157,7 +171,7 @@ def detect(parts: DetectorParts, levels: VisionLevels, text: PromptTokens, exemp
     )
     coarse = levels.maps[-1]
     image, position = (level.flatten(2).transpose(1, 2) for level in (coarse, levels.position.expand_as(coarse)))
-    fused = parts.detr_encoder(image, position, prompt.features, prompt.mask)
+    fused = parts.detr_encoder(image, position, prompt.features, prompt.mask, *_kept(levels))
     decoded = parts.detr_decoder(fused, position, prompt.features, prompt.mask, coarse.shape[-2:])
     return Detection(
         logits=parts.dot_product_scoring(decoded.queries, prompt.features, prompt.mask),
@@ -172,8 +186,14 @@ def detect(parts: DetectorParts, levels: VisionLevels, text: PromptTokens, exemp
 def decode_masks(parts: DetectorParts, levels: VisionLevels, detection: Detection) -> MaskLogits:
     """Masks of the last decoder layer's queries, and of the concept as a whole."""
     prompt = detection.prompt
-    masks = parts.mask_decoder(detection.queries[-1], levels.maps, detection.fused, prompt.features, prompt.mask)
+    masks = parts.mask_decoder(
+        detection.queries[-1], levels.maps, detection.fused, prompt.features, prompt.mask, *_kept(levels)
+    )
     return MaskLogits(*masks)
+
+
+def _kept(levels: VisionLevels) -> tuple[Kept, ...]:
+    return () if levels.kept is None else (levels.kept,)  # compiled parts keep nothing
 
 
 def decode_semantic(parts: DetectorParts, levels: VisionLevels, detection: Detection) -> Tensor:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medsam3.models.kept import Kept, convolved, doubled, is_first, once
 from medsam3.models.roi_align import roi_align
 
 ROI_BINS = 7
@@ -161,9 +163,17 @@ class EncoderLayer(FusionLayer):
 
     def forward(self, image: Tensor, position: Tensor, prompt: Tensor, mask: Tensor | None) -> Tensor:
         """Image tokens (B, N, D) with their positions, and prompt tokens (B, L, D) with their mask (B, L) bool."""
+        return self.attend_prompt(self.attend_self(image, position), prompt, mask)
+
+    def attend_self(self, image: Tensor, position: Tensor) -> Tensor:
+        """The first step, which knows nothing of the prompt."""
         normed = self.layer_norm1(image)
         placed = normed + position
-        image = image + self.dropout(self.self_attn(placed, placed, normed))
+        seen: Tensor = image + self.dropout(self.self_attn(placed, placed, normed))
+        return seen
+
+    def attend_prompt(self, image: Tensor, prompt: Tensor, mask: Tensor | None) -> Tensor:
+        """The steps after that."""
         return self.attend_other(image, prompt, prompt, None if mask is None else mask[:, None, None])
 
 
@@ -229,9 +239,15 @@ class DetrEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(sizes) for _ in range(sizes.layers))
 
-    def forward(self, image: Tensor, position: Tensor, prompt: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, image: Tensor, position: Tensor, prompt: Tensor, mask: Tensor | None = None, kept: Kept | None = None
+    ) -> Tensor:
         """Image tokens (B, N, D) and positions, prompt tokens (B, L, D) and their mask (B, L), to (B, N, D)."""
-        for layer in self.layers:
+        layers: list[Any] = list(self.layers)
+        first, *others = layers
+        own = once(kept, "attended", lambda: first.attend_self(image, position))
+        image = first.attend_prompt(own, prompt, mask)
+        for layer in others:
             image = layer(image, position, prompt, mask)
         return image
 
@@ -383,11 +399,18 @@ class PixelDecoder(nn.Module):
         self.conv_layers = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in stages)
         self.norms = nn.ModuleList(nn.GroupNorm(8, width) for _ in stages)
 
-    def forward(self, coarse: Tensor, finer: Sequence[Tensor]) -> Tensor:
+    def forward(self, coarse: Tensor, finer: Sequence[Tensor], kept: Kept | None = None) -> Tensor:
         """The coarsest map (B, D, H, W) joined with the finer ones, from fine to coarse, at the finest size."""
-        for level, conv, norm in zip(finer[::-1], self.conv_layers, self.norms, strict=False):
-            up = F.interpolate(coarse, size=level.shape[-2:], mode="nearest")
-            coarse = F.relu(norm(conv(up + level)))
+        is_asked_again = kept is not None and not is_first(kept, "pixels")
+        convs: list[Any] = list(self.conv_layers)
+        for level, conv, norm in zip(finer[::-1], convs, self.norms, strict=False):
+            is_double = level.shape[-2:] == (2 * coarse.shape[-2], 2 * coarse.shape[-1])
+            if is_asked_again and is_double:
+                own = once(kept, f"convolved {len(level[0, 0])}", partial(convolved, conv, level))
+                joined = doubled(coarse, conv.weight).add_(own)
+            else:
+                joined = conv(F.interpolate(coarse, size=level.shape[-2:], mode="nearest") + level)
+            coarse = F.relu(norm(joined))
         return coarse
 
 
@@ -406,7 +429,13 @@ class MaskDecoder(nn.Module):
         self.prompt_cross_attn_dropout = nn.Dropout(sizes.dropout)
 
     def forward(
-        self, queries: Tensor, maps: Sequence[Tensor], fused: Tensor, prompt: Tensor, mask: Tensor | None = None
+        self,
+        queries: Tensor,
+        maps: Sequence[Tensor],
+        fused: Tensor,
+        prompt: Tensor,
+        mask: Tensor | None = None,
+        kept: Kept | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Mask logits (B, Q, h, w) and (B, 1, h, w) at the size of the finest map.
 
@@ -416,11 +445,12 @@ class MaskDecoder(nn.Module):
             fused: The coarsest level with the prompt fused in, (B, H*W, D), which takes its place.
             prompt: Tokens (B, L, D).
             mask: (B, L) bool, True where a token is real; None if all are.
+            kept: What is kept of the image for its next prompt.
         """
         seen = None if mask is None else mask[:, None, None]
         told = self.prompt_cross_attn(self.prompt_cross_attn_norm(fused), prompt, prompt, seen)
         fused = fused + self.prompt_cross_attn_dropout(told)
-        pixels = self.pixel_decoder(fused.transpose(1, 2).reshape(maps[-1].shape), maps[:-1])
+        pixels = self.pixel_decoder(fused.transpose(1, 2).reshape(maps[-1].shape), maps[:-1], kept)
         semantic = self.semantic_projection(pixels)
         if not queries.shape[1]:
             return semantic.new_zeros(len(semantic), 0, *semantic.shape[-2:]), semantic

@@ -5,6 +5,7 @@ import json
 import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 from unittest.mock import patch
@@ -190,7 +191,7 @@ class SquareMeans(MiniSegmenter):
 
     def concept_map(self, features: MiniFeatures, text: str | None, exemplars: tuple[Box, ...] = ()) -> ConceptMap:
         bright = features.neck.float().mean(dim=-1) > 128
-        return ConceptMap(0.5 + float(bright.float().mean()), torch.where(bright, 5.0, -5.0))
+        return ConceptMap(0.5 + float(bright.float().mean()), lambda: torch.where(bright, 5.0, -5.0)[None, None])
 
 
 def finder(**thresholds: float) -> MiniSegmenter:
@@ -518,7 +519,8 @@ def knowing_kinds(presences: dict[str, float], **thresholds: float) -> MiniSegme
     model.card = replace(model.card, about={"concepts": ["melanoma", "skin lesion", "polyp"]})
     lesion = torch.full((256, 256), -9.0)
     lesion[100:140, 60:100] = 9.0
-    maps = {name: ConceptMap(value, lesion if name != "melanoma" else -lesion) for name, value in presences.items()}
+    drawn = {name: (-lesion if name == "melanoma" else lesion)[None, None] for name in presences}
+    maps = {name: ConceptMap(value, partial(drawn.__getitem__, name)) for name, value in presences.items()}
 
     def answer(features: MiniFeatures, text: str | None, exemplars: tuple[Box, ...] = ()) -> ConceptMap:
         return maps[text or ""]

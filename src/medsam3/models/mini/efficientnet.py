@@ -2,7 +2,7 @@
 
 One job: pixels to feature maps at strides 2 to 32. It knows nothing of prompts, files or training. Batch norms keep
 the statistics of ImageNet and are folded into their convolutions at each call, so that a batch of different kinds of
-pictures does not mix them; their scale and shift are learnt.
+pictures does not mix them; their scale and shift are learnt. `fold` does that once, for weights that no longer learn.
 
 Source: Tan and Le, EfficientNet, ICML 2019; the Lite variants (ReLU6, no squeeze-and-excitation) are TensorFlow's.
 """
@@ -56,6 +56,11 @@ _LITE2 = (
 STAGES: Mapping[Variant, Sequence[BlockRow]] = {"lite0": _LITE0, "lite2": _LITE2}
 
 
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve (B, C, H, W) by one pixel as a product of matrices: PyTorch takes a slow way for it on one thread."""
+    return F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
+
+
 class NormedConv(nn.Module):
     """A convolution and a batch norm with fixed statistics, computed as one convolution."""
 
@@ -66,6 +71,11 @@ class NormedConv(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
         self.scale = nn.Parameter(torch.ones(outputs))
         self.shift = nn.Parameter(torch.zeros(outputs))
+        self._folded: Tensor | None = None
+
+    def fold(self) -> None:
+        """Keep the scaled weight, so that no call computes it; for weights that stay as they are."""
+        self._folded = (self.conv.weight * self.scale[:, None, None, None]).detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, outputs, H / stride, W / stride)."""
@@ -73,7 +83,9 @@ class NormedConv(nn.Module):
         if self.extra:  # the published weights pad as TensorFlow does, more at the right and bottom
             before, after = self.extra // 2, self.extra - self.extra // 2
             x = F.pad(x, (before, after, before, after))
-        weight = conv.weight * self.scale[:, None, None, None]
+        weight = conv.weight * self.scale[:, None, None, None] if self._folded is None else self._folded
+        if self._folded is not None and conv.kernel_size == (1, 1) and x.device.type == "cpu":
+            return pointwise(x, weight, self.shift)
         return F.conv2d(x, weight, self.shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
@@ -133,6 +145,13 @@ class EfficientNet(nn.Module):
             if index in self.taken:
                 maps.append(x)
         return maps
+
+
+def fold_norms(module: nn.Module) -> None:
+    """Fold all batch norms in a module whose weights stay as they are, on the device that they stay on."""
+    for part in module.modules():
+        if isinstance(part, NormedConv):
+            part.fold()
 
 
 def convert_efficientnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from medsam3.image import Masks, ObjectMask
 from medsam3.models.detector import ExemplarBoxes, VisionLevels, checked_device, decode_semantic, detect, without_values
 from medsam3.models.mini.card import MiniCard, read_card
 from medsam3.models.mini.detector import MiniDetector
+from medsam3.models.mini.efficientnet import fold_norms
 from medsam3.models.mini.encoder_files import EncoderFiles
 from medsam3.models.mini.letterbox import SIDE, Letterbox, letterbox, square_tensor
 from medsam3.models.mini.lite_medsam import LiteMedSam
@@ -97,10 +98,16 @@ class MiniFeatures:
 
 @dataclass(frozen=True)
 class ConceptMap:
-    """The detector's answer over the square."""
+    """The detector's answer over the square; its pixels are computed when they are first looked at."""
 
     presence: float
-    logits: Tensor  # (256, 256)
+    draw: Callable[[], Tensor]
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """The logit of each pixel (256, 256)."""
+        with torch.inference_mode():
+            return torch.nn.functional.interpolate(self.draw(), size=(SIDE, SIDE), mode="bilinear")[0, 0]
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,7 @@ class MiniSegmenter:
         self.device = checked_device(self.options.device)
         for detector in detectors:  # convolutions take half the time with the channels last
             detector.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            fold_norms(detector)
         self.detectors = list(detectors)
         self._texts_of = [texts if d.text_lora is None else texts.adapted(d.text_lora) for d in self.detectors]
 
@@ -197,7 +205,7 @@ class MiniSegmenter:
         with torch.inference_mode():
             pixels = square_tensor(square).to(self.device)
             given = None if neck is None else neck.to(self.device)
-            return tuple(detector.levels(pixels, given) for detector in self.detectors)
+            return tuple(replace(detector.levels(pixels, given), kept={}) for detector in self.detectors)
 
     def _needed_neck(self, square: RGB) -> Tensor | None:
         """LiteMedSAM's features where a detector stands on them."""
@@ -245,23 +253,28 @@ class MiniSegmenter:
 
     def _new_map(self, features: MiniFeatures, phrase: str, exemplars: tuple[Box, ...]) -> ConceptMap:
         boxes = _exemplars(exemplars, features.place).to(self.device)
-        presence, coarse = self._answer(features.levels, phrase, boxes)
+        presence, draw = self._answer(features.levels, phrase, boxes)
         if self.options.flips and side_of(phrase) is None:
-            second, mirrored = self._answer(features.mirrored, phrase, boxes.mirrored())
-            presence, coarse = (presence + second) / 2, (coarse + mirrored.flip(-1)) / 2
-        logits = torch.nn.functional.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear")
-        return ConceptMap(float(presence.sigmoid()), logits[0, 0])
+            second, draw_mirrored = self._answer(features.mirrored, phrase, boxes.mirrored())
+            both = (presence + second) / 2
+            return ConceptMap(float(both.sigmoid()), lambda: (draw() + draw_mirrored().flip(-1)) / 2)
+        return ConceptMap(float(presence.sigmoid()), draw)
 
-    def _answer(self, all_levels: tuple[VisionLevels, ...], phrase: str, boxes: ExemplarBoxes) -> tuple[Tensor, Tensor]:
-        """The detectors' mean logit of presence (), and of each pixel (1, 1, h, w)."""
-        presences, maps = [], []
+    def _answer(
+        self, all_levels: tuple[VisionLevels, ...], phrase: str, boxes: ExemplarBoxes
+    ) -> tuple[Tensor, Callable[[], Tensor]]:
+        """The detectors' mean logit of presence (), and how to draw that of each pixel (1, 1, h, w)."""
+        detections = []
         for detector, texts, levels in zip(self.detectors, self._texts_of, all_levels, strict=True):
             tokens = texts.encode([phrase])
             asked = detector.project_text(tokens.features.to(self.device), tokens.mask.to(self.device))
-            detection = detect(detector, levels, asked, boxes)
-            presences.append(detection.presence[-1, 0, 0])
-            maps.append(decode_semantic(detector, levels, detection))
-        return torch.stack(presences).mean().cpu(), torch.stack(maps).mean(dim=0).cpu()
+            detections.append(detect(detector, levels, asked, boxes))
+
+        def draw() -> Tensor:
+            found = zip(self.detectors, all_levels, detections, strict=True)
+            return torch.stack([decode_semantic(*one) for one in found]).mean(dim=0).cpu()
+
+        return torch.stack([one.presence[-1, 0, 0] for one in detections]).mean().cpu(), draw
 
     def probability_map(self, features: MiniFeatures, prompt: Prompt) -> NDArray[np.float32]:
         """Probability (H, W) in 0..1 that a pixel belongs to the phrase's concept, given that it is there."""
