@@ -69,7 +69,8 @@ With --base sam3 it is OUT/model with OUT/model/card.json: medsam3 segment FILE 
         tuple[Path, ...], SEVERAL, Help("train nothing: make one weight of several FILES that answers with their mean")
     ] = ()
     recipe: Annotated[
-        str | None, Help("follow the recipe of shipped weights (mini, mini-open, mini-frozen) or of a FILE, all stages")
+        str | None,
+        Help("follow the recipe of shipped weights (mini, mini-open, mini-frozen, mini-interactive) or of a FILE"),
     ] = None
     steps: Annotated[int | None, COUNT, Help("updates (default: 1600; sam3: 2000)")] = None
     views: Annotated[int | None, COUNT, Help("cached views an image, the plain one included (default: 2; sam3: 1)")] = (
