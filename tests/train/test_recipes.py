@@ -1,6 +1,7 @@
 """Recipes of shipped weights: what their files say, and a run of all stages that goes on where it was."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,21 @@ import torch
 from made_data import data_folder
 from medsam3.cli.main import main
 from medsam3.errors import InputError
+from medsam3.models.mini.clicker import WEIGHTS
 from medsam3.models.mini.detector import MiniDetector, MiniDetectorConfig
 from medsam3.models.mini.segmenter import SHIPPED_WEIGHTS
+from medsam3.store import sha256_of
+from medsam3.train.config import FitConfig
 from medsam3.train.recipes import names, read_recipe
 from medsam3.train.run import move_half_way
 
 
 def test_every_shipped_model_has_a_recipe_and_its_stages_are_those_of_the_documentation() -> None:
-    assert names() == ("mini", "mini-frozen", "mini-open")
+    assert names() == ("mini", "mini-frozen", "mini-interactive", "mini-open")
     mini, frozen = read_recipe("mini"), read_recipe("mini-frozen")
     (long,) = mini
+    assert isinstance(long.config, FitConfig)
+    trained = [stage.config for stage in frozen if isinstance(stage.config, FitConfig)]
     card = json.loads((SHIPPED_WEIGHTS.with_suffix(".json")).read_text(encoding="utf-8"))
     ran = card["training"]
     assert (long.config.steps, long.config.learning_rate, long.config.seed) == (6924, 0.0016, 11)
@@ -26,12 +32,23 @@ def test_every_shipped_model_has_a_recipe_and_its_stages_are_those_of_the_docume
     assert long.config.sampling.images * long.config.accumulate == ran["sampling"]["images"] == 64
     assert dict(long.weights) == card["dataset_weights"] and long.config.detector.image_encoder == "lite0"
     assert [stage.config.steps for stage in frozen] == [1100, 1800]
-    assert [stage.config.detector.image_encoder for stage in frozen] == ["lite-medsam"] * 2
-    assert frozen[1].config.views_in("dsb2018") == 8 and frozen[1].config.views_in("busi") == 4
+    assert [config.detector.image_encoder for config in trained] == ["lite-medsam"] * 2
+    assert trained[1].views_in("dsb2018") == 8 and trained[1].views_in("busi") == 4
     (open_,) = read_recipe("mini-open")
     assert open_.only_open and open_.config.steps == 1300 and open_.weights == (("msd_hippocampus", 0.6),)
     sources = open_.sources((Path("data"),))
     assert sources.is_only_open and sources.slices is not None and sources.slices.every == 4
+
+
+def test_the_interactive_decoder_was_made_by_its_recipe() -> None:
+    (stage,) = read_recipe("mini-interactive")
+    card = json.loads(WEIGHTS.with_suffix(".json").read_text(encoding="utf-8"))
+    ran = dict(card["training"])
+    assert ran.pop("levels_sha256") == card["stands_on"]["levels_sha256"]
+    wanted = asdict(stage.config)
+    del wanted["levels_sha256"]
+    assert ran == wanted
+    assert card["sha256"] == sha256_of(WEIGHTS)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +56,8 @@ def test_every_shipped_model_has_a_recipe_and_its_stages_are_those_of_the_docume
     [
         ({"stepps": 3}, "stepps"),
         ({"sampling": {"imagez": 3}}, "SamplingConfig has no imagez"),
+        ({"trains": "clicks", "closer": 0.3}, "ClickFitConfig has no closer"),
+        ({"trains": "clicks", "person": {"round": 3}}, "PersonConfig has no round"),
         ({"data": {"folds": 3}}, "data has folds, allowed are slices_every"),
     ],
 )
@@ -53,7 +72,10 @@ def test_a_recipe_that_is_not_there_and_one_without_data_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command, said in (
-        (["train", "data", "--recipe", "maxi"], "there is no recipe 'maxi', allowed are: mini, mini-frozen, mini-open"),
+        (
+            ["train", "data", "--recipe", "maxi"],
+            "there is no recipe 'maxi', allowed are: mini, mini-frozen, mini-interactive, mini-open",
+        ),
         (["train", "--recipe", "mini"], "--recipe was given without data"),
     ):
         assert main([*command, "--out", str(tmp_path / "run")]) == 2

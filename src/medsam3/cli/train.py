@@ -69,7 +69,8 @@ With --base sam3 it is OUT/model with OUT/model/card.json: medsam3 segment FILE 
         tuple[Path, ...], SEVERAL, Help("train nothing: make one weight of several FILES that answers with their mean")
     ] = ()
     recipe: Annotated[
-        str | None, Help("follow the recipe of shipped weights (mini, mini-open, mini-frozen) or of a FILE, all stages")
+        str | None,
+        Help("follow the recipe of shipped weights (mini, mini-open, mini-frozen, mini-interactive) or of a FILE"),
     ] = None
     steps: Annotated[
         int | None,

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from medsam3.errors import InputError
+from medsam3.models.mini.click_decoder import ClickDecoderConfig
 from medsam3.models.mini.detector import MiniDetectorConfig
 from medsam3.train.losses import LossWeights
+from medsam3.train.person import PersonConfig
 
 Trains = Literal["detector", "text", "lora", "all"]
 Sam3Trains = Literal["detector", "lora", "all"]
@@ -193,7 +195,49 @@ class Sam3FitConfig:
                 raise InputError(f"{name} is {getattr(self, name)}, it must be above 0")
 
 
-Config = FitConfig | Sam3FitConfig
+@dataclass(frozen=True)
+class ClickFitConfig:
+    """A run of the small model's interactive decoder; a run that is resumed must have the same, but for `steps`.
+
+    Attributes:
+        steps: Updates.
+        learning_rate: Peak rate.
+        warmup_steps: Updates until the peak, at most a third of `steps`; a cosine down to 2 % follows.
+        weight_decay: AdamW's, on matrices alone.
+        clip_norm: Largest norm of all gradients together.
+        ema_decay: Decay of the moving average of the weights, which is what a run gives.
+        seed: Seed of weights, views and the simulated person.
+        save_every: Updates between checkpoints.
+        accumulate: Batches an update.
+        val_every: Updates between measurements on val; 0 never measures.
+        patience: Measurements in a row without gain that end the run.
+        images: Pictures a batch.
+        most: Pictures of a data set, at most.
+        dataset_power: Data sets are drawn in proportion to their pictures to this power.
+        levels_sha256: The frozen levels that it stands on.
+        decoder, person: Sizes, and the person who clicks.
+    """
+
+    steps: int = 3000
+    learning_rate: float = 2e-3
+    warmup_steps: int = 50
+    weight_decay: float = 0.02
+    clip_norm: float = 1.0
+    ema_decay: float = 0.99
+    seed: int = 0
+    save_every: int = 50
+    accumulate: int = 1
+    val_every: int = 0
+    patience: int = 100
+    images: int = 4
+    most: int = 20
+    dataset_power: float = 0.5
+    levels_sha256: str = ""
+    decoder: ClickDecoderConfig = field(default_factory=ClickDecoderConfig)
+    person: PersonConfig = field(default_factory=PersonConfig)
+
+
+Config = FitConfig | Sam3FitConfig | ClickFitConfig
 
 
 def recipe(trains: Sam3Trains) -> Sam3FitConfig:

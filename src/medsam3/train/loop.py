@@ -19,7 +19,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ Made = TypeVar("Made")
 class Maker(Protocol):
     """Draws batches."""
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Any:
         """Make batch number `step`, the same one whenever it is asked."""
         ...
 
@@ -66,7 +66,7 @@ class Trainee(Protocol):
         """Make the optimizer; each group's `peak` is its highest rate."""
         ...
 
-    def own_batch(self, maker: Maker, step: int, rank: int, count: int) -> Batch:
+    def own_batch(self, maker: Any, step: int, rank: int, count: int) -> Any:
         """Draw this process's part of batch `step`, of `count` processes."""
         ...
 

@@ -15,17 +15,20 @@ from typing import TypeVar
 from medsam3.data.sources import Sources, read_samples
 from medsam3.data.volumes import SlicePlan
 from medsam3.errors import InputError
+from medsam3.models.mini.click_decoder import ClickDecoderConfig
 from medsam3.models.mini.detector import MiniDetectorConfig
 from medsam3.models.mini.segmenter import SHIPPED_WEIGHTS
 from medsam3.store import JsonObject, sha256_of
-from medsam3.train.config import FitConfig, SamplingConfig
+from medsam3.train.clicks_run import Place, train_clicks
+from medsam3.train.config import ClickFitConfig, FitConfig, SamplingConfig
 from medsam3.train.loop import Hooks
+from medsam3.train.person import PersonConfig
 from medsam3.train.run import RunResult, RunSettings, train_and_export
 from medsam3.train.workers import Workers
 
 _ENDING = ".recipe.json"
-_DATA = ("slices_every", "only_open", "weights")
-Settings = TypeVar("Settings", FitConfig, SamplingConfig, MiniDetectorConfig)
+_DATA = ("slices_every", "only_open", "weights", "left_out")
+Settings = TypeVar("Settings", ClickDecoderConfig, ClickFitConfig, PersonConfig, SamplingConfig, MiniDetectorConfig)
 
 
 @dataclass(frozen=True)
@@ -33,23 +36,28 @@ class Stage:
     """One run of a recipe.
 
     Attributes:
-        config: Its settings, but for the weights that it starts from.
+        config: Its settings, but for the weights that it starts from; those of the interactive decoder, which
+            stands on the shipped weights and is a stage by itself, where `trains` is "clicks".
         slices_every: Every so many slices of volumes are trained on; 0 leaves volumes out.
         only_open: Take only data sets with an open licence.
         weights: How much more often than by its size a data set is drawn.
         is_mean_with_start: The result is the mean of the parameters at the start and at the end.
+        left_out: Data sets that are not read.
     """
 
-    config: FitConfig
+    config: FitConfig | ClickFitConfig
     slices_every: int = 2
     only_open: bool = False
     weights: tuple[tuple[str, float], ...] = ()
     is_mean_with_start: bool = False
+    left_out: tuple[str, ...] = ()
 
     def sources(self, folders: tuple[Path, ...]) -> Sources:
         """Say what of the data folders the stage reads."""
         slices = SlicePlan(every=self.slices_every) if self.slices_every else None
-        return Sources(folders, slices=slices, is_only_open=self.only_open, weights=self.weights)
+        return Sources(
+            folders, slices=slices, is_only_open=self.only_open, weights=self.weights, left_out=self.left_out
+        )
 
 
 def names() -> tuple[str, ...]:
@@ -76,7 +84,24 @@ def read_recipe(name: str) -> tuple[Stage, ...]:
 def _stage(given: JsonObject) -> Stage:
     data = given.pop("data", {})
     is_mean = bool(given.pop("mean_with_start", False))
-    config = FitConfig(
+    config = _clicks(given) if given.get("trains") == "clicks" else _detector(given)
+    unknown = sorted(set(data) - set(_DATA))
+    if unknown:
+        raise ValueError(f"data has {', '.join(unknown)}, allowed are {', '.join(_DATA)}")
+    weights = tuple((name, float(weight)) for name, weight in data.pop("weights", {}).items())
+    left_out = tuple(data.pop("left_out", ()))
+    return Stage(config, weights=weights, is_mean_with_start=is_mean, left_out=left_out, **data)
+
+
+def _clicks(given: JsonObject) -> ClickFitConfig:
+    own = {name: value for name, value in given.items() if name not in ("trains", "decoder", "person")}
+    config = _filled(ClickFitConfig(), own)
+    decoder = _filled(ClickDecoderConfig(), given.get("decoder", {}))
+    return replace(config, decoder=decoder, person=_filled(PersonConfig(), given.get("person", {})))
+
+
+def _detector(given: JsonObject) -> FitConfig:
+    return FitConfig(
         **{
             **given,
             "views_of": tuple((name, int(count)) for name, count in given.pop("views_of", {}).items()),
@@ -84,11 +109,6 @@ def _stage(given: JsonObject) -> Stage:
             "sampling": _filled(SamplingConfig(), given.pop("sampling", {})),
         }
     )
-    unknown = sorted(set(data) - set(_DATA))
-    if unknown:
-        raise ValueError(f"data has {', '.join(unknown)}, allowed are {', '.join(_DATA)}")
-    weights = tuple((name, float(weight)) for name, weight in data.pop("weights", {}).items())
-    return Stage(config, weights=weights, is_mean_with_start=is_mean, **data)
 
 
 def _filled(default: Settings, given: JsonObject) -> Settings:
@@ -129,6 +149,11 @@ def follow(
     result: RunResult | None = None
     for number, stage in enumerate(stages, start=1):
         folder = out if number == len(stages) else out / f"stage{number}"
+        if isinstance(stage.config, ClickFitConfig):
+            on_stage(number, stage)
+            place = Place(folder, cache or out / "cache")
+            result = train_clicks(read_samples(stage.sources(folders)), place, stage.config, workers, hooks=hooks)
+            continue
         config = replace(stage.config, initial_sha256=None if initial is None else sha256_of(initial))
         settings = RunSettings(folder, cache or out / "cache", config, initial, stage.is_mean_with_start)
         if number == len(stages) or not _is_done(settings):

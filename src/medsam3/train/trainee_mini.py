@@ -90,7 +90,8 @@ class MiniTrainee(nn.Module):
 
     def own_batch(self, maker: Maker, step: int, rank: int, count: int) -> Batch:
         """Take this process's share of the images of a batch, so that several processes do what one does."""
-        return maker.batch(step).share(rank, count)
+        batch: Batch = maker.batch(step).share(rank, count)
+        return batch
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Make AdamW: no decay on biases, norms and embeddings; an image encoder that trains along at its own rate."""

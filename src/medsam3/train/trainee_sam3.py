@@ -177,7 +177,8 @@ class Sam3Trainee(nn.Module):
 
     def own_batch(self, maker: Maker, step: int, rank: int, count: int) -> Batch:
         """Take every `count`-th batch whole: one image a batch cannot be shared out."""
-        return maker.batch(step * count + rank)
+        batch: Batch = maker.batch(step * count + rank)
+        return batch
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Make AdamW."""

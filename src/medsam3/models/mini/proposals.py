@@ -43,6 +43,8 @@ Probability = NDArray[np.float32]
 Ask = Callable[[Crop | None, Box], Probability]
 """From a window (None: the whole frame) and a box around an example, in pixels of the frame, to the probability (H, W)
 of what is like it; 0 outside the window."""
+Change = Callable[[BoolArray, Point], BoolArray]
+"""From a mask (H, W) and the newest click that it contradicts to a mask with which all clicks agree."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ def questions(clicks: Sequence[Point], shape: tuple[int, int]) -> list[tuple[Cro
     return asked
 
 
-def corrected(ask: Ask, mask: BoolArray | None, clicks: Sequence[Point], shape: tuple[int, int]) -> BoolArray:
+def corrected(
+    ask: Ask, mask: BoolArray | None, clicks: Sequence[Point], shape: tuple[int, int], change: Change | None = None
+) -> BoolArray:
     """Find the object (H, W) that clicks mean.
 
     Args:
@@ -78,6 +82,7 @@ def corrected(ask: Ask, mask: BoolArray | None, clicks: Sequence[Point], shape: 
         mask: The mask so far; None if there is none.
         clicks: What was said; the last click is the newest.
         shape: (H, W) of the frame.
+        change: Changes a mask that is of the right object; None takes over parts of what the detector offers.
     """
     if mask is not None and agrees(mask, clicks):
         return mask
@@ -92,6 +97,8 @@ def corrected(ask: Ask, mask: BoolArray | None, clicks: Sequence[Point], shape: 
             return looked_at(ask, likely[0].mask, clicks)
         if not wrong.is_positive and is_middle(mask, wrong):
             return _held(mask & ~_part_at(mask, wrong), clicks, ())
+    if change is not None:
+        return change(mask, wrong)
     offered = [one.mask for one in proposals(ask, clicks, shape, mask, is_first=True)]
     return _held(mask, clicks, offered + _local(ask, mask, wrong))
 

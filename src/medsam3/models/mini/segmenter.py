@@ -22,10 +22,11 @@ from torch import Tensor
 
 from medsam3.concepts import find, side_of
 from medsam3.errors import InputError
-from medsam3.geometry import box_of_mask, normalised_cxcywh_from_xyxy
+from medsam3.geometry import BoolArray, box_of_mask, normalised_cxcywh_from_xyxy
 from medsam3.image import Masks, ObjectMask
 from medsam3.models.detector import ExemplarBoxes, VisionLevels, checked_device, decode_semantic, detect, without_values
 from medsam3.models.mini.card import MiniCard, read_card
+from medsam3.models.mini.clicker import Clicker, ClickFrame, Said, load_clicker
 from medsam3.models.mini.detector import MiniDetector
 from medsam3.models.mini.efficientnet import fold_norms
 from medsam3.models.mini.encoder_files import EncoderFiles
@@ -33,13 +34,13 @@ from medsam3.models.mini.letterbox import SIDE, Letterbox, letterbox, square_ten
 from medsam3.models.mini.lite_medsam import LiteMedSam
 from medsam3.models.mini.objects import agreeing, blend_where_agreed
 from medsam3.models.mini.phrase_table import vectors_of
-from medsam3.models.mini.proposals import boxed, corrected
+from medsam3.models.mini.proposals import agrees, boxed, corrected
 from medsam3.models.mini.text_encoder import TextEncoder
 from medsam3.models.objects import split_objects
 from medsam3.models.phrase_reader import PhraseReader, Reading
 from medsam3.models.refiner import Hints, check_begun
 from medsam3.models.tracker import Tracker
-from medsam3.prompts import Box, Prompt
+from medsam3.prompts import Box, Point, Prompt
 from medsam3.view.crops import Crop, closer_window
 
 SHIPPED_WEIGHTS = Path(__file__).parents[2] / "weights" / "mini.safetensors"
@@ -82,6 +83,7 @@ class MiniFeatures:
     make_neck: Callable[[], Tensor]
     make_mirrored: Callable[[], tuple[VisionLevels, ...]]
     closer: Callable[[Crop], MiniFeatures] | None = None
+    frame: ClickFrame | None = field(default=None, repr=False)
     asked: dict[tuple[str, tuple[Box, ...]], ConceptMap] = field(default_factory=dict, repr=False)
     drawn: dict[tuple[Box, ...], Tensor] = field(default_factory=dict, repr=False)
 
@@ -171,15 +173,15 @@ class MiniSegmenter:
         """Features of one frame (H, W, 3) uint8."""
         square, place = letterbox(rgb)
         features = self.features(square, place, self._needed_neck(square))
-        return replace(features, closer=self.closer_features(rgb))
+        return replace(features, closer=self.closer_features(rgb), frame=ClickFrame(rgb, features.levels))
 
     def read(self, phrase: str) -> Reading:
         """Read a phrase that is asked by itself: a concept that the weights were taught, or what it says."""
         return self.reader.read(phrase)
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave the reader of phrases behind, which is made again when it is asked."""
-        return {name: value for name, value in self.__dict__.items() if name != "reader"}
+        """Leave the reader of phrases and the decoder of clicks behind, which are made again when they are asked."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("reader", "clicker")}
 
     @cached_property
     def reader(self) -> PhraseReader:
@@ -221,17 +223,36 @@ class MiniSegmenter:
     def refine(self, features: MiniFeatures, hints: Hints) -> Masks:
         """Answer clicks and boxes about one object; see `models.refiner.Refines`.
 
-        A click's object is what the detector finds that is like a box around it; see `models.mini.proposals`.
+        A first click's object is what the detector finds that is like a box around it; see `models.mini.proposals`.
+        Later clicks change it by the interactive decoder; see `models.mini.clicker`.
         """
         mask = None if hints.is_box_new else hints.mask
         check_begun(mask, hints)
         with torch.inference_mode():
             if mask is None and hints.box is not None:
                 mask = self.decode(features, Prompt(text=hints.text, boxes=(hints.box,))).union()[0]
-            shape = (features.place.height, features.place.width)
-            found = corrected(partial(self.like, features, hints.text), mask, hints.clicks, shape)
+            found = self._corrected(features, replace(hints, mask=mask))
         item = ObjectMask.from_dense(found[None], 1.0)  # a person says so
-        return Masks((1, *shape), () if item is None else (item,), concept=hints.text or "")
+        return Masks((1, *found.shape), () if item is None else (item,), concept=hints.text or "")
+
+    def _corrected(self, features: MiniFeatures, hints: Hints) -> BoolArray:
+        """Find the object by the detector, and change it by the interactive decoder where that is at hand."""
+        frame, clicks = features.frame, hints.clicks
+        shape = (features.place.height, features.place.width)
+        ask = partial(self.like, features, hints.text)
+        if frame is None or hints.mask is None or agrees(hints.mask, clicks) or self.clicker is None:
+            return corrected(ask, hints.mask, clicks, shape)
+        clicker = self.clicker
+
+        def change(mask: BoolArray, newest: Point) -> BoolArray:
+            return clicker.corrected(frame, Said(mask, clicks, hints.box), newest)
+
+        return corrected(ask, hints.mask, clicks, shape, change)
+
+    @cached_property
+    def clicker(self) -> Clicker | None:
+        """The interactive decoder, read when it is first needed; None where it was not trained for these weights."""
+        return load_clicker(self.detectors[0].levels)
 
     def like(self, features: MiniFeatures, text: str | None, window: Crop | None, box: Box) -> NDArray[np.float32]:
         """Probability (H, W) of what is like the one in a box, asked of the frame or of a window; 0 outside that."""

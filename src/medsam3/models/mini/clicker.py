@@ -1,0 +1,165 @@
+"""The interactive decoder as the small model uses it: the mask so far and what a person said to a mask, in a window.
+
+The window lies around the mask and the clicks, taken from the frame's own pixels, so that what is small is outlined as
+finely as what is large. Nothing is remembered between calls but features.
+
+Source of the window: Chen et al., "FocalClick", CVPR 2022.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medsam3.errors import InputError
+from medsam3.geometry import BoolArray, box_of_mask
+from medsam3.models.detector import VisionLevels, without_values
+from medsam3.models.mini.click_decoder import OUT, ClickDecoder, ClickDecoderConfig, Drawn, FrameMaps
+from medsam3.models.mini.click_window import Window, window_around
+from medsam3.models.mini.letterbox import RGB, SIDE
+from medsam3.models.refiner import error_depth, follow_click, pixel_of
+from medsam3.prompts import Box, Point
+from medsam3.store import sha256_of
+
+REACH, LEAST_DEPTH_PX = 3.0, 3.0
+"""A click changes nothing further away than so many times its depth in the error, which counts as so deep at least."""
+WEIGHTS = Path(__file__).parents[2] / "weights" / "mini-interactive.safetensors"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is said of one object of a frame: the mask so far (H, W), clicks and a box, in the frame's pixels."""
+
+    mask: BoolArray
+    clicks: tuple[Point, ...]
+    box: Box | None = None
+
+    @property
+    def window(self) -> Window:
+        """Where to look: around the mask so far, the clicks and the box."""
+        found = box_of_mask(self.mask)
+        edges = [] if found is None else [found]
+        edges += [] if self.box is None else [self.box.xyxy]
+        edges += [(p.x, p.y, p.x, p.y) for p in self.clicks]
+        low, high = np.array(edges)[:, :2].min(axis=0), np.array(edges)[:, 2:].max(axis=0)
+        return window_around((*low.tolist(), *high.tolist()), self.mask.shape)
+
+    def drawn_in(self, window: Window) -> Drawn:
+        """The same in a window, as the decoder reads it."""
+        clicks = torch.full((1, max(1, len(self.clicks)), 3), -1.0)
+        if self.clicks:
+            clicks[0, :, :2] = torch.from_numpy(window.points(self.clicks))
+            clicks[0, :, 2] = torch.tensor([float(p.is_positive) for p in self.clicks])
+        boxes = torch.full((1, 4), torch.nan)
+        if self.box is not None:
+            boxes[0] = torch.tensor(window.box(self.box))
+        mask = torch.from_numpy(window.labels(self.mask)).float()[None, None] * 2 - 1
+        return Drawn(clicks, boxes, F.avg_pool2d(mask, OUT)[:, 0], self._last_in(window))
+
+    def _last_in(self, window: Window) -> Tensor:
+        """The newest click that the mask contradicts, (1, 4); see `Drawn`."""
+        last = torch.zeros(1, 4)
+        wrong = [p for p in self.clicks if self.mask[pixel_of(p, self.mask.shape)] != p.is_positive]
+        if wrong:
+            depth = error_depth(self.mask, wrong[-1]) * SIDE / window.side
+            x, y = window.points(wrong[-1:])[0].tolist()
+            last[0] = torch.tensor([x, y, 1.0 if wrong[-1].is_positive else -1.0, depth])
+        return last
+
+
+@dataclass(frozen=True)
+class ClickFrame:
+    """A frame (H, W, 3) and its levels of each detector; what the decoder made of them is kept."""
+
+    rgb: RGB
+    levels: tuple[VisionLevels, ...]
+    made: list[FrameMaps] = field(default_factory=list, repr=False)
+
+
+class Clicker:
+    """Answers hints by the decoder."""
+
+    def __init__(self, decoder: ClickDecoder) -> None:
+        self.decoder = decoder.eval().requires_grad_(False)
+
+    def corrected(self, frame: ClickFrame, said: Said, newest: Point) -> BoolArray:
+        """Change the mask so far around the newest click, so that all clicks hold.
+
+        What is far from the click, for how deep that lies in the error, stays as it is; where the decoder does not
+        follow a click, a disc does.
+        """
+        logits, _ = self.logits(frame, said)
+        rows, columns = np.ogrid[: said.mask.shape[0], : said.mask.shape[1]]
+        reach = REACH * max(error_depth(said.mask, newest), LEAST_DEPTH_PX)
+        near = (rows - newest.y) ** 2 + (columns - newest.x) ** 2 <= reach**2
+        found = follow_click((logits > 0).numpy(), newest, lambda so_far, at: ())
+        mask: BoolArray = np.where(near, found, said.mask)
+        for click in said.clicks:
+            mask = follow_click(mask, click, lambda so_far, at: ())
+        return mask
+
+    def logits(self, frame: ClickFrame, said: Said) -> tuple[Tensor, float]:
+        """Answer what was said.
+
+        Returns:
+            Logits (H, W) of the object, which beyond the window hold to the mask so far; how well that fits, in 0..1.
+        """
+        with torch.inference_mode():
+            window = said.window
+            image = self.decoder.image(self._maps(frame), window.shares[None].float(), window.pixels(frame.rgb)[None])
+            logits, fit = self.decoder(image, said.drawn_in(window))
+            kept = torch.from_numpy(said.mask).float() * 20 - 10
+            return window.onto(logits[0], kept), float(fit[0].sigmoid())
+
+    def _maps(self, frame: ClickFrame) -> FrameMaps:
+        """What the decoder makes of a frame, once."""
+        if not frame.made:
+            frame.made.append(self.decoder.frame(tuple(level.cpu() for level in frame.levels[0].maps)))
+        return frame.made[0]
+
+
+def load_clicker(levels: nn.Module, weights: Path = WEIGHTS) -> Clicker | None:
+    """Read the decoder's weights, to be used with a detector of these levels; None where it was trained on others.
+
+    Raises:
+        InputError: Weights or card are missing, damaged, or not of this decoder.
+    """
+    path = weights.with_suffix(".json")
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        sizes = ClickDecoderConfig(**card["decoder"])
+        wanted, expected = str(card["stands_on"]["levels_sha256"]), str(card["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not a card of the interactive decoder ({error!r}): install medsam3 anew"
+        ) from error
+    if not weights.is_file() or sha256_of(weights) != expected:
+        raise InputError(f"{weights} is missing or not the file that its card names: install medsam3 anew")
+    if levels_sha256(levels) != wanted:
+        return None
+    with without_values():
+        decoder = ClickDecoder(sizes)
+    try:
+        decoder.load_state_dict({name: value.float() for name, value in load_file(weights).items()}, assign=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{weights} does not hold the decoder ({reason}): install medsam3 anew") from error
+    return Clicker(decoder)
+
+
+def levels_sha256(levels: nn.Module) -> str:
+    """Compute a SHA-256 of the levels' tensors with their names, in half precision, as they ship."""
+    digest = hashlib.sha256()
+    for name, value in sorted(levels.state_dict().items()):
+        digest.update(f"{name}/{tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().half().contiguous().numpy().tobytes())
+    return digest.hexdigest()
