@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
 from medsam3.data.samples import Sample, contents_digest
+from medsam3.geometry import BoolArray
 from medsam3.measure.outline import dice
 from medsam3.models.mini.click_decoder import ClickDecoder
 from medsam3.models.mini.clicker import levels_sha256
 from medsam3.models.mini.segmenter import MiniSegmenter
 from medsam3.models.registry import load
-from medsam3.store import replacing
+from medsam3.store import JsonObject, replacing
 from medsam3.train.cache import Features, fill
 from medsam3.train.card import curve_summary, data_summary, write_card
 from medsam3.train.click_cache import balanced, click_cache, seen_by
@@ -115,7 +117,7 @@ def train_clicks(
         return write_clicks(place.out, trainee.average, content)
 
 
-def write_clicks(out: Path, decoder: ClickDecoder, content: dict[str, Any]) -> RunResult:
+def write_clicks(out: Path, decoder: ClickDecoder, content: JsonObject) -> RunResult:
     """Write `mini-interactive.safetensors` in float16 and its card."""
     weights, card = out / f"{NAME}.safetensors", out / f"{NAME}.json"
     state = {name: value.detach().cpu().half().contiguous() for name, value in decoder.state_dict().items()}
@@ -142,7 +144,9 @@ def val_objects(samples: Sequence[Sample], features: Features, config: ClickFitC
     return chosen
 
 
-def _val_object(sample: Sample, truth: Any, answers: Logits, values: Any, config: ClickFitConfig) -> ValObject:
+def _val_object(
+    sample: Sample, truth: BoolArray, answers: Logits, values: NDArray[Any], config: ClickFitConfig
+) -> ValObject:
     rng = np.random.default_rng([1, *sample.name.encode()])
     meant, window, pixels = placed_object(sample.load_rgb(), truth, answers, config, rng)
     middle, coarse = (torch.from_numpy(values[name].astype(np.float32)) for name in ("middle", "coarse"))
