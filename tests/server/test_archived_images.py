@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -50,6 +51,15 @@ def infer(client: TestClient, series: str, output: str = "image") -> Any:
 
 def images(client: TestClient) -> float:
     return float(client.get("/metrics").text.partition("\nmedsam3_images ")[2].split()[0])
+
+
+def test_who_asks_for_a_series_while_it_is_fetched_waits_for_it(orthanc: Orthanc, tmp_path: Path) -> None:
+    study = made_study(tmp_path / "study")
+    orthanc.send(study.folder)
+    with served(orthanc.root) as client, ThreadPoolExecutor(4) as clients:
+        answers = list(clients.map(lambda _: infer(client, study.series), range(4)))
+        assert [answer.status_code for answer in answers] == [200] * 4
+        assert images(client) == 1
 
 
 def test_a_series_of_the_archive_is_segmented_and_its_label_stored_there(orthanc: Orthanc, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import os
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from page_browser import (
     ask,
     click,
     drag,
+    drop,
     dropped,
     idle,
     place_of,
@@ -176,6 +178,38 @@ def test_several_phrases_have_a_colour_each_and_can_be_hidden(page: Any, block: 
 
 
 @pytest.mark.slow
+def test_dropped_pictures_are_an_image_each_asked_together_and_saved_as_one_zip(page: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "eyes"
+    folder.mkdir()
+    dark = io.BytesIO()
+    PIL.Image.new("L", (30, 20)).save(dark, "PNG")
+    for name, content in (("a.png", png()), ("b.png", png(50, 70)), ("c.png", dark.getvalue())):
+        (folder / name).write_bytes(content)
+    drop(page, folder)
+    page.wait_for_selector("text=Find in all 4")  # with the sample
+    idle(page)
+    page.click("#images [title='Remove retina.jpg']")
+    page.wait_for_selector("text=Find in all 3")
+    idle(page)
+    page.fill("#phrase", "block, absent")
+    page.click("#find-all")
+    page.wait_for_selector("#find-all:not([disabled])")
+    assert page.locator(".answers").all_inner_texts() == [
+        "block: no, absent: no",
+        "block: yes, absent: no",
+        "block: yes, absent: no",
+    ]
+    page.select_option("#format", "png")
+    with page.expect_download() as download:
+        page.click("#take-all")
+    download.value.save_as(tmp_path / "all.zip")
+    with zipfile.ZipFile(tmp_path / "all.zip") as packed:
+        assert sorted(packed.namelist()) == ["a.png", "b.png", "c.png", "found.csv"]
+        for name, size in (("a.png", (60, 40)), ("b.png", (70, 50)), ("c.png", (30, 20))):
+            mask = PIL.Image.open(io.BytesIO(packed.read(name)))
+            assert (mask.size, int(np.count_nonzero(np.asarray(mask)))) == (size, 0 if name == "c.png" else 150)
+
+
 def test_known_concepts_are_offered_and_others_marked(page: Any) -> None:
     page.fill("#phrase", "optic dis")
     page.locator("#phrase").press("End")

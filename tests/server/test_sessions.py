@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import os
@@ -14,11 +15,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import PIL.Image
+import pytest
 from starlette.testclient import TestClient
 
 import medsam3
 from made_server import begun, opened, png, started, step, upload
 from medsam3.server.modelling import runs_of
+from medsam3.server.pool import Progress, Worker
+from medsam3.server.problems import RefusedError
 from medsam3.server.settings import Limits
 from slow_segmenter import SlowSegmenter
 
@@ -263,6 +267,22 @@ def test_too_many_waiting_tasks_are_refused_and_say_when_to_come_back() -> None:
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) > 0
         client.delete(f"/v1/jobs/{job['id']}")
+
+
+def test_a_job_that_was_taken_on_waits_where_a_step_is_refused() -> None:
+    async def tried() -> None:
+        worker = Worker("one", most_waiting=1, most_bytes=2**33)
+        try:
+            first = asyncio.create_task(worker.run(time.sleep, 0.5, limit_s=60))
+            await asyncio.sleep(0.1)
+            with pytest.raises(RefusedError, match="more to do"):
+                await worker.run(time.sleep, 0, limit_s=60)
+            await worker.run(time.sleep, 0, limit_s=60, progress=Progress())
+            assert first.done()
+        finally:
+            worker.close()
+
+    asyncio.run(tried())
 
 
 def test_what_was_not_used_for_its_time_is_removed() -> None:

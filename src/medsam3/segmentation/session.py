@@ -6,14 +6,12 @@ model's way of answering clicks is behind `models.refiner`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from cachetools import LRUCache
 
 from medsam3.errors import InputError, check_frame
 from medsam3.geometry import BoolArray
@@ -34,6 +32,7 @@ from medsam3.segmentation.drawn import (
     with_found,
 )
 from medsam3.segmentation.fusion import Trail
+from medsam3.segmentation.kept_features import KeptFeatures
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.packed import PackedMask
 from medsam3.segmentation.run import Report, Work, segment
@@ -42,14 +41,19 @@ from medsam3.store import JsonObject
 from medsam3.view.view import View, view_of
 
 FORMAT = 1
-KEPT_FRAMES = 4
 
 
 class Session:
     """Corrects masks of one image step by step; every step gives the masks as they then stand."""
 
     def __init__(
-        self, image: Any, model: Segmenter, *, frame: int | None = None, options: Options | None = None
+        self,
+        image: Any,
+        model: Segmenter,
+        *,
+        frame: int | None = None,
+        options: Options | None = None,
+        features: KeptFeatures | None = None,
     ) -> None:
         """Begin with nothing.
 
@@ -59,6 +63,7 @@ class Session:
             frame: The slice or frame that all steps are on; None takes the first frame of a video or picture, and in a
                 volume asks a phrase of all slices and wants a frame with every click.
             options: Settings of phrases and of following.
+            features: Those that other sessions of the same model keep too; None keeps this one's own.
 
         Raises:
             InputError: No such frame, or a cut across the file's own slices.
@@ -78,7 +83,7 @@ class Session:
             has_neighbours=self.options.has_neighbours,
             keeps_slices=True,
         )
-        self._features: LRUCache[bytes, Any] = LRUCache(KEPT_FRAMES)
+        self._features = KeptFeatures() if features is None else features
         self._state = State()
         self._past: list[tuple[JsonObject, State]] = []
         self._undone: list[tuple[JsonObject, State]] = []
@@ -453,11 +458,7 @@ class Session:
         return replace(self._state.with_object(replace(one, trail=trail, unspread=frozenset())), touched=touched)
 
     def _encoded(self, rgb: RGB) -> Any:
-        """Features of a frame, kept of the last few."""
-        key = hashlib.blake2b(rgb.tobytes() + repr(rgb.shape).encode(), digest_size=16).digest()
-        if key not in self._features:
-            self._features[key] = self.model.encode(rgb)
-        return self._features[key]
+        return self._features.get(self.model, rgb)
 
     def _over_image(self, objects: Sequence[SessionObject], about: Masks) -> Masks:
         items = [item for one in objects if (item := one.trail.to_object()) is not None]

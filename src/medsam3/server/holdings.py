@@ -105,7 +105,10 @@ class HeldSession:
 
 @dataclass
 class HeldJob:
-    """Long work; its task ends by setting the result, the session or the error."""
+    """Long work; its task ends by setting the result, the session or the error.
+
+    Work on many images is held with the first of them, counts images, and has a result or a failure of each by its id.
+    """
 
     id: str
     image: HeldImage
@@ -117,6 +120,9 @@ class HeldJob:
     session: SessionAnswer | None = None
     agent: AgentAnswer | None = None
     transcript: Path | None = None
+    of_images: tuple[int, int] | None = None
+    results: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_over(self) -> bool:
@@ -126,16 +132,19 @@ class HeldJob:
     def answer(self) -> JobAnswer:
         """Give how far it is."""
         told = self.progress
+        done, count = self.of_images or (told.done, told.count)
         return JobAnswer.model_validate(
             {
                 "id": self.id,
                 "state": told.state,
-                "done": told.done,
-                "count": told.count,
+                "done": done,
+                "count": count,
                 "error": self.error,
                 "result": self.result,
                 "session": self.session,
                 "agent": self.agent,
+                "results": self.results,
+                "failures": self.failures,
             }
         )
 

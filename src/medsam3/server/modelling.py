@@ -21,6 +21,7 @@ from medsam3.io.packed_masks import about, packed
 from medsam3.models.segmenter import Segmenter, reader_of
 from medsam3.prompts import Box, Point, Prompt, check_phrase
 from medsam3.segmentation.composing import readings_of
+from medsam3.segmentation.kept_features import KeptFeatures
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.run import Report, segment
 from medsam3.segmentation.session import Session
@@ -59,16 +60,17 @@ class _State:
     load: Load
     name: str
     sessions: LRUCache[str, tuple[Session, int]]
+    features: KeptFeatures
     model: Segmenter | None = None
 
 
 _state: _State | None = None
 
 
-def prepare(load: Load, name: str, most_sessions: int) -> None:
+def prepare(load: Load, name: str, most_sessions: int, feature_bytes: int) -> None:
     """Set up a model process; the model is loaded with its first task."""
     global _state  # noqa: PLW0603  the process holds one model
-    _state = _State(load, name, LRUCache(most_sessions))
+    _state = _State(load, name, LRUCache(most_sessions), KeptFeatures(feature_bytes))
 
 
 def about_model() -> ModelAnswer:
@@ -259,7 +261,13 @@ def _session(place: SessionPlace) -> Session:
     held = _held().sessions.get(place.id)
     if held is not None and held[1] == len(place.steps):
         return held[0]
-    session = Session(opened(place.image), model(), frame=place.asked.frame, options=options_of(place.asked))
+    session = Session(
+        opened(place.image),
+        model(),
+        frame=place.asked.frame,
+        options=options_of(place.asked),
+        features=_held().features,
+    )
     for step in place.steps:
         apply_step(session, step)
     _held().sessions[place.id] = (session, len(place.steps))

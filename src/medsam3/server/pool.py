@@ -118,14 +118,14 @@ class Worker:
     async def run(
         self, function: Callable[..., T], *arguments: Any, limit_s: float, progress: Progress | None = None
     ) -> T:
-        """Do a task when its turn has come.
+        """Do a task when its turn has come; one with `progress` is of a job that was taken on, and is not refused.
 
         Raises:
             RefusedError: Too many are waiting, it took too long, or the process ended on the way.
             StoppedError: It was told to stop.
             Exception: What the function raises.
         """
-        if self.waiting >= self.most_waiting:
+        if progress is None and self.waiting >= self.most_waiting:
             raise RefusedError(
                 503, "the server has more to do than it takes on: try again", retry_after_s=RETRY_AFTER_S
             )

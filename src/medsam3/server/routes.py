@@ -16,6 +16,7 @@ from medsam3 import concepts
 from medsam3.agent.chat import parse_address
 from medsam3.errors import InputError
 from medsam3.server import reader
+from medsam3.server.folders import segment_each, zip_of
 from medsam3.server.guard import owner_of
 from medsam3.server.holdings import HeldImage, HeldJob, HeldSession, new_id
 from medsam3.server.problems import MEDIA_TYPE as PROBLEM_TYPE
@@ -26,6 +27,7 @@ from medsam3.server.schemas import (
     AnyJob,
     ConceptAnswer,
     EntryAnswer,
+    FolderAsked,
     FrameMasks,
     ImageAnswer,
     JobAnswer,
@@ -246,7 +248,12 @@ async def keep_session(image: str, session: str, owner: Owner, service: Served) 
 
 @router.post("/jobs", status_code=202)
 async def begin_job(asked: Annotated[AnyJob, Body()], owner: Owner, service: Served) -> JobAnswer:
-    """Segment a whole image, as `medsam3 segment` does, or follow an instruction, as `medsam3 agent` does."""
+    """Segment an image or many, as `medsam3 segment` does, or follow an instruction, as `medsam3 agent` does."""
+    if isinstance(asked, FolderAsked):
+        reader.window_of(asked.window)
+        images = [service.holdings.image(owner, name) for name in dict.fromkeys(asked.images)]
+        work = partial(segment_each, service, images=images, asked=asked)
+        return service.begin_job(images[0], work).answer()
     image = service.holdings.image(owner, asked.image)
     if isinstance(asked, AgentAsked):
         service.check_consent(image, asked)
@@ -307,6 +314,24 @@ async def cancel_job(job: str, owner: Owner, service: Served) -> JobAnswer:
     held = service.holdings.job(owner, job)
     await service.cancel(held)
     return held.answer()
+
+
+@router.get(
+    "/results.zip",
+    response_class=FileResponse,
+    responses={200: {"description": "The files", "content": {"application/zip": {}}}},
+)
+async def take_results(
+    result: Annotated[list[str], Query(min_length=1, max_length=1000)],
+    format: Annotated[str, Query(max_length=20)],
+    owner: Owner,
+    service: Served,
+) -> FileResponse:
+    """Give several results in a format as one zip, with a table of what was found."""
+    path = await zip_of(service, [service.holdings.result(owner, one) for one in result], format)
+    return FileResponse(
+        path, filename="medsam3.zip", media_type="application/zip", background=BackgroundTask(path.unlink, True)
+    )
 
 
 @router.get(

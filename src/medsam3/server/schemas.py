@@ -160,6 +160,14 @@ class JobAsked(OptionsAsked):
         return [*(PromptAsked(text=one, boxes=self.boxes, points=self.points) for one in phrases), *self.prompts]
 
 
+class FolderAsked(OptionsAsked):
+    """Segment many images by the same phrases, one after the other."""
+
+    kind: Literal["folder"] = "folder"
+    images: Annotated[list[str], Field(min_length=1, max_length=1000)]
+    phrases: Annotated[list[Phrase], Field(min_length=1, max_length=50)]
+
+
 class AgentAsked(Asked):
     """Follow an instruction in words; `consent` is what the preview gave, and needed if an LLM is asked."""
 
@@ -173,7 +181,7 @@ class AgentAsked(Asked):
 
 
 AnyJob = Annotated[
-    Annotated[JobAsked, Tag("segment")] | Annotated[AgentAsked, Tag("agent")],
+    Annotated[JobAsked, Tag("segment")] | Annotated[FolderAsked, Tag("folder")] | Annotated[AgentAsked, Tag("agent")],
     Discriminator(lambda asked: asked.get("kind", "segment") if isinstance(asked, dict) else "segment"),
 ]
 
@@ -329,7 +337,10 @@ class AgentAnswer(BaseModel):
 
 
 class JobAnswer(BaseModel):
-    """Long work, and how far it is; `result`, `session` or `agent` once it is done."""
+    """Long work, and how far it is; `result`, `session` or `agent` once it is done.
+
+    Of work on many images, `results` names the result of each image by its id, and `failures` says why one has none.
+    """
 
     id: str
     state: Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -339,6 +350,8 @@ class JobAnswer(BaseModel):
     result: str | None = None
     session: SessionAnswer | None = None
     agent: AgentAnswer | None = None
+    results: dict[str, str] = {}
+    failures: dict[str, str] = {}
 
 
 class ResultAnswer(BaseModel):

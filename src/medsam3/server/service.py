@@ -64,7 +64,7 @@ class Service:
                 limits.waiting,
                 limits.worker_bytes,
                 call,
-                (MODELLING, "prepare", settings.load, settings.model, limits.sessions_in_memory),
+                (MODELLING, "prepare", settings.load, settings.model, limits.sessions_in_memory, limits.feature_bytes),
             )
             for n in range(settings.workers)
         ]
@@ -249,10 +249,14 @@ class Service:
 
     async def segment(self, job: HeldJob, asked: JobAsked) -> None:
         """Segment a whole image, and keep the result."""
-        result = self._new_result(job.image, asked.window)
-        result.found = await self.ask(job.worker, "segment_image", job.image.source, asked, result.masks, job=job)
-        job.image.results[result.id] = result
-        job.result = result.id
+        job.result = (await self.segment_one(job, job.image, asked)).id
+
+    async def segment_one(self, job: HeldJob, image: HeldImage, asked: JobAsked) -> HeldResult:
+        """Segment an image as a part of a job, and keep the result."""
+        result = self._new_result(image, asked.window)
+        result.found = await self.ask(job.worker, "segment_image", image.source, asked, result.masks, job=job)
+        image.results[result.id] = result
+        return result
 
     async def preview(self, image: HeldImage, asked: AgentAsked) -> PreviewAnswer:
         """Tell what a run of the agent would send where; consent to it is what the run then needs."""

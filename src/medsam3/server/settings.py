@@ -59,6 +59,7 @@ class Limits:
         job_s: Longest time for one job.
         kept_s: Time after its last use at which an image with all that came of it is removed.
         sessions_in_memory: Sessions that a worker keeps ready; older ones are replayed when they are used again.
+        feature_bytes: Most bytes of encoded frames that a worker keeps for its sessions; a frame in use stays anyway.
     """
 
     upload_bytes: int = 2 * 2**30
@@ -74,6 +75,7 @@ class Limits:
     job_s: float = 3600.0
     kept_s: float = 3600.0
     sessions_in_memory: int = 8
+    feature_bytes: int = 512 * 2**20
 
     def __post_init__(self) -> None:
         wrong = [name for name, value in vars(self).items() if value <= 0]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
+from cachetools import LRUCache, cached
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -191,8 +192,8 @@ class MiniSegmenter:
         )
 
     def closer_features(self, rgb: RGB) -> Callable[[Crop], MiniFeatures]:
-        """Features of a frame's windows, the last few of which are kept for the next phrase."""
-        return lru_cache(MOST_WINDOWS)(lambda window: self.encode(window.cut(rgb)))
+        """Features of a frame's windows, the last few of which are kept for the next phrase, in sight of who counts."""
+        return cached(LRUCache(MOST_WINDOWS))(lambda window: self.encode(window.cut(rgb)))
 
     def features(self, square: RGB, place: Letterbox, neck: Tensor | None = None) -> MiniFeatures:
         """Encode a square, with its neck (1, 256, 64, 64) if that is already there."""

@@ -62,6 +62,9 @@ class Desk:
     notes: dict[str, tuple[list[str], bool]] = field(default_factory=dict)  # VoxTell's phrases of jobs, largest alone
     leases: dict[str, Lease] = field(default_factory=dict)  # of nnInteractive's clients
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    fetching: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = field(
+        default_factory=weakref.WeakValueDictionary
+    )
 
 
 _desks: weakref.WeakKeyDictionary[Service, Desk] = weakref.WeakKeyDictionary()
@@ -98,10 +101,12 @@ async def archived_image(service: Service, owner: str, uid: str) -> HeldImage | 
     """
     if not may_be_archived(service, uid):
         return None
-    held = named_image(service, owner, ARCHIVE, uid)
-    if held is None:
-        held = await service.hold_archived(uid, owner)
-        name_image(service, ARCHIVE, uid, held)
+    turn = desk_of(service).fetching.setdefault((owner, uid), asyncio.Lock())
+    async with turn:  # who asks while it is fetched waits for it
+        held = named_image(service, owner, ARCHIVE, uid)
+        if held is None:
+            held = await service.hold_archived(uid, owner)
+            name_image(service, ARCHIVE, uid, held)
     return held
 
 

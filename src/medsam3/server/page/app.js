@@ -29,12 +29,12 @@ const KEYS = [
   ]],
   ["Without a mouse", [["arrows", "on the image: move the cross; with Shift by ten"], ["Enter", "use the tool there; of a box or line the first begins, the second ends"], ["Esc", "leave a box or line"]]],
 ];
-const state = { studies: [], study: null, isBusy: false, isLost: false, job: null, model: "mini" };
+const state = { studies: [], study: null, isBusy: false, isStopped: false, isLost: false, job: null, model: "mini" };
 const api = new Api(askToken, lost);
 const stage = new Stage({ draw, say });
 const sources = new Sources(api, { open, choose: (study) => during("opening", () => choose(study)), remove: removeStudy });
 const agent = new Agent(api, { study: () => state.study, during, job: jobTold, save, done: async () => { showSession(); await stage.show(null); } });
-new PhraseField(api, find);
+new PhraseField(api, find, findAll);
 
 function say(error) {
   byId("error").hidden = !error;
@@ -59,7 +59,7 @@ async function during(text, work) {
     return false;
   } finally {
     clearTimeout(shown);
-    Object.assign(state, { isBusy: false, job: null });
+    Object.assign(state, { isBusy: false, job: null, isStopped: false });
     byId("busy").hidden = byId("cancel").hidden = true;
     showButtons();
   }
@@ -156,6 +156,32 @@ async function find(phrases) {
   if (await act(`looking for ${phrases.join(", ")}`, ...steps)) byId("phrase").select();
 }
 
+// Asks all open images, one after the other; one that fails says so in the list, and the others go on.
+async function findAll(phrases) {
+  const { studies } = state;
+  await during(`looking for ${phrases.join(", ")} in ${studies.length} images`, async () => {
+    byId("cancel").hidden = false;
+    for (const [k, study] of studies.entries()) {
+      byId("busy-bar").value = k / studies.length;
+      study.failed = null;
+      try {
+        for (const phrase of phrases) {
+          if (state.isStopped) return;
+          await study.step({ do: "segment", phrase }, (told) => { state.job = told.id; });
+        }
+      } catch (error) {
+        if (error instanceof LostError) throw error;
+        study.failed = error.message;
+      } finally {
+        state.job = null;
+      }
+      sources.show(state.studies, state.study);
+    }
+  });
+  showSession();
+  await stage.show(null);
+}
+
 function boxOf([[x0, y0], [x1, y1]]) {
   return [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)];
 }
@@ -189,6 +215,7 @@ function exemplified(study) {
 // ---- what is shown
 
 function showSession() {
+  sources.show(state.studies, state.study);
   showFound(state.study, {
     act,
     goTo: (frame) => stage.goTo(frame),
@@ -211,6 +238,14 @@ function showButtons() {
   byId("propagate").disabled = isBusy || !study?.found.objects.length;
   byId("find").disabled = byId("agent-begin").disabled = byId("window-model").disabled = isBusy || !study;
   for (const name of ["take", "copy-shell", "copy-python"]) byId(name).disabled = isBusy || !study?.done.length;
+  const { studies } = state;
+  byId("find-all").hidden = studies.length < 2;
+  byId("find-all").textContent = `Find in all ${studies.length}`;
+  byId("find-all").disabled = isBusy;
+  const asked = studies.filter((one) => one.done.length);
+  byId("take-all").hidden = asked.length < 2;
+  byId("take-all").textContent = `Save all ${asked.length}`;
+  byId("take-all").disabled = isBusy;
 }
 
 async function showModel() {
@@ -274,6 +309,16 @@ function takeAway(result = null) {
   });
 }
 
+// The masks of all images that were asked, and a table, as one zip.
+function takeAll() {
+  return during("writing all", async () => {
+    const kept = [];
+    for (const study of state.studies) if (study.done.length) kept.push(await study.keep());
+    const query = new URLSearchParams([...kept.map((one) => ["result", one]), ["format", byId("format").value]]);
+    save("medsam3.zip", await (await api.request("GET", `/v1/results.zip?${query}`)).blob());
+  });
+}
+
 function save(name, blob) {
   const link = element("a", { href: URL.createObjectURL(blob), download: name });
   link.click();
@@ -334,7 +379,10 @@ function listen() {
   byId("redo").onclick = () => act("doing again", { do: "redo" });
   byId("reset").onclick = () => act("beginning again", { do: "reset" });
   byId("propagate").onclick = () => act("following", { do: "propagate" });
-  byId("cancel").onclick = () => state.job && api.request("DELETE", `/v1/jobs/${state.job}`).catch(say);
+  byId("cancel").onclick = () => {
+    state.isStopped = true;
+    if (state.job) api.request("DELETE", `/v1/jobs/${state.job}`).catch(say);
+  };
   byId("radius").oninput = () => setRadius(Number(byId("radius").value));
   byId("window-model").onclick = () => during("asking again in this window", async () => {
     await state.study.setWindow(state.study.seenName, jobTold);
@@ -343,6 +391,7 @@ function listen() {
     await stage.show(null);
   });
   byId("take").onclick = () => takeAway();
+  byId("take-all").onclick = takeAll;
   byId("copy-shell").onclick = () => {
     const { line, isWhole } = commandLine(state.study, state.model, byId("format").value);
     copy(line, isWhole ? "" : "Not all that was drawn can be said so; the Python has it.");

@@ -5,8 +5,8 @@ import { byId, element } from "./dom.js";
 const PAUSE_MS = 120;
 
 export class PhraseField {
-  // find(phrases) is called with what was asked for, one or more.
-  constructor(api, find) {
+  // find(phrases) is called with what was asked for, one or more; findAll(phrases) if it is for all open images.
+  constructor(api, find, findAll) {
     this.api = api;
     this.find = find;
     this.field = byId("phrase");
@@ -21,6 +21,7 @@ export class PhraseField {
       event.preventDefault();
       this.submit();
     });
+    byId("find-all").onclick = () => this.submit(findAll);
   }
 
   // Several phrases are divided by commas.
@@ -28,10 +29,10 @@ export class PhraseField {
     return this.field.value.split(/[,;\n]/).map((part) => part.trim());
   }
 
-  submit() {
+  submit(find = this.find) {
     this.close();
     const phrases = [...new Set(this.parts.filter(Boolean))];
-    if (phrases.length) this.find(phrases);
+    if (phrases.length) find(phrases);
   }
 
   async complete() {

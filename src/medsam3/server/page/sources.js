@@ -2,6 +2,8 @@
 
 import { byId, element, partOf } from "./dom.js";
 
+const PICTURE = /\.(png|jpe?g|bmp|tiff?|webp|gif|heic|avif)$/i;
+
 export class Sources {
   // told: { open(source, phrase), choose(study), remove(study) }
   constructor(api, told) {
@@ -24,20 +26,27 @@ export class Sources {
     });
   }
 
-  openFiles(files) {
-    if (!files.length) return;
-    const form = new FormData();
-    for (const file of files) form.append("files", file, file.webkitRelativePath || file.relative || file.name);
-    this.told.open({ form });
+  // Pictures are an image each; all else that comes together is one image, such as a series.
+  async openFiles(files) {
+    const groups = files.length > 1 && files.every((file) => PICTURE.test(file.name)) ? files.map((file) => [file]) : [files];
+    for (const group of groups) {
+      if (!group.length) return;
+      const form = new FormData();
+      for (const file of group) form.append("files", file, file.webkitRelativePath || file.relative || file.name);
+      await this.told.open({ form });
+    }
   }
 
   show(studies, current) {
     byId("images").replaceChildren(...studies.map((study) => {
       const { about } = study;
       const detail = about.frames > 1 ? `${about.modality ?? ""} ${about.frames} ${partOf(about)}s`.trim() : `${about.width} × ${about.height}`;
+      const said = study.failed ?? study.found.concepts.filter((one) => one.phrase).map((one) => `${one.phrase}: ${one.verdict}`).join(", ");
+      const words = [element("span", { className: "name", textContent: about.name }), element("small", { textContent: detail })];
+      if (said) words.push(element("small", { className: "answers", textContent: said, title: said }));
       const button = element("button", { type: "button", className: "open", title: about.name, onclick: () => this.told.choose(study) },
         element("img", { src: study.thumbnail ?? "", alt: "" }),
-        element("span", { className: "text" }, element("span", { className: "name", textContent: about.name }), element("small", { textContent: detail })));
+        element("span", { className: "text" }, ...words));
       if (study === current) button.setAttribute("aria-current", "true");
       const away = element("button", { type: "button", className: "quiet", textContent: "×", title: `Remove ${about.name}`, aria: { label: `Remove ${about.name}` }, onclick: () => this.told.remove(study) });
       return element("li", {}, button, away);

@@ -22,6 +22,7 @@ export class Study {
     this.undone = [];
     this.waiting = [];
     this.session = null;
+    this.failed = null;
     this.found = NOTHING;
   }
 
@@ -168,10 +169,15 @@ export class Study {
     return this.api.json("GET", `${this.session}/masks?frame=${frame}&grid=${grid}`);
   }
 
+  // Keeps the masks as they stand, and names the result.
+  async keep() {
+    if (!this.session) await this.begin();
+    return (await this.api.json("POST", `${this.session}/results`)).id;
+  }
+
   // The session's masks as a file, or those of a result.
   async takeAway(format, result = null) {
-    if (!this.session && !result) await this.begin();
-    const kept = result ?? (await this.api.json("POST", `${this.session}/results`)).id;
+    const kept = result ?? (await this.keep());
     const answer = await this.api.request("GET", `/v1/results/${kept}?format=${encodeURIComponent(format)}`);
     const name = /filename="?([^";]+)"?/.exec(answer.headers.get("Content-Disposition") ?? "")?.[1] ?? `masks.${format}`;
     return { name, blob: await answer.blob() };
