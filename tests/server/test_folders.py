@@ -48,8 +48,8 @@ def test_each_image_has_its_masks_in_one_zip_with_a_table(client: TestClient) ->
     job = ended(client, begun_over(client, images, "block", "absent"))
     assert (job["state"], job["done"], job["count"], job["failures"]) == ("done", 2, 2, {})
     packed = zipped(client, [job["results"][one] for one in images], "png")
-    assert sorted(packed.namelist()) == ["found.csv", "one-2.png", "one.png"]
-    for name, shape in (("one.png", (40, 60)), ("one-2.png", (50, 70))):
+    assert sorted(packed.namelist()) == ["found.csv", "one-2_mask.png", "one_mask.png"]
+    for name, shape in (("one_mask.png", (40, 60)), ("one-2_mask.png", (50, 70))):
         labels = np.asarray(PIL.Image.open(io.BytesIO(packed.read(name))))
         wanted = np.zeros(shape, dtype=np.uint8)
         wanted[10:20, 20:35] = 1
@@ -68,7 +68,7 @@ def test_an_image_that_cannot_be_asked_so_is_named_with_its_reason_and_the_other
     assert list(job["failures"]) == [picture]
     assert "frame 3" in job["failures"][picture]
     both = [job["results"][volume], job["results"][volume]]
-    assert sorted(zipped(client, both, "nifti").namelist()) == ["found.csv", "scan-2.nii.gz", "scan.nii.gz"]
+    assert sorted(zipped(client, both, "nifti").namelist()) == ["found.csv", "scan-2_mask.nii.gz", "scan_mask.nii.gz"]
     refused = client.get("/v1/results.zip", params={"result": both, "format": "gif"})
     assert refused.status_code == 400
     assert "scan.nii.gz: format 'gif' is not known" in refused.json()["detail"]

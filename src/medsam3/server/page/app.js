@@ -112,7 +112,7 @@ async function removeStudy(study) {
   await api.request("DELETE", study.path).catch(() => {});
   state.studies = state.studies.filter((one) => one !== study);
   URL.revokeObjectURL(study.thumbnail);
-  if (state.study !== study) sources.show(state.studies, state.study);
+  if (state.study !== study) showSession();
   else await during("opening", () => choose(state.studies[0] ?? null));
 }
 

@@ -28,7 +28,8 @@ export class Sources {
 
   // Pictures are an image each; all else that comes together is one image, such as a series.
   async openFiles(files) {
-    const groups = files.length > 1 && files.every((file) => PICTURE.test(file.name)) ? files.map((file) => [file]) : [files];
+    const inOrder = files.toSorted((a, b) => b.name.localeCompare(a.name, "en", { numeric: true })); // the last opened is listed first
+    const groups = files.length > 1 && files.every((file) => PICTURE.test(file.name)) ? inOrder.map((file) => [file]) : [files];
     for (const group of groups) {
       if (!group.length) return;
       const form = new FormData();
