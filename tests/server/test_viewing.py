@@ -42,6 +42,9 @@ def test_a_viewer_is_given_hounsfield_units_of_a_dicom_series(client: TestClient
     image = opened(client, *((f"s/{one.name}", one.read_bytes()) for one in sorted((tmp_path / "study").iterdir())))
     got = loaded(client.get(f"/v1/images/{image['id']}/volume.nii").content)
     np.testing.assert_array_equal(np.asarray(got.dataobj).transpose(2, 1, 0), values)
+    raw = np.load(io.BytesIO(client.get(f"/v1/images/{image['id']}/frames/2.npy").content))
+    np.testing.assert_array_equal(raw, values[2])
+    assert client.get(f"/v1/images/{image['id']}/frames/4.npy").status_code == 400
 
 
 def test_a_viewer_is_given_colours_as_rgb(client: TestClient) -> None:
@@ -52,6 +55,8 @@ def test_a_viewer_is_given_colours_as_rgb(client: TestClient) -> None:
     got = np.asarray(loaded(client.get(f"/v1/images/{image['id']}/volume.nii").content).dataobj)
     for k, name in enumerate("RGB"):
         np.testing.assert_array_equal(got[name][:, :, 0].T, pixels[..., k])
+    raw = np.load(io.BytesIO(client.get(f"/v1/images/{image['id']}/frames/0.npy").content))
+    np.testing.assert_array_equal(raw, pixels)
 
 
 def test_a_volume_that_is_too_large_for_a_viewer_is_refused_before_it_is_decoded() -> None:

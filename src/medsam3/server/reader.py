@@ -125,6 +125,18 @@ def png_of(source: Source, frame: int, window: str | None, longest: int | None =
     return stream.getvalue()
 
 
+def npy_of(source: Source, frame: int) -> bytes:
+    """Give a frame as a .npy file: its values as the file means them, (H, W) or (H, W, 3), in the file's own rows.
+
+    Raises:
+        InputError: No such frame, or one that cannot be decoded.
+    """
+    image = opened(source)
+    stream = io.BytesIO()
+    np.save(stream, _plain(image.pixels(check_frame(frame, image.shape[0]))), allow_pickle=False)
+    return stream.getvalue()
+
+
 def write_volume(source: Source, path: Path, limits: Limits) -> Path:
     """Write an image as NIfTI for a viewer, in the values and on the grid of its file; one that is there is kept.
 

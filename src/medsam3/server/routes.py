@@ -126,6 +126,13 @@ async def frame_png(image: str, frame: int, owner: Owner, service: Served, windo
     return await _png(service, service.holdings.image(owner, image), frame, window)
 
 
+@router.get("/images/{image}/frames/{frame}.npy", response_class=Response)
+async def frame_npy(image: str, frame: int, owner: Owner, service: Served) -> Response:
+    """Give a frame or slice as a NumPy file: the values of the file, such as HU, in its own rows and columns."""
+    values: bytes = await service.read(reader.npy_of, service.holdings.image(owner, image).source, frame)
+    return Response(values, media_type="application/octet-stream")
+
+
 @router.get("/images/{image}/volume.{ending}", response_class=FileResponse)
 async def volume(
     image: str, ending: Annotated[str, PathParameter(pattern=r"^nii(\.gz)?$")], owner: Owner, service: Served
