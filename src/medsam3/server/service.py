@@ -375,10 +375,8 @@ class OfferedSample:
         return path if path.is_file() else None
 
 
-SAMPLES = (
-    OfferedSample("retina.jpg", "Fundus photograph", "optic disc"),
-    OfferedSample("ihc.png", "Colonic tissue, stained", "nuclei"),
-)
+SAMPLES = (OfferedSample("retina.jpg", "Fundus photograph", "optic disc"),)
+"""Pictures that the shipped weights answer well; the stained tissue of scikit-image is none: half its nuclei are missed."""
 
 
 def call(module: str, function: str, *arguments: Any) -> Any:
