@@ -376,7 +376,7 @@ class OfferedSample:
 
 
 SAMPLES = (OfferedSample("retina.jpg", "Fundus photograph", "optic disc"),)
-"""Pictures that the shipped weights answer well; the stained tissue of scikit-image is none: half its nuclei are missed."""
+"""Pictures that the shipped weights answer well; of scikit-image's stained tissue they miss half the nuclei."""
 
 
 def call(module: str, function: str, *arguments: Any) -> Any:
