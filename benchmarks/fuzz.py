@@ -128,12 +128,13 @@ def repacked(content: bytes, chance: random.Random) -> bytes:
 def read_damaged(first: int, count: int, only: str) -> None:
     """Read damaged files in this process, and print a line of JSON before each and for each finding."""
     from fuzz_seeds import seeds  # noqa: PLC0415  the parent needs none of the readers
+    from fuzz_texts import texts  # noqa: PLC0415
 
     from medsam3.errors import InputError  # noqa: PLC0415
 
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
     logging.disable(logging.CRITICAL)
-    chosen = [seed for seed in seeds() if only in seed.name]
+    chosen = [seed for seed in (*seeds(), *texts()) if only in seed.name]
     with tempfile.TemporaryDirectory() as temporary:
         contents = {seed.name: _good(seed, Path(temporary) / seed.name) for seed in chosen}
         for number in range(first, first + count):

@@ -48,6 +48,13 @@ def test_the_slices_of_a_dicom_series_are_one_image_and_other_dicom_files_one_ea
     assert _found(tmp_path, "ct/*.dcm") == ["ct/0.dcm", "ct/1.dcm", "ct/2.dcm"]
 
 
+@pytest.mark.parametrize("claims", ["5", '{"a.png": 1}', '["b.png", 7, null, "' + "n" * 300 + '", "a\\u0000.png"]'])
+def test_a_list_of_results_that_makes_no_sense_claims_nothing(tmp_path: Path, claims: str) -> None:
+    _make(tmp_path, "a.png")
+    (tmp_path / "results.jsonl").write_text(f'{{"version": 1}}\n{{"claims": {claims}}}\n')
+    assert [item.path.name for item in find_inputs([str(tmp_path)])] == ["a.png"]
+
+
 def test_a_pattern_takes_the_images_that_it_matches(tmp_path: Path) -> None:
     _make(tmp_path, "a1.png", "a2.png", "a3.txt", "b.png", "below/a4.png")
     assert _found(tmp_path, "a*") == ["a1.png", "a2.png"]

@@ -199,8 +199,9 @@ def _results_in(folder: Path) -> set[str]:
         return set()
     with place.open("rb") as stream:
         records, _ = read_lines(stream)
-    claimed = [name for record in records for name in record.get("claims") or [] if isinstance(name, str)]
-    return {name for name in claimed if (folder / name).is_file()}
+    claims = [record["claims"] for record in records if isinstance(record.get("claims"), list)]
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    return {name for names in claims for name in names if isinstance(name, str)} & there
 
 
 def is_image_name(path: Path) -> bool:

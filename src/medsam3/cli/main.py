@@ -25,6 +25,7 @@ from medsam3.cli.terminal import (
     prepare_streams,
     say,
     say_help,
+    speak_for,
     unexpected,
 )
 from medsam3.errors import InputError, reason_of
@@ -168,6 +169,7 @@ def parse(tokens: Sequence[str]) -> Arguments | None:
         return None
     from cyclopts import CycloptsError  # noqa: PLC0415
 
+    speak_for({name for argument in app.assemble_argument_collection() for name in argument.names})
     prepare = getattr(command.load(), "prepare", None)
     try:
         call, bound, _ = app.parse_args(

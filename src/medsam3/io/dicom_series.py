@@ -163,7 +163,7 @@ def _dicom_files(folder: Path, pattern: str) -> list[Path]:
     try:
         paths = sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
     except OSError as error:
-        raise InputError(f"the folder cannot be read ({error.strerror})") from error
+        raise InputError(f"the folder cannot be read ({error.strerror}): give one that you may read") from error
     return [path for path in paths if is_dicom(path)]
 
 

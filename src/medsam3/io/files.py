@@ -220,7 +220,8 @@ def unpacked(path: Path, wanted: int) -> IO[bytes]:
                 count += len(block)
                 if count > wanted + _SLACK_BYTES:
                     raise InputError(
-                        f"the file unpacks to more than the {wanted:,} bytes that its header tells of: it is damaged"
+                        f"the file unpacks to more than the {wanted:,} bytes that its header tells of: it is damaged, "
+                        "copy it again"
                     )
                 plain.write(block)
     except EOFError as error:
@@ -283,9 +284,9 @@ def _head(path: Path) -> bytes:
         with path.open("rb") as stream:
             return stream.read(_HEAD_BYTES)
     except (FileNotFoundError, ValueError) as error:  # ValueError: a null in the name
-        raise InputError("there is no such file or folder") from error
+        raise InputError("there is no such file or folder: correct the path") from error
     except OSError as error:
-        raise InputError(f"the file cannot be read ({error.strerror})") from error
+        raise InputError(f"the file cannot be read ({error.strerror}): give one that you may read") from error
 
 
 def _unzipped_head(path: Path) -> bytes:

@@ -84,6 +84,8 @@ class PackedMask:
         bits = np.frombuffer(bytes.fromhex(fields["bits"]), dtype=np.uint8)
         height, width = fields["frame"]
         (row, column), (crop_height, crop_width) = fields["start"], fields["crop"]
+        if bits.size != -(-crop_height * crop_width // 8):
+            raise ValueError(f"a crop of {crop_height} x {crop_width} has {bits.size} bytes")
         return cls((height, width), (row, column), (crop_height, crop_width), bits)
 
 

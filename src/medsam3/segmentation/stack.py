@@ -12,6 +12,7 @@ import hashlib
 import pickle
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -178,8 +179,10 @@ class _Resumed:
 
     def __init__(self, path: Path | None, work: str) -> None:
         self._journal = None if path is None else Journal(path, {"work": work, "version": 1}, other="replace")
-        records = [] if self._journal is None else self._journal.records
-        self._values = {tuple(record["key"]): record["value"] for record in records}
+        self._values: dict[tuple[str | int, ...], Any] = {}
+        for record in [] if self._journal is None else self._journal.records:
+            with suppress(KeyError, TypeError):  # a damaged line is an answer that is not there
+                self._values[tuple(record["key"])] = record["value"]
 
     def get_or_make(
         self,
@@ -190,7 +193,7 @@ class _Resumed:
         from_fields: Callable[[Any], Value],
     ) -> Value:
         """Give the value of a key from an earlier run, else make it and write it down."""
-        if key in self._values:
+        with suppress(LookupError, TypeError, ValueError, AttributeError):
             return from_fields(self._values[key])
         value = make()
         if self._journal is not None:

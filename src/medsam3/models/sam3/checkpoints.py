@@ -393,7 +393,7 @@ def _read_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
 def _read_json(path: Path) -> JsonObject:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON ({type(error).__name__}): download it again") from error
     if not isinstance(fields, dict):
         raise InputError(f"{path} holds no JSON object: download it again")
