@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
-import yaml
 from fuzz_seeds import Seed, grey, lora, open_picture_masks
 from numpy.typing import NDArray
 
@@ -170,7 +169,7 @@ def _sam3(folder: Path) -> None:
 
 def _lora(folder: Path) -> None:
     torch.save(lora(), folder / "a.pt")
-    (folder / "a.yaml").write_text(yaml.safe_dump({"lora": {"rank": 2, "alpha": 4, "dropout": 0.1}}))
+    (folder / "a.yaml").write_text("lora:\n  rank: 2\n  alpha: 4\n  dropout: 0.1\n")
 
 
 def _vocabulary(folder: Path) -> None:

@@ -61,6 +61,12 @@ def test_a_pattern_takes_the_images_that_it_matches(tmp_path: Path) -> None:
     assert _found(tmp_path, "**/a*.png") == ["a1.png", "a2.png", "below/a4.png"]
 
 
+def test_a_pattern_that_matches_a_series_and_its_slices_takes_the_series(tmp_path: Path) -> None:
+    write_ct_series(tmp_path / "a" / "ct", np.zeros((3, 4, 5), dtype=np.int16))
+    _make(tmp_path, "a/p.png", "q.png")
+    assert _found(tmp_path, "**/*") == ["a/p.png", "a/ct", "q.png"]
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
     _make(tmp_path, "scan[1].png", "scan1.png")
     assert _found(tmp_path, "scan[1].png") == ["scan[1].png"]

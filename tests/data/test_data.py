@@ -300,9 +300,10 @@ def test_several_pages_are_no_picture_to_train_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"no picture, though so named " * 20, "the content is not what the name says"),
+        (b"no picture, though so named " * 20, "the file is of no known form, a picture is wanted"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), r"cannot be decoded, it may be cut short .*: copy it again"),
-        (b"\x1f\x8b" + bytes(400), "the file is packed and holds no NIfTI"),
+        (b"\x1f\x8b" + bytes(400), "the file is of no known form"),
+        (bytes(128) + b"DICM" + bytes(40), "the file is dicom, a picture is wanted: save it as PNG"),
     ],
 )
 def test_a_mask_that_is_no_picture_is_said_to_be_what_it_is(tmp_path: Path, content: bytes, said: str) -> None:
@@ -407,3 +408,20 @@ def test_thousands_of_objects_are_drawn_in_a_second_or_two(tmp_path: Path) -> No
     labels = sample.targets[0].load()
     assert time.process_time() - started < 3
     assert labels.max() == 2000 and (labels > 0).sum() == 2000 * 100
+
+
+@pytest.mark.parametrize("apart", [";", "\t"])
+def test_a_spreadsheets_other_separators_are_read(tmp_path: Path, apart: str) -> None:
+    data = data_folder(tmp_path / "data")
+    expected = samples_from_index(data)
+    table = data / "index.csv"
+    table.write_text(table.read_text().replace(",", apart))
+    assert [sample.name for sample in samples_from_index(data)] == [sample.name for sample in expected]
+
+
+def test_a_folder_that_is_none_is_said_to_be_none(tmp_path: Path) -> None:
+    data = data_folder(tmp_path / "data")
+    with pytest.raises(InputError, match=r"index\.csv is a file: name the folder that it lies in"):
+        samples_from_index(data / "index.csv")
+    with pytest.raises(InputError, match=r"data/no does not exist: correct the path"):
+        samples_from_index(data / "no")

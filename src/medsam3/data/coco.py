@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from medsam3 import concepts
-from medsam3.data.index import Split, fitted, path_inside, shown_size
+from medsam3.data.index import Split, fitted, path_inside, shown_size, turned_unseen
 from medsam3.data.samples import Instances, Sample, Target, set_name
 from medsam3.errors import InputError, first_few, require, value_error
 
@@ -160,6 +160,8 @@ def samples_from_coco(annotations: Path, images: Path | None = None, split: Spli
             f"{annotations} has no outline, only boxes or nothing: training needs polygons or RLE; draw them, or make "
             "them from the boxes with medsam3 segment --box"
         )
+    if note := turned_unseen({sample.name: sample.image for sample in samples}):
+        notes.append(note)
     if len(samples) < len(content.images):
         notes.append(f"{len(content.images) - len(samples)} images are left out, as they say nothing of any concept")
     if notes:

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeGuard, TypeVar, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from medsam3.errors import InputError, reason_of
+from medsam3.errors import InputError, first_few, reason_of
 from medsam3.geometry import BoolArray
 from medsam3.io.raster import open_picture
 
@@ -92,11 +92,17 @@ def read_index(folder: Path) -> tuple[IndexRow, ...]:
             group that lies in two splits, or no rows at all. Image files are not opened here.
     """
     table = folder / "index.csv"
+    if not folder.is_dir():
+        reason = "is a file: name the folder that it lies in" if folder.exists() else "does not exist: correct the path"
+        raise InputError(f"{folder} {reason}")
     if not table.is_file():
         raise InputError(f"{folder} holds no index.csv: name a data folder with an index.csv ({', '.join(COLUMNS)})")
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
-            rows = tuple(_rows(csv.DictReader(stream), table))
+            header = stream.readline()
+            stream.seek(0)
+            apart = max((",", ";", "\t"), key=header.count)  # spreadsheets of many countries write semicolons
+            rows = tuple(_rows(csv.DictReader(stream, delimiter=apart), table))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table.name} cannot be read as UTF-8 CSV ({error}): save it as UTF-8 CSV") from error
     if not rows:
@@ -228,6 +234,27 @@ def shown_size(picture: Path) -> tuple[tuple[int, int], int]:
     except (OSError, InputError) as error:
         raise InputError(f"{picture}: {reason_of(error)}") from error
     return ((width, height) if orientation in _TURNS else (height, width)), orientation
+
+
+def turned_unseen(pictures: Mapping[str, Path]) -> str:
+    """Say which pictures EXIF turns or mirrors without a change of their sides; "" if none.
+
+    Masks that were drawn on them as they are stored cannot be told from those that were drawn as they are shown.
+
+    Raises:
+        InputError: One cannot be read.
+    """
+    found = []
+    for name, picture in pictures.items():
+        (height, width), orientation = shown_size(picture)
+        if orientation > 1 and (orientation not in _TURNS or height == width):
+            found.append(name)
+    if not found:
+        return ""
+    return (
+        f"{len(found)} pictures are turned or mirrored by EXIF ({first_few(found)}): their masks are taken as drawn on "
+        "the pictures as viewers show them"
+    )
 
 
 def fitted(labels: Labels, picture: Path) -> Labels:

@@ -281,8 +281,12 @@ def first_line(error: Exception) -> str:
 
 def _head(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise InputError("it is a pipe, a socket or a device: give a file")
         with path.open("rb") as stream:
             return stream.read(_HEAD_BYTES)
+    except InputError:
+        raise
     except (FileNotFoundError, ValueError) as error:  # ValueError: a null in the name
         raise InputError("there is no such file or folder: correct the path") from error
     except OSError as error:

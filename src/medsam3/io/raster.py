@@ -106,9 +106,18 @@ def open_picture(path: Path, *, also: Sequence[str] = ()) -> Iterator[PIL.Image.
             raise InputError(
                 f"{kind}, which is not read here: save it as 8 or 16-bit, or 32-bit real numbers"
             ) from error
-        if isinstance(error, PIL.UnidentifiedImageError) and (held := file_format(path)) not in ("raster", "video"):
+        held = _held_by(path) if isinstance(error, PIL.UnidentifiedImageError) else "raster"
+        if held not in ("raster", "video"):
             raise InputError(f"the file is {held}, a picture is wanted: save it as PNG") from error
         raise InputError(_UNDECODABLE.format(_reason(error))) from error
+
+
+def _held_by(path: Path) -> str:
+    """Name what a file is by its content."""
+    try:
+        return file_format(path)
+    except InputError:
+        return "of no known form"
 
 
 def _container_formats(path: Path) -> list[str]:

@@ -443,6 +443,17 @@ def test_a_repository_with_a_dot_in_its_name_and_only_a_pickle_is_fetched(tmp_pa
         read_checkpoint(tmp_path / "hub")
 
 
+@pytest.mark.parametrize("value", [float("nan"), "wide", [1], None])
+def test_a_size_of_another_kind_is_one_line(value: object) -> None:
+    fields = small_architecture().to_json()
+    fields["tracker_config"]["memory_encoder_output_channels"] = value
+    with pytest.raises(
+        InputError, match=r"config\.json does not describe a SAM 3 \(.*memory_encoder_output_channels"
+    ) as raised:
+        architecture_from_json(fields)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("num_hidden_layers", 10**6), ("hidden_size", 10**9), ("image_size", -(10**9))]
 )
