@@ -23,8 +23,9 @@ app: $(VENV)/.installed $(VENV)/.weights ## open the page in the browser, with a
 
 test: lint types unit ## install from nothing, then run all checks and all tests but the slow ones
 
-test-all: lint types $(VENV)/.installed-dev $(VENV)/.weights-dev ## the same, with the slow tests
+test-all: lint types $(VENV)/.installed-dev $(VENV)/.weights-dev ## the same, with the slow tests, and ten minutes of damaged files
 	$(PYTEST) -m "not gpu"
+	$(MAKE) fuzz
 
 lint: $(VENV)/.installed-dev ## ruff
 	$(BIN)/ruff check .

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 MOST_SECONDS, MOST_BYTES = 10.0, 2**31
 _KILLED_AFTER = 120.0  # by the clock, on a machine that may have much else to do
+_STARTED_WITHIN = 1200.0
 _ADDRESS_SPACE = 24 * 2**30
 """Against files that would take the machine's memory: torch alone reserves several GiB of addresses."""
 _KEPT_OF_EACH = 3
@@ -128,12 +129,13 @@ def repacked(content: bytes, chance: random.Random) -> bytes:
 def read_damaged(first: int, count: int, only: str) -> None:
     """Read damaged files in this process, and print a line of JSON before each and for each finding."""
     from fuzz_seeds import seeds  # noqa: PLC0415  the parent needs none of the readers
+    from fuzz_texts import texts  # noqa: PLC0415
 
     from medsam3.errors import InputError  # noqa: PLC0415
 
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
     logging.disable(logging.CRITICAL)
-    chosen = [seed for seed in seeds() if only in seed.name]
+    chosen = [seed for seed in (*seeds(), *texts()) if any(part in seed.name for part in only.split(","))]
     with tempfile.TemporaryDirectory() as temporary:
         contents = {seed.name: _good(seed, Path(temporary) / seed.name) for seed in chosen}
         for number in range(first, first + count):
@@ -230,7 +232,7 @@ class Campaign:
             errors.seek(0)
             said = errors.read()[-2000:].decode(errors="replace")
         if not current:
-            raise SystemExit(f"the fuzzer itself fails: {said}")
+            raise SystemExit(f"the fuzzer itself fails: {said or f'no file in {_STARTED_WITHIN:g} s'}")
         number: int = current["number"]
         if is_hung or (code != 0 and not is_stopped):
             kind = "hang" if is_hung else signal.Signals(-code).name if code < 0 else f"exit {code}"
@@ -260,7 +262,7 @@ def _records(stream: IO[bytes]) -> Iterator[dict[str, Any] | None]:
     """Read lines of JSON; None if none comes for longer than a file may take."""
     started = False
     while True:
-        ready, _, _ = select.select([stream], [], [], _KILLED_AFTER if started else 300.0)
+        ready, _, _ = select.select([stream], [], [], _KILLED_AFTER if started else _STARTED_WITHIN)
         if not ready:
             yield None
             return
@@ -277,7 +279,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600.0, help="how long to go on (600)")
     parser.add_argument("--first", type=int, default=0, help="number of the first file (0)")
     parser.add_argument("--count", type=int, default=10**9, help="most files")
-    parser.add_argument("--only", default="", help="seeds whose name holds this text, such as dicom")
+    parser.add_argument("--only", default="", help="seeds whose name holds one of these, joined by commas")
     parser.add_argument("--out", type=Path, default=Path("fuzz_out"), help="folder of the files that are found")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()

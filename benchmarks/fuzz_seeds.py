@@ -99,7 +99,7 @@ def open_coco_training(path: Path) -> None:
 
 def open_session(path: Path) -> None:
     """Take up a saved session."""
-    medsam3.Session.from_json(path.read_text(encoding="utf-8", errors="replace"), _grey(), ThresholdSegmenter())
+    medsam3.Session.from_json(path.read_text(encoding="utf-8", errors="replace"), grey(), ThresholdSegmenter())
 
 
 def open_adapter(path: Path) -> None:
@@ -131,14 +131,15 @@ def _series(folder: Path) -> Image:
     return read(folder)
 
 
-def _grey() -> NDArray[np.uint8]:
+def grey() -> NDArray[np.uint8]:
+    """Give a picture (20, 24) whose values differ along both axes."""
     row, col = np.mgrid[:20, :24]
     values: NDArray[np.uint8] = ((row * 9 + col * 5) % 256).astype(np.uint8)
     return values
 
 
 def _colour() -> NDArray[np.uint8]:
-    return np.stack([_grey(), 255 - _grey(), _grey() // 2], axis=-1)
+    return np.stack([grey(), 255 - grey(), grey() // 2], axis=-1)
 
 
 def _volume() -> NDArray[np.int16]:
@@ -317,14 +318,15 @@ def _index(folder: Path) -> None:
 
 
 def _session(folder: Path) -> None:
-    session = medsam3.Session(_grey(), ThresholdSegmenter())
+    session = medsam3.Session(grey(), ThresholdSegmenter())
     session.segment("polyp")
     session.box(2, 3, 12, 15)
     session.click(6, 8)
     (folder / "a.json").write_text(session.to_json())
 
 
-def _lora() -> dict[str, torch.Tensor]:
+def lora() -> dict[str, torch.Tensor]:
+    """Give an adapter of one module, rank 2."""
     module = "backbone.vision_backbone.trunk.blocks.0.attn.proj"
     return {f"{module}.lora.lora_A": torch.ones(6, 2), f"{module}.lora.lora_B": torch.ones(2, 5)}
 
@@ -365,7 +367,7 @@ def _checkpoint(folder: Path) -> None:
 
 @cache
 def seeds() -> tuple[Seed, ...]:
-    """All kinds of files."""
+    """All kinds of images, masks, weights, and data to train on."""
     grey16 = np.abs(_volume()[1]).astype(np.uint16)
     images: dict[str, tuple[str, Callable[[Path], object]]] = {
         "png": ("a.png", _picture("a.png")),
@@ -409,13 +411,13 @@ def seeds() -> tuple[Seed, ...]:
         "masks-nifti": ("m.nii.gz", _masks("m.nii.gz"), open_masks),
         "masks-nrrd": ("m.nrrd", _masks("m.nrrd"), open_label_map),
         "masks-slicer": ("a.seg.nrrd", _layers, open_label_map),
-        "masks-png": ("a.png", _picture("a.png", _grey() // 64), open_picture_masks),
+        "masks-png": ("a.png", _picture("a.png", grey() // 64), open_picture_masks),
         "masks-coco": ("a.json", _coco, open_picture_masks),
         "train-coco": ("a.json", _coco, open_coco_training),
         "train-index": ("index.csv", _index, open_index),
         "session": ("a.json", _session, open_session),
-        "safetensors": ("a.safetensors", lambda folder: save_file(_lora(), folder / "a.safetensors"), open_adapter),
-        "pickle": ("a.pt", lambda folder: torch.save(_lora(), folder / "a.pt"), open_adapter),
+        "safetensors": ("a.safetensors", lambda folder: save_file(lora(), folder / "a.safetensors"), open_adapter),
+        "pickle": ("a.pt", lambda folder: torch.save(lora(), folder / "a.pt"), open_adapter),
         "card": ("a.json", _card, open_card),
         "checkpoint": ("checkpoint.pt", _checkpoint, open_checkpoint),
     }

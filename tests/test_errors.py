@@ -1,11 +1,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
-from medsam3.errors import InputError, check_frame, printable, reason_of, require
+from medsam3.errors import InputError, check_frame, printable, reason_of, require, value_error
 
 
 def test_require_returns_the_module() -> None:
@@ -15,6 +17,46 @@ def test_require_returns_the_module() -> None:
 def test_require_says_which_extra_brings_a_missing_package() -> None:
     with pytest.raises(InputError, match=r"no_such_package is not installed; do: pip install 'medsam3\[dicom\]'"):
         require("no_such_package", extra="dicom")
+
+
+def test_a_package_that_is_there_and_lacks_something_is_not_said_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, line in (("lacks_another", "import no_such_other"), ("lacks_a_name", "from json import no_such_name")):
+        (tmp_path / f"{name}.py").write_text(line)
+        with pytest.raises(
+            InputError, match=rf"{name} is installed and does not load \(.*no_such_\w+.*\): install what"
+        ):
+            require(name, extra="dicom")
+
+
+class _Inner(BaseModel):
+    height: int
+
+
+class _Outer(BaseModel):
+    images: list[_Inner]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            '{"images": [{"height": 3}, {"height": "20 px"}]}',
+            'images[1].height is "20 px": input should be a valid int',
+        ),
+        ('{"images": [{"height": null}]}', "images[0].height is null: input should be a valid integer"),
+        ('{"images": [{}]}', "images[0].height is missing"),
+        ('{"images": 7}', "images is 7: input should be a valid array"),
+        ("{", "invalid JSON: EOF while parsing an object"),
+        ('{"images": "' + "a" * 200 + '"}', 'images is "' + "a" * 76 + "...: input should be"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place_and_shown(text: str, said: str) -> None:
+    with pytest.raises(ValidationError) as raised:
+        _Outer.model_validate_json(text)
+    assert value_error(raised.value.errors()[0]).startswith(said)
 
 
 def test_input_errors_are_value_errors() -> None:

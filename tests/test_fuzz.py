@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import random
+import subprocess
 import time
 import zlib
 from pathlib import Path
@@ -38,8 +39,28 @@ def test_what_a_gzip_file_holds_is_damaged_too() -> None:
 
 
 @pytest.mark.slow
-def test_two_minutes_of_damaged_files_find_nothing(tmp_path: Path) -> None:
-    campaign = fuzz.Campaign(tmp_path / "found", "")
-    campaign.run(0, 10**9, time.monotonic() + 120)
+def test_every_kind_of_file_is_made_and_read_as_it_stands(tmp_path: Path) -> None:
+    from fuzz_seeds import seeds  # noqa: PLC0415  with them come all readers
+    from fuzz_texts import texts  # noqa: PLC0415
+
+    kinds = (*seeds(), *texts())
+    names = {seed.name for seed in kinds}
+    assert len(names) == len(kinds) >= 58
+    assert names >= {"nifti", "dicom-jpeg-ls", "masks-seg", "transcript", "results-list", "list-csv", "sam3-config"}
+    for seed in kinds:
+        assert len(fuzz._good(seed, tmp_path / seed.name)) > 0, seed.name
+
+
+@pytest.mark.slow
+def test_a_short_run_reads_damaged_files_in_a_process_of_its_own_and_finds_nothing(tmp_path: Path) -> None:
+    campaign = fuzz.Campaign(tmp_path / "found", "list-,rules")
+    campaign.run(0, 60, time.monotonic() + 600)
     assert campaign.findings == []
-    assert campaign.done.total() > 0
+    assert set(campaign.done) == {"list-csv", "list-jsonl", "rules"} and campaign.done.total() == 60
+
+
+def test_the_slow_part_of_the_tests_ends_with_damaged_files() -> None:
+    planned = subprocess.run(
+        ["make", "--dry-run", "test-all"], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
+    )
+    assert "benchmarks/fuzz.py --seconds 600" in planned.stdout

@@ -6,8 +6,15 @@ It knows nothing of images or models.
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterable
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+_LONGEST_VALUE = 80
 
 
 class InputError(ValueError):
@@ -46,6 +53,24 @@ def reason_of(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def value_error(details: ErrorDetails) -> str:
+    """Say what pydantic holds against one value: `images[0].height is "a": input should be a valid integer`.
+
+    What stands there is shown in JSON; of a text that is no JSON at all, nothing.
+    """
+    # A union's place holds the kind that was tried, `_Rle` or `list[float]`, which nobody wrote.
+    names = [part for part in details["loc"] if isinstance(part, int) or (part.isidentifier() and part[:1] != "_")]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in names).removeprefix(".")
+    if details["type"] == "missing":
+        return f"{place} is missing"
+    said = details["msg"].removeprefix("Value error, ")
+    said = said[:1].lower() + said[1:]
+    if not place:
+        return said
+    value = json.dumps(details["input"], default=str)
+    return f"{place} is {value if len(value) <= _LONGEST_VALUE else f'{value[: _LONGEST_VALUE - 3]}...'}: {said}"
+
+
 def require(module: str, *, extra: str) -> ModuleType:
     """Import an optional package, or say which extra brings it.
 
@@ -54,9 +79,14 @@ def require(module: str, *, extra: str) -> ModuleType:
         extra: The extra of this package that installs it.
 
     Raises:
-        InputError: The package is not installed.
+        InputError: The package is not installed, or does not load.
     """
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise InputError(f"{module} is not installed; do: pip install 'medsam3[{extra}]'") from error
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in (None, module, module.partition(".")[0]):
+            raise InputError(f"{module} is not installed; do: pip install 'medsam3[{extra}]'") from error
+        package = module.partition(".")[0]
+        raise InputError(
+            f"{module} is installed and does not load ({reason_of(error)}): install what that names, or {package} anew"
+        ) from error

@@ -48,10 +48,23 @@ def test_the_slices_of_a_dicom_series_are_one_image_and_other_dicom_files_one_ea
     assert _found(tmp_path, "ct/*.dcm") == ["ct/0.dcm", "ct/1.dcm", "ct/2.dcm"]
 
 
+@pytest.mark.parametrize("claims", ["5", '{"a.png": 1}', '["b.png", 7, null, "' + "n" * 300 + '", "a\\u0000.png"]'])
+def test_a_list_of_results_that_makes_no_sense_claims_nothing(tmp_path: Path, claims: str) -> None:
+    _make(tmp_path, "a.png")
+    (tmp_path / "results.jsonl").write_text(f'{{"version": 1}}\n{{"claims": {claims}}}\n')
+    assert [item.path.name for item in find_inputs([str(tmp_path)])] == ["a.png"]
+
+
 def test_a_pattern_takes_the_images_that_it_matches(tmp_path: Path) -> None:
     _make(tmp_path, "a1.png", "a2.png", "a3.txt", "b.png", "below/a4.png")
     assert _found(tmp_path, "a*") == ["a1.png", "a2.png"]
     assert _found(tmp_path, "**/a*.png") == ["a1.png", "a2.png", "below/a4.png"]
+
+
+def test_a_pattern_that_matches_a_series_and_its_slices_takes_the_series(tmp_path: Path) -> None:
+    write_ct_series(tmp_path / "a" / "ct", np.zeros((3, 4, 5), dtype=np.int16))
+    _make(tmp_path, "a/p.png", "q.png")
+    assert _found(tmp_path, "**/*") == ["a/p.png", "a/ct", "q.png"]
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:

@@ -76,6 +76,24 @@ def test_an_ascii_terminal_shows_other_letters_as_escapes(tmp_path: Path) -> Non
     assert done.returncode == 0 and rb"gr\xf6\xdfe.png" in done.stdout
 
 
+def test_a_backslash_and_a_dash_at_the_beginning_are_parts_of_a_name(
+    threshold_model: ThresholdSegmenter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a\\b.png", "-scan.png"):
+        picture(tmp_path / name)
+    options = ["--text", "polyp", "--model", "threshold", "--format", "png", "--out", "o"]
+    for _ in range(2):  # the second run takes up the first one's list
+        assert main(["segment", "a\\b.png", "./-scan.png", *options]) == 0
+    assert {path.name for path in Path("o").glob("*.png")} == {"a-b_polyp_mask.png", "-scan_polyp_mask.png"}
+    assert "skipped 2 files done before" in capsys.readouterr().out
+    assert main(["segment", "-scan.png", *options]) == 2
+    assert "-scan.png is read as an option: write ./-scan.png for the file" in capsys.readouterr().err
+
+
 def test_results_of_an_earlier_run_are_not_taken_for_images(
     threshold_model: ThresholdSegmenter, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

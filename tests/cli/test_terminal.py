@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import PIL.Image
 import pytest
 
 import medsam3.cli
+from medsam3.cli.terminal import in_options, speak_for
 from medsam3.errors import printable
 
 
@@ -30,6 +33,51 @@ from medsam3.errors import printable
 )
 def test_control_characters_are_written_out(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("message", "with_options", "without"),
+    [
+        (
+            "a.nii: the file has 3 time points: choose one with frame=, from 0 to 2",
+            "a.nii: the file has 3 time points: choose one with --frame, from 0 to 2",
+            "a.nii: the file has 3 time points: save one as a file of its own",
+        ),
+        (
+            "page 1 is (2, 3) but page 0 is (4, 5): choose one page with frame=",
+            "page 1 is (2, 3) but page 0 is (4, 5): choose one page with --frame",
+            "page 1 is (2, 3) but page 0 is (4, 5): save one page as a file of its own",
+        ),
+        (
+            "the folder holds 2 series: 1, 2; choose one by series=, its number or the UID's end",
+            "the folder holds 2 series: 1, 2; choose one by --series, its number or the UID's end",
+            "the folder holds 2 series: 1, 2; give each a folder of its own",
+        ),
+        (
+            "too large; of a slide, give a smaller level's file, or a part of it by region=",
+            "too large; of a slide, give a smaller level's file, or a part of it by --region",
+            "too large; of a slide, give a smaller level's file",
+        ),
+        ("said=frame=3 and my-frame= stay", "said=frame=3 and my-frame= stay", "said=frame=3 and my-frame= stay"),
+    ],
+)
+def test_only_options_that_the_command_has_are_advised(message: str, with_options: str, without: str) -> None:
+    speak_for({"--frame", "--series", "--level", "--region"})
+    assert in_options(message) == with_options
+    speak_for({"--out"})
+    assert in_options(message) == without
+
+
+def test_each_command_advises_its_own_options(tmp_path: Path) -> None:
+    times = tmp_path / "times.nii"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((6, 5, 4, 3), dtype=np.int16), np.eye(4)), times)
+    for line, advice in (
+        ("info times.nii", "choose one with --frame, from 0 to 2"),
+        ("convert times.nii out.nrrd", "save one as a file of its own"),
+        ("agent times.nii 'segment the liver'", "save one as a file of its own"),
+    ):
+        done = medsam3_in(tmp_path, f"medsam3 {line}")
+        assert (done.returncode, done.stderr.decode().strip().rpartition(": ")[2]) == (2, advice)
 
 
 def test_only_the_terminal_prints() -> None:

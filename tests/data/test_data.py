@@ -13,7 +13,9 @@ import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
+from made_data import data_folder
 from medsam3.data.coco import samples_from_coco
+from medsam3.data.index import load_label_map, shown_size
 from medsam3.data.samples import samples_from_index
 from medsam3.errors import InputError
 
@@ -187,7 +189,7 @@ def test_ids_as_texts_are_the_numbers_they_write(tmp_path: Path) -> None:
             [annotated(7, None)],
             [DISC],
             [7],
-            "annotations.0.category_id: Value error, an id is a whole number or a text",
+            "annotations[0].category_id is null: an id is a whole number or a text",
         ),
         ([], [DISC], [7], "has no outline"),
         ([annotated(7, 1)], [{**DISC, "name": " "}], [7], "categories without a name (1)"),
@@ -270,6 +272,66 @@ def test_an_index_joins_label_values_and_keeps_true_negatives(tmp_path: Path) ->
     assert [target.is_present for target in sample.targets] == [True, True, False]
 
 
+def test_an_index_may_be_written_on_windows_and_leads_nowhere_else(tmp_path: Path) -> None:
+    data = data_folder(tmp_path / "data")
+    (data / "a b").mkdir()
+    for name in ("0.png", "0_mask.png"):
+        (data / name).rename(data / "a b" / name)
+    table = data / "index.csv"
+    table.write_text(table.read_text().replace("0.png", r"a b\0.png").replace("0_mask.png", r"a b\0_mask.png"))
+    first = samples_from_index(data)[-1]
+    assert first.image == data / "a b" / "0.png" and (first.targets[0].load() == 1).sum() == 22 * 30
+    for name in (r"C:\0.png", r"..\0.png", "/0.png", "../0.png", r"\\host\0.png"):
+        changed = table.read_text().replace(r"a b\0.png", name)
+        (data / "index.csv").write_text(changed)
+        with pytest.raises(InputError, match=r"index\.csv line 2: path .* leaves the folder .*: write it relative"):
+            samples_from_index(data)
+        table.write_text(changed.replace(name, r"a b\0.png"))
+
+
+def test_several_pages_are_no_picture_to_train_on(tmp_path: Path) -> None:
+    data = data_folder(tmp_path / "data")
+    pages = [PIL.Image.new("L", (64, 48), value) for value in (10, 20)]
+    pages[0].save(data / "0.png", "TIFF", save_all=True, append_images=pages[1:])
+    with pytest.raises(InputError, match=r"0\.png holds 2 pages, slices or frames, a picture is wanted: save one"):
+        samples_from_index(data)[0].load_rgb()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"no picture, though so named " * 20, "the file is of no known form, a picture is wanted"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), r"cannot be decoded, it may be cut short .*: copy it again"),
+        (b"\x1f\x8b" + bytes(400), "the file is of no known form"),
+        (bytes(128) + b"DICM" + bytes(40), "the file is dicom, a picture is wanted: save it as PNG"),
+    ],
+)
+def test_a_mask_that_is_no_picture_is_said_to_be_what_it_is(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "mask.png").write_bytes(content)
+    with pytest.raises(InputError, match=rf"mask\.png: .*{said}"):
+        load_label_map(tmp_path / "mask.png")
+    with pytest.raises(InputError, match=rf"mask\.png: .*{said}"):
+        shown_size(tmp_path / "mask.png")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("height", '"20 px"', r'images\[0\]\.height is "20 px": input should be a valid integer'),
+        ("height", "null", r"images\[0\]\.height is null: input should be a valid integer"),
+        ("height", "0", r"images\[0\]\.height is 0: input should be greater than 0"),
+        ("segmentation", '[[{"x": 1}]]', r'segmentation\[0\]\[0\] is {"x": 1}: input should be a valid number'),
+    ],
+)
+def test_a_wrong_value_of_coco_is_named_with_its_place(tmp_path: Path, field: str, value: str, said: str) -> None:
+    path = write_coco(tmp_path, [annotated(7, 1)], [DISC], [7])
+    content = json.loads(path.read_text())
+    content["images" if field == "height" else "annotations"][0][field] = json.loads(value)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=said):
+        samples_from_coco(path, tmp_path)
+
+
 @pytest.mark.parametrize("value", ["null", "NaN", "Infinity", "1e9", "-1e9", "1e400"])
 def test_a_coordinate_that_is_none_or_far_outside_is_refused_before_it_is_drawn(tmp_path: Path, value: str) -> None:
     path = write_coco(tmp_path, [annotated(7, 1, [[4, 5, 10, 5, 12345, 8, 4, 8]])], [DISC], [7])
@@ -294,7 +356,7 @@ def test_a_file_name_outside_the_folder_is_refused(tmp_path: Path, name: str) ->
     content = json.loads(path.read_text())
     content["images"][0]["file_name"] = name
     path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="leaves the folder of the images: write it relative"):
+    with pytest.raises(InputError, match=r"file_name .* leaves the folder .*: write it relative to that"):
         samples_from_coco(path, tmp_path)
 
 
@@ -346,3 +408,20 @@ def test_thousands_of_objects_are_drawn_in_a_second_or_two(tmp_path: Path) -> No
     labels = sample.targets[0].load()
     assert time.process_time() - started < 3
     assert labels.max() == 2000 and (labels > 0).sum() == 2000 * 100
+
+
+@pytest.mark.parametrize("apart", [";", "\t"])
+def test_a_spreadsheets_other_separators_are_read(tmp_path: Path, apart: str) -> None:
+    data = data_folder(tmp_path / "data")
+    expected = samples_from_index(data)
+    table = data / "index.csv"
+    table.write_text(table.read_text().replace(",", apart))
+    assert [sample.name for sample in samples_from_index(data)] == [sample.name for sample in expected]
+
+
+def test_a_folder_that_is_none_is_said_to_be_none(tmp_path: Path) -> None:
+    data = data_folder(tmp_path / "data")
+    with pytest.raises(InputError, match=r"index\.csv is a file: name the folder that it lies in"):
+        samples_from_index(data / "index.csv")
+    with pytest.raises(InputError, match=r"data/no does not exist: correct the path"):
+        samples_from_index(data / "no")

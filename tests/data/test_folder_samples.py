@@ -109,6 +109,9 @@ def test_a_source_says_what_it_lacks(tmp_path: Path) -> None:
         FolderSource(images, masks)
     with pytest.raises(InputError, match="has 0 groups, allowed is 1"):
         FolderSource(images, masks, "polyp", group_pattern="p")
+    for phrase in ("  ", "a\x1b[2J"):
+        with pytest.raises(InputError, match=r"the phrase (is empty|holds characters that cannot be printed)"):
+            FolderSource(images, masks, phrase)
     with pytest.raises(InputError, match="not a regular expression"):
         FolderSource(images, masks, "polyp", group_pattern="(")
 
@@ -203,8 +206,21 @@ def test_endings_of_masks_in_another_folder_are_found_too_and_the_exact_name_com
     assert not sample.targets[0].is_present
 
 
+def test_masks_may_be_gif_and_others_are_said_to_be_of_no_use(tmp_path: Path) -> None:
+    images, masks = tmp_path / "drive" / "images", tmp_path / "drive" / "masks"
+    put(images, "21.png", np.zeros((6, 9, 3), np.uint8))
+    put(masks, "21.gif", BLOCK * np.uint8(255))
+    (sample,) = samples_from_folder(FolderSource(images, masks, "vessel"))
+    assert (sample.targets[0].load() == BLOCK).all()
+    (masks / "21.gif").rename(masks / "21.nii.gz")
+    with pytest.raises(InputError, match=r"has no mask for 1 of 1 images .* and is \.png, .*\.gif"):
+        samples_from_folder(FolderSource(images, masks, "vessel"))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_that_a_camera_turned_keep_their_masks(tmp_path: Path, orientation: int) -> None:
+def test_pictures_that_a_camera_turned_keep_their_masks(
+    tmp_path: Path, orientation: int, caplog: pytest.LogCaptureFixture
+) -> None:
     shown = np.zeros((24, 36, 3), np.uint8)
     shown[4:12, 8:24] = 255
     upright = PIL.Image.fromarray(shown)
@@ -219,6 +235,7 @@ def test_pictures_that_a_camera_turned_keep_their_masks(tmp_path: Path, orientat
     put(tmp_path / "masks", "a.png", shown[..., 0])
     (sample,) = samples_from_folder(FolderSource(tmp_path / "images", tmp_path / "masks", "polyp"))
     assert ((sample.targets[0].load() > 0) == (sample.load_rgb()[..., 0] > 128)).all()
+    assert ("1 pictures are turned or mirrored by EXIF (a)" in caplog.text) == (orientation in (2, 3, 4))
     if orientation > 4:  # a mask drawn on the picture as it is stored is turned with it
         put(tmp_path / "masks", "a.png", np.asarray(stored)[..., 0])
         (sample,) = samples_from_folder(FolderSource(tmp_path / "images", tmp_path / "masks", "polyp"))

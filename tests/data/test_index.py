@@ -59,8 +59,8 @@ def test_nifti_rows_are_volumes(tmp_path: Path) -> None:
         (",p1,1", ",p1,yes", "line 2: present is 'yes', allowed are 0 and 1"),
         ("1|2", "1|x", r"line 2: label_value is '1\|x'"),
         ("1|2", "0", "line 2: label_value is '0'"),
-        ("eyes/images", "../images", "line 2: path '../images/a.png' leaves the data folder"),
-        ("eyes/masks", "/masks", "line 2: path '/masks/a.png' leaves the data folder"),
+        ("eyes/images", "../images", "line 2: path '../images/a.png' leaves the folder"),
+        ("eyes/masks", "/masks", "line 2: path '/masks/a.png' leaves the folder"),
         ("optic disc", " ", "line 2: concept empty"),
         ("p1,1", "p1", "line 2: present empty"),
     ],
@@ -117,7 +117,7 @@ def test_what_is_no_label_map_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     for name, message in (
         ("colour.png", "mode RGB"),
-        ("text.png", "not a readable image"),
+        ("text.png", "of no known form, a picture is wanted"),
         ("none.png", "does not exist"),
         ("a.nii.gz", "is a volume"),
     ):

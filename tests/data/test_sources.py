@@ -198,3 +198,13 @@ def test_the_digest_of_samples_follows_contents_and_not_names(tmp_path: Path) ->
     assert changed != first
     PIL.Image.new("L", (9, 6), 0).save(masks / "a.png")
     assert contents_digest(samples_from_folder(FolderSource(images, masks, "polyp"))) not in (first, changed)
+
+
+def test_masks_that_are_all_empty_are_nothing_to_learn(tmp_path: Path) -> None:
+    for number in range(4):
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            PIL.Image.new("L", (9, 6)).save(tmp_path / folder / f"{number}.png")
+    source = FolderSource(tmp_path / "images", tmp_path / "masks", "polyp")
+    with pytest.raises(InputError, match="no train image shows any concept, all of their masks are empty"):
+        read_samples(Sources(folders=(source,)))

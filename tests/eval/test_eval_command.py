@@ -251,7 +251,7 @@ def test_comparison_leaves_out_and_counts_what_only_one_run_has(data: DataFolder
         (("DATA", "--absent", "-1"), "absent is -1"),
         (("DATA", "--model", "colour", "--flips"), "model colour does not ask mirrored pictures"),
         (("DATA", "--compare", "a", "b"), "--compare takes two results.json and no data folder"),
-        (("nowhere",), "holds no index.csv"),
+        (("nowhere",), "nowhere does not exist"),
         (("DATA", "--coco", "a.json"), "data was given in more than one way"),
         (("DATA", "--images", "pictures"), "give --coco too"),
         (("DATA", "--concept", "polyp"), "give --folder too"),

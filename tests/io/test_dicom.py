@@ -143,6 +143,14 @@ def test_monochrome1_and_2_of_the_same_scene_look_alike(tmp_path: Path) -> None:
     assert np.array_equal(view_of(upright).rgb(0), view_of(read(save(inverse, tmp_path / "inverse.dcm"))).rgb(0))
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_presentation_lut_that_inverts_is_heeded_once(photometric: str, tmp_path: Path) -> None:
+    """DCMTK's dcmj2pnm shows both dark where values are high."""
+    about = {"PhotometricInterpretation": photometric, "PresentationLUTShape": "INVERSE", "Modality": "DX"}
+    image = grey(tmp_path, **about, BitsStored=12, HighBit=11)
+    assert image.array()[0, :, :, 0].tolist() == [[4095, 4085, 0], [3995, 3895, 3795]]  # 4095 - v
+
+
 def test_signed_monochrome1_stays_in_its_range(tmp_path: Path) -> None:
     pixels = np.array([[-128, 127], [0, 5]], dtype=np.int8)
     image = read(save(dataset(pixels, PhotometricInterpretation="MONOCHROME1"), tmp_path / "a.dcm"))
@@ -310,6 +318,24 @@ def test_a_reconstruction_of_nuclear_medicine_lies_where_its_detector_says(dista
     one = read(tmp_path / "nm.dcm", frame=3)
     assert one.affine is not None
     np.testing.assert_allclose(world_from_index(one.affine, (0, 4, 5)), expected, atol=1e-6)
+
+
+def test_a_gated_reconstruction_is_no_stack_and_each_frame_lies_in_its_slice(tmp_path: Path) -> None:
+    made = dataset(ramp().astype(np.uint16), sop_class="1.2.840.10008.5.1.4.1.1.20", Modality="NM")
+    first = Dataset()
+    first.ImagePositionPatient = [f"{value:.10g}" for value in world(0, 0, 0)]
+    first.ImageOrientationPatient = [f"{value:.10g}" for value in (*ROW_DIRECTION, *COLUMN_DIRECTION)]
+    made.DetectorInformationSequence = Sequence([first])
+    made.SliceVector, made.TimeSlotVector = [1, 2, 1, 2], [1, 1, 2, 2]
+    made.PixelSpacing, made.SpacingBetweenSlices = [0.75, 0.5], 2.5
+    path = save(made, tmp_path / "gated.dcm")
+    with pytest.raises(
+        InputError, match=r"4 frames show 2 slices several times .* choose one frame with frame=, from 0"
+    ):
+        read(path)
+    one = read(path, frame=3)  # the second slice of the second slot
+    assert one.affine is not None and one.array()[0, 0, 0, 0] == 300
+    np.testing.assert_allclose(world_from_index(one.affine, (0, 4, 5)), world(1, 4, 5), atol=1e-6)
 
 
 def test_a_pixel_size_in_the_shared_measures_alone_is_read(tmp_path: Path) -> None:

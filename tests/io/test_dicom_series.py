@@ -185,7 +185,15 @@ def test_a_picture_beside_or_above_a_series_is_passed_over_and_said(
     picture.save(tmp_path / "cd" / "ct" / "preview.jpg")
     for folder in (tmp_path / "cd", tmp_path / "cd" / "ct"):
         assert read(folder).shape == (4, 5, 6)
-        assert caplog.messages[-1] == f"{folder}: the DICOM series is read, not the pictures beside it (1)"
+        said = "the DICOM series is read, and the pictures beside it are no part of it (1)"
+        assert f"{folder}: {said}" in caplog.messages
+
+
+def test_masks_beside_a_series_are_no_part_of_it_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = series(tmp_path / "ct")
+    save(placed(ramp()[0], 0.0, Modality="SEG", SeriesInstanceUID="1.2.9"), folder / "seg\x1b.dcm")
+    assert read(folder).shape == (4, 5, 6)
+    assert caplog.messages == ["1 DICOM files without an image are passed over (seg\\x1b.dcm)"]
 
 
 def test_slices_that_lie_a_level_deeper_are_part_of_the_series(tmp_path: Path) -> None:

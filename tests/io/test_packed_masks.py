@@ -40,6 +40,22 @@ def test_masks_of_a_later_format_are_refused_with_the_reason() -> None:
         loaded(json.dumps(broken))
 
 
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ([1, 100_000, 100_000], "the crop has 10000000000 voxels"),
+        ([1, 20_000, 20_000], "400000000 voxels, 8 are there"),
+        ([1, 0, 1], "the crop has 0 voxels"),
+        ([1, 1e309, 1], "cannot convert float infinity"),
+    ],
+)
+def test_a_crop_that_is_not_there_takes_no_memory(shape: list[float], said: str) -> None:
+    content = json.loads(dumped([Masks((1, 2, 2), (ObjectMask((0, 0, 0), np.ones((1, 1, 1), dtype=np.bool_), 1.0),))]))
+    content["masks"][0]["objects"][0]["shape"] = shape
+    with pytest.raises(InputError, match=said):
+        loaded(json.dumps(content))
+
+
 def test_an_image_is_handed_over_with_all_but_its_files(tmp_path: Path) -> None:
     affine = np.array([[0, 0, -0.7, 5], [0, 2.5, 0, 6], [4, 0, 0, 7], [0, 0, 0, 1.0]])
     frames = np.arange(2 * 3 * 4, dtype=np.int16).reshape(2, 3, 4, 1)

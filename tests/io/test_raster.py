@@ -214,7 +214,10 @@ def test_an_overlay_has_the_images_size_and_shows_the_fullest_frame(tmp_path: Pa
 
 def test_only_the_formats_that_are_read_here_are_opened_whatever_the_name(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
-    with pytest.raises(InputError, match="the picture cannot be decoded"), open_picture(tmp_path / "a.jpg"):
+    with (
+        pytest.raises(InputError, match="the file is of no known form, a picture is wanted: save it as PNG"),
+        open_picture(tmp_path / "a.jpg"),
+    ):
         pass
     with pytest.raises(InputError, match="the content is not what the name says"):
         read(tmp_path / "a.jpg")

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,13 @@ from medsam3.store import replacing
 
 PICTURE = Image(np.zeros((1, 40, 50, 3), dtype=np.uint8))
 FOUND = Masks.from_dense(np.ones((1, 1, 40, 50), dtype=bool), [0.9], concept="polyp")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match=r"pipe\.png: it is a pipe, a socket or a device: give a file"):
+        read(tmp_path / "pipe.png")
 
 
 @pytest.mark.parametrize(

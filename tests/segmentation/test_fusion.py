@@ -142,7 +142,7 @@ def test_packed_masks_come_back() -> None:
     mask = np.random.default_rng(0).random((13, 21)) > 0.7
     packed = PackedMask.of(mask)
     np.testing.assert_array_equal(packed.dense(), mask)
-    np.testing.assert_array_equal(PackedMask.from_fields(packed.to_fields()).dense(), mask)
+    np.testing.assert_array_equal(PackedMask.from_fields(packed.to_fields(), packed.frame).dense(), mask)
     assert packed.area == mask.sum()
 
 

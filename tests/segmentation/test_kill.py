@@ -49,3 +49,32 @@ def test_kill_and_resume_gives_the_mask_of_an_unbroken_run(decodes: int, tmp_pat
     (whole,) = segment(stack, prompts, fresh, Options(is_followed=True))
     assert resumed.decoded < fresh.decoded
     np.testing.assert_array_equal(result.label_map(), whole.label_map())
+
+
+@pytest.mark.parametrize(
+    ("own", "damaged"),
+    [
+        ('"key"', '"kez"'),
+        ('"score": ', '"score": null, "old": '),
+        ('"score": ', '"score": NaN, "old": '),
+        ('"start": [', '"start": [0.5, '),
+        ('"frame": [', '"frame": [9'),
+        ('"crop": [', '"crop": [9'),
+        ('"bits": "', '"bits": "00'),
+        ('"is_sure": true', '"is_sure": "yes"'),
+        ('"value": {', '"value": 7, "other": {'),
+    ],
+)
+def test_an_answer_that_is_damaged_in_the_journal_is_made_anew(tmp_path: Path, own: str, damaged: str) -> None:
+    journal = tmp_path / "run.journal"
+    stack, prompts = stack_from(blocks(9, hidden=(4,))), [Prompt(text="bright")]
+    options = Options(is_followed=True, journal=journal)
+    (whole,) = segment(stack, prompts, BoxSegmenter(), options)
+    lines = journal.read_text().splitlines(keepends=True)
+    number = next(n for n, line in enumerate(lines) if own in line and '"key"' in line)
+    lines[number] = lines[number].replace(own, damaged, 1)
+    journal.write_text("".join(lines))
+    again = BoxSegmenter()
+    (result,) = segment(stack, prompts, again, options)
+    assert again.decoded == 1
+    np.testing.assert_array_equal(result.label_map(), whole.label_map())

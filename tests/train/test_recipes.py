@@ -59,6 +59,11 @@ def test_the_interactive_decoder_was_made_by_its_recipe() -> None:
         ({"trains": "clicks", "closer": 0.3}, "ClickFitConfig has no closer"),
         ({"trains": "clicks", "person": {"round": 3}}, "PersonConfig has no round"),
         ({"data": {"folds": 3}}, "data has folds, allowed are slices_every"),
+        ({"data": {"slices_every": "many"}}, 'slices_every is "many": input should be a valid integer'),
+        ({"data": {"weights": ["kvasir"]}}, "no attribute 'items'"),
+        ({"steps": "many"}, 'steps is "many": input should be a valid integer'),
+        ({"sampling": {"images": None}}, r"sampling\.images is null: input should be a valid integer"),
+        ({"views_of": {"kvasir": 1e309}}, "cannot convert float infinity to integer"),
     ],
 )
 def test_a_setting_that_does_not_exist_is_refused(tmp_path: Path, stage: dict[str, object], said: str) -> None:

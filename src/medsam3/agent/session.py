@@ -18,7 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema, SkipJsonSchema
 from medsam3.agent.chat import ShownPicture, ToolCall, ToolSpec
 from medsam3.agent.frames import FULL, Place, QueriedImage, relative_box, relative_crop, show_frame, whole_frame
 from medsam3.agent.values import Mark, Observation, ToolError, ToolStep
-from medsam3.errors import InputError
+from medsam3.errors import InputError, value_error
 from medsam3.image import ObjectMask
 from medsam3.prompts import Box
 from medsam3.view.crops import Crop
@@ -145,8 +145,7 @@ class Tool:
                 what = "is missing" if one["type"] == "missing" else "is not known"
                 said.append(f"{name[:60]} {what}; known are {known}")
             else:
-                value = json.dumps(one["input"], default=str)
-                said.append(f"{name} is {value if len(value) <= 80 else f'{value[:77]}...'}: {one['msg'].lower()}")
+                said.append(value_error(one))
         return "; ".join(said)
 
 

@@ -19,7 +19,7 @@ from pydantic_core import PydanticSerializationError
 
 from medsam3.agent.chat import ShownPicture, Usage
 from medsam3.agent.values import Budget, Decision, StoredPicture, ToolStep, Verdict
-from medsam3.errors import InputError, printable
+from medsam3.errors import InputError, printable, reason_of, value_error
 from medsam3.page import render
 from medsam3.store import Journal, JsonObject, cannot_write, check_format, read_lines, replacing, write_text
 
@@ -208,11 +208,9 @@ def _recorded(folder: Path, lines: list[JsonObject]) -> RecordedRun:
         for line in lines[1:]:
             ((kind, entry),) = line.items()
             run.take(kind, _LINES[kind].validate_python(entry, context=context))  # type: ignore[arg-type]
-    except (OSError, ValidationError, ValueError, KeyError, IndexError, TypeError, zlib.error) as error:
-        what = str(error).splitlines()[0][:200]
-        raise InputError(
-            f"{folder / FILE_NAME} is damaged ({type(error).__name__}: {what}): name another folder"
-        ) from error
+    except (OSError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError, zlib.error) as error:
+        what = value_error(error.errors()[0]) if isinstance(error, ValidationError) else reason_of(error)
+        raise InputError(f"{folder / FILE_NAME} is damaged ({what[:200]}): name another folder") from error
     return run
 
 

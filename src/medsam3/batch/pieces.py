@@ -202,7 +202,7 @@ def _json_lines(text: Iterable[str], source: str) -> Iterator[JsonObject]:
         if line.strip():
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{source}, line {number} is no JSON: write an object with file and text") from error
             if not isinstance(record, dict):
                 raise InputError(f"{source}, line {number} is no object: write one with file and text")

@@ -63,8 +63,11 @@ class Input:
 
     @property
     def stem(self) -> str:
-        """The name without what tells its format, and with the series where one was chosen."""
-        name = self.path.resolve().name
+        """The name without what tells its format, and with the series where one was chosen.
+
+        A backslash becomes a dash, as it parts folders on other systems.
+        """
+        name = self.path.resolve().name.replace("\\", "-")
         if self.series is not None:
             return f"{name}_series-{self.series}"
         lower = name.lower()
@@ -140,8 +143,11 @@ def _expand(argument: str) -> list[Path]:
     matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]  # noqa: PTH207  absolute patterns
     if not matches:
         raise InputError(f"pattern {argument!r} matches no file: correct it, or name a folder")
-    # What a pattern matches beside images is passed over as in a folder, unless it matches nothing else.
-    return [match for match in matches if match.is_dir() or is_image_name(match)] or matches
+    # What a pattern matches beside images is passed over as in a folder, unless it matches nothing else; and what lies
+    # in a folder that it matches as well, such as a slice of a series, is found there.
+    folders = {match for match in matches if match.is_dir()}
+    outer = [match for match in matches if folders.isdisjoint(match.parents)]
+    return [match for match in outer if match in folders or is_image_name(match)] or outer
 
 
 def _inputs_at(path: Path, skipped: Path | None) -> list[Input]:
@@ -199,8 +205,9 @@ def _results_in(folder: Path) -> set[str]:
         return set()
     with place.open("rb") as stream:
         records, _ = read_lines(stream)
-    claimed = [name for record in records for name in record.get("claims") or [] if isinstance(name, str)]
-    return {name for name in claimed if (folder / name).is_file()}
+    claims = [record["claims"] for record in records if isinstance(record.get("claims"), list)]
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    return {name for names in claims for name in names if isinstance(name, str)} & there
 
 
 def is_image_name(path: Path) -> bool:

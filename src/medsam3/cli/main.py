@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from medsam3 import __version__
@@ -25,6 +26,7 @@ from medsam3.cli.terminal import (
     prepare_streams,
     say,
     say_help,
+    speak_for,
     unexpected,
 )
 from medsam3.errors import InputError, reason_of
@@ -168,6 +170,7 @@ def parse(tokens: Sequence[str]) -> Arguments | None:
         return None
     from cyclopts import CycloptsError  # noqa: PLC0415
 
+    speak_for({name for argument in app.assemble_argument_collection() for name in argument.names})
     prepare = getattr(command.load(), "prepare", None)
     try:
         call, bound, _ = app.parse_args(
@@ -175,6 +178,9 @@ def parse(tokens: Sequence[str]) -> Arguments | None:
         )
         made: Arguments = call(*bound.args, **bound.kwargs)
     except CycloptsError as error:
+        named = next((token for token in rest if token[:1] == "-" and Path(token).exists()), None)
+        if named is not None:
+            raise InputError(f"{named} is read as an option: write ./{named} for the file") from error
         message = reason_of(error).removesuffix(".")
         for pattern, said in _SAID.items():
             message = re.sub(pattern, said, message)

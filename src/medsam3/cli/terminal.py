@@ -11,8 +11,9 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from medsam3.errors import InputError, printable
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _WIDTH_OF_A_FILE = 160  # columns, where stdout is not a terminal and so has no width of its own
+_OPTIONS = ("frame", "series", "level", "region", "vocabulary", "format", "at")
+"""Arguments of the library that messages name, and options of the commands."""
+_WITHOUT: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "frame": (r"choose one( \w+)? with frame=(, from 0 to \d+)?", r"save one\1 as a file of its own"),
+        "series": (r"choose one by series=, its number or the UID's end", "give each a folder of its own"),
+        "level": (r"choose another with level=, or a part with region=", "save the part that is meant as a file"),
+        "region": (r", or a part of it by region=", ""),
+        "vocabulary": (r", with vocabulary=", ", beside the weights"),
+    }
+)
+"""What a message advises where the command has no such option."""
+_lacking: set[str] = set()
 
 
 def prepare_streams() -> None:
@@ -215,9 +229,20 @@ def error_line(message: str) -> str:
     return printable(f"medsam3: error: {in_options(' '.join(message.split()))}")
 
 
+def speak_for(options: Collection[str]) -> None:
+    """Let messages advise options that the command has, such as `--frame`, and no others."""
+    _lacking.clear()
+    _lacking.update(name for name in _OPTIONS if f"--{name}" not in options)
+
+
 def in_options(message: str) -> str:
-    """Say a message of the library in the command line's terms: `choose one with frame=` becomes `... with --frame`."""
-    return re.sub(r"(?<![\w-])(frame|series|level|region|vocabulary|format)=(?=[\s,;:)]|$)", r"--\1", message)
+    """Say a message of the library in the command line's terms: `choose one with frame=` becomes `... with --frame`.
+
+    Of a command without that option, it says what can be done instead.
+    """
+    for name in _lacking & _WITHOUT.keys():
+        message = re.sub(*_WITHOUT[name], message)
+    return re.sub(rf"(?<![\w-])({'|'.join(_OPTIONS)})=(?=[\s,;:)]|$)", r"--\1", message)
 
 
 def unexpected(error: Exception) -> str:

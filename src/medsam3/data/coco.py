@@ -11,7 +11,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from medsam3 import concepts
-from medsam3.data.index import Split, fitted, shown_size
+from medsam3.data.index import Split, fitted, path_inside, shown_size, turned_unseen
 from medsam3.data.samples import Instances, Sample, Target, set_name
-from medsam3.errors import InputError, first_few, require
+from medsam3.errors import InputError, first_few, require, value_error
 
 log = logging.getLogger(__name__)
 _UPRIGHT_ORIENTATIONS = 4
@@ -160,6 +160,8 @@ def samples_from_coco(annotations: Path, images: Path | None = None, split: Spli
             f"{annotations} has no outline, only boxes or nothing: training needs polygons or RLE; draw them, or make "
             "them from the boxes with medsam3 segment --box"
         )
+    if note := turned_unseen({sample.name: sample.image for sample in samples}):
+        notes.append(note)
     if len(samples) < len(content.images):
         notes.append(f"{len(content.images) - len(samples)} images are left out, as they say nothing of any concept")
     if notes:
@@ -171,10 +173,9 @@ def _read_coco(path: Path) -> _Coco:
     try:
         return _Coco.model_validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except (OSError, ValidationError) as error:
-        what = str(error)
-        if isinstance(error, ValidationError):
-            first = max(error.errors(), key=lambda one: len(one["loc"]))  # the kind that came furthest
-            what = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+        if isinstance(error, OSError):
+            raise InputError(f"{path} cannot be read ({error.strerror}): give a COCO JSON") from error
+        what = value_error(max(error.errors(), key=lambda one: len(one["loc"])))  # of the kind that came furthest
         raise InputError(f"{path} is not COCO JSON with images, annotations and categories: {what}") from error
 
 
@@ -300,20 +301,15 @@ def _coco_targets(
 
 
 def _coco_path(folders: Sequence[Path], name: str) -> Path:
-    """Find an image, also by a path that was written on Windows.
+    """Find an image.
 
     Raises:
         InputError: It is not there, or its name leaves the folder.
     """
-    relative = PureWindowsPath(name)  # reads both kinds of slashes
-    if relative.is_absolute() or relative.drive or relative.root or ".." in relative.parts:
-        raise InputError(
-            f"file_name {name!r} leaves the folder of the images: write it relative to that folder, without .."
-        )
     for folder in folders:
-        for path in (folder / name, folder.joinpath(*relative.parts)):
-            if path.is_file():
-                return path
+        path = path_inside(folder, name, "file_name")
+        if path.is_file():
+            return path
     raise InputError(f"{folders[0] / name} does not exist: name the folder that file_name is relative to with --images")
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from medsam3.data.index import IndexRow
-from medsam3.errors import InputError
+from medsam3.errors import InputError, reason_of
 from medsam3.io.raster import open_picture
 
 SIDE = 64
@@ -98,7 +98,7 @@ def thumbnails(
         except (OSError, InputError) as error:
             if is_lenient:
                 continue
-            raise InputError(f"{path.name} cannot be read as a picture ({error}): replace the file") from error
+            raise InputError(f"{path}: {reason_of(error)}") from error
         found.append(thumbnail(path.relative_to(folder).as_posix(), row.dataset, row.split, grey))
         on_image(done, len(pictures))
     return found

@@ -8,6 +8,7 @@ hash and cut at 70 % and 80 %.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,22 @@ from pathlib import Path
 
 import numpy as np
 
-from medsam3.data.index import SPLITS, LabelMap, Split, concept_mask, fitted, hash_of_group, load_label_map
+from medsam3.data.index import (
+    SPLITS,
+    LabelMap,
+    Split,
+    concept_mask,
+    fitted,
+    hash_of_group,
+    load_label_map,
+    turned_unseen,
+)
 from medsam3.data.samples import Instances, Sample, Target, connected_objects, set_name
 from medsam3.errors import InputError, first_few
 from medsam3.io.files import RASTER_SUFFIXES
+from medsam3.prompts import check_phrase
 
+_log = logging.getLogger(__name__)
 _SPLITS: dict[str, Split] = {**{name: name for name in SPLITS}, "valid": "val", "validation": "val"}
 _TRAIN_SHARE, _VAL_SHARE = 0.7, 0.1
 _MASK_ENDING = re.compile(
@@ -27,6 +39,7 @@ _MASK_ENDING = re.compile(
 )
 _SOFT_LEVELS, _SOFT_SHARE = 40, 0.97
 """A mask with more values is black and white all the same if this share of it lies so near to 0 and 255."""
+_MASK_SUFFIXES = (*RASTER_SUFFIXES, ".gif")
 _LEAST_JUDGED, _INVERTED_SHARE = 3, 0.8
 """Masks are taken for inverted if so many, and this share of them, cover all corners."""
 
@@ -55,6 +68,9 @@ class FolderSource:
                 raise InputError(f"{folder} is not a folder: --folder takes a folder of images and one of masks")
         if bool(self.concept) == bool(self.labels):
             raise InputError(f"--folder {self.images} needs either --concept PHRASE or --labels VALUE=PHRASE after it")
+        for phrase in (self.concept, *(name for name, _ in self.labels)):
+            if phrase:
+                check_phrase(phrase)
         try:
             groups = re.compile(self.group_pattern).groups
         except re.error as error:
@@ -98,8 +114,10 @@ def samples_from_folder(source: FolderSource) -> tuple[Sample, ...]:
     if lacking:
         raise InputError(
             f"{source.masks} has no mask for {len(lacking)} of {len(images)} images ({first_few(lacking)}): a mask is "
-            "named as its picture, or with an ending such as _mask"
+            f"named as its picture, or with an ending such as _mask, and is {', '.join(_MASK_SUFFIXES)}"
         )
+    if note := turned_unseen(images):
+        _log.warning("%s: %s", source.images, note)
     groups = {stem: _group(stem, source.group_pattern) for stem in images}
     splits = _given_splits(images) or hashed_splits(groups, source.dataset)
     samples = tuple(
@@ -120,7 +138,7 @@ def samples_from_folder(source: FolderSource) -> tuple[Sample, ...]:
 
 def _paired(source: FolderSource) -> tuple[dict[str, Path], dict[str, tuple[Path, ...]]]:
     """Find the pictures by name, and each one's masks: that of its own name, or else those with an ending."""
-    files, masks = _by_stem(source.images), _by_stem(source.masks)
+    files, masks = _by_stem(source.images, RASTER_SUFFIXES), _by_stem(source.masks, _MASK_SUFFIXES)
     is_one_folder = source.images.resolve() == source.masks.resolve()
     ended: dict[str, list[Path]] = {}
     for stem, path in masks.items():
@@ -179,10 +197,10 @@ def hashed_splits(groups: Mapping[str, str], dataset: str) -> dict[str, Split]:
     return {name: of_group[group] for name, group in groups.items()}
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in RASTER_SUFFIXES and not path.name.startswith("."):
+        if path.suffix.lower() in suffixes and not path.name.startswith("."):
             stem = path.relative_to(folder).with_suffix("").as_posix()
             if stem in found:
                 raise InputError(f"{found[stem]} and {path.name} have one name: keep one of them")

@@ -14,14 +14,13 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, TypeGuard, TypeVar, cast, get_args
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, first_few, reason_of
 from medsam3.geometry import BoolArray
 from medsam3.io.raster import open_picture
 
@@ -93,11 +92,17 @@ def read_index(folder: Path) -> tuple[IndexRow, ...]:
             group that lies in two splits, or no rows at all. Image files are not opened here.
     """
     table = folder / "index.csv"
+    if not folder.is_dir():
+        reason = "is a file: name the folder that it lies in" if folder.exists() else "does not exist: correct the path"
+        raise InputError(f"{folder} {reason}")
     if not table.is_file():
         raise InputError(f"{folder} holds no index.csv: name a data folder with an index.csv ({', '.join(COLUMNS)})")
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
-            rows = tuple(_rows(csv.DictReader(stream), table))
+            header = stream.readline()
+            stream.seek(0)
+            apart = max((",", ";", "\t"), key=header.count)  # spreadsheets of many countries write semicolons
+            rows = tuple(_rows(csv.DictReader(stream, delimiter=apart), table))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table.name} cannot be read as UTF-8 CSV ({error}): save it as UTF-8 CSV") from error
     if not rows:
@@ -187,20 +192,23 @@ def load_label_map(path: Path) -> LabelMap:
         InputError: Missing, a volume, not a readable image, or one with colours.
     """
     if is_volume_file(path.name):
-        raise InputError(f"{path.name} is a volume, a label map of a picture is wanted: read it with medsam3.read")
+        raise InputError(f"{path} is a volume, a label map of a picture is wanted: give a PNG of its size")
     try:
         with open_picture(path, also=["GIF"]) as opened:
             mode, values = opened.mode, np.asarray(opened)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: correct the path in index.csv") from error
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise InputError(f"{path.name} is not a readable image ({error}): save the mask as PNG") from error
+    except (OSError, InputError) as error:
+        raise InputError(f"{path}: {reason_of(error)}") from error
     if mode in ("RGB", "RGBA", "LA") and _is_grey(values, mode):
         mode, values = "L", values[..., 0]
     if mode not in _LABEL_MODES:
-        raise InputError(f"{path.name} is of mode {mode}, a label map has one channel of 8 or 16 bits, no colours")
+        raise InputError(
+            f"{path} is of mode {mode}, a label map has one channel of 8 or 16 bits, no colours: save it as grey PNG, "
+            "with a number for each concept"
+        )
     if values.min(initial=0) < 0 or values.max(initial=0) > np.iinfo(np.uint16).max:
-        raise InputError(f"{path.name} holds values outside 0..65535: save the mask as a 16-bit PNG")
+        raise InputError(f"{path} holds values outside 0..65535: save the mask as a 16-bit PNG")
     return values.astype(_LABEL_MODES[mode])
 
 
@@ -221,9 +229,32 @@ def shown_size(picture: Path) -> tuple[tuple[int, int], int]:
         with open_picture(picture) as opened:
             orientation = int(opened.getexif().get(_ORIENTATION_TAG, 1))
             height, width = opened.height, opened.width
-    except (OSError, ValueError, SyntaxError, TypeError, PIL.Image.DecompressionBombError) as error:
-        raise InputError(f"{picture} cannot be read as a picture ({error}): replace the file") from error
+    except FileNotFoundError as error:
+        raise InputError(f"{picture} does not exist: correct its path") from error
+    except (OSError, InputError) as error:
+        raise InputError(f"{picture}: {reason_of(error)}") from error
     return ((width, height) if orientation in _TURNS else (height, width)), orientation
+
+
+def turned_unseen(pictures: Mapping[str, Path]) -> str:
+    """Say which pictures EXIF turns or mirrors without a change of their sides; "" if none.
+
+    Masks that were drawn on them as they are stored cannot be told from those that were drawn as they are shown.
+
+    Raises:
+        InputError: One cannot be read.
+    """
+    found = []
+    for name, picture in pictures.items():
+        (height, width), orientation = shown_size(picture)
+        if orientation > 1 and (orientation not in _TURNS or height == width):
+            found.append(name)
+    if not found:
+        return ""
+    return (
+        f"{len(found)} pictures are turned or mirrored by EXIF ({first_few(found)}): their masks are taken as drawn on "
+        "the pictures as viewers show them"
+    )
 
 
 def fitted(labels: Labels, picture: Path) -> Labels:
@@ -238,7 +269,8 @@ def fitted(labels: Labels, picture: Path) -> Labels:
     if orientation in _TURNS and labels.shape == size[::-1]:
         return cast(Labels, np.ascontiguousarray(_TURNS[orientation](labels)))
     raise InputError(
-        f"the mask of {picture} has {labels.shape} pixels (rows, columns), its image has {size}: they must be the same"
+        f"the mask of {picture} has {labels.shape} pixels (rows, columns), its image has {size}: give the mask of this "
+        "picture, or scale it to these without smoothing"
     )
 
 
@@ -269,11 +301,11 @@ def _row(fields: Mapping[str, str | None], folder: Path) -> IndexRow:
         raise InputError(f"split is {split!r}, allowed are train, val and test")
     if text["present"] not in ("0", "1"):
         raise InputError(f"present is {text['present']!r}, allowed are 0 and 1")
-    mask = _inside(folder, text["mask"])
+    mask = path_inside(folder, text["mask"])
     instances = mask.parent.parent / "instances" / mask.name
     return IndexRow(
         dataset=text["dataset"],
-        image=_inside(folder, text["image"]),
+        image=path_inside(folder, text["image"]),
         mask=mask,
         concept=text["concept"],
         label_values=_label_values(text["label_value"]),
@@ -288,10 +320,17 @@ def _is_split(text: str) -> TypeGuard[Split]:
     return text in SPLITS
 
 
-def _inside(folder: Path, relative: str) -> Path:
-    if "\0" in relative or Path(relative).is_absolute() or ".." in Path(relative).parts:
-        raise InputError(f"path {relative!r} leaves the data folder, write it relative to index.csv")
-    return folder / relative
+def path_inside(folder: Path, text: str, what: str = "path") -> Path:
+    """Give a path that was written relative to a folder, also one that was written on Windows.
+
+    Raises:
+        InputError: It leaves the folder.
+    """
+    relative = PureWindowsPath(text)  # reads both kinds of slashes
+    if "\0" in text or relative.drive or relative.root or ".." in relative.parts:
+        raise InputError(f"{what} {text!r} leaves the folder {folder}: write it relative to that, without ..")
+    plain = folder / text
+    return plain if "\\" not in text or plain.exists() else folder.joinpath(*relative.parts)
 
 
 def _label_values(text: str) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from medsam3.data.duplicates import SIDE as THUMBNAIL_SIDE
 from medsam3.data.duplicates import Thumbnail, near_duplicates, thumbnail
 from medsam3.data.index import SPLITS
 from medsam3.data.samples import Sample, Target, contents_digest
-from medsam3.errors import InputError
+from medsam3.errors import InputError, reason_of
 from medsam3.models.mini.letterbox import SIDE, letterbox_labels
 
 TINY_PIXELS = 14
@@ -165,8 +165,9 @@ def _look(sample: Sample) -> _Seen:
     try:
         rgb = sample.load_rgb()
         masks = [_mask_of(target) for target in sample.targets]
-    except (OSError, PIL.Image.DecompressionBombError) as error:
-        raise InputError(f"{sample.name} cannot be read ({error}): replace the file, or leave it out") from error
+    except OSError as error:
+        what = error.strerror or reason_of(error)
+        raise InputError(f"{sample.name} cannot be read ({what}): replace the file, or leave it out") from error
     size = (rgb.shape[0], rgb.shape[1])
     small = PIL.Image.fromarray(rgb).convert("L").resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), PIL.Image.Resampling.BOX)
     return _Seen(

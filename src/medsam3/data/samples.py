@@ -82,10 +82,19 @@ class Sample:
     weight: float = 1.0
 
     def load_rgb(self) -> RGB:
-        """Show the picture as `medsam3.segment` shows it to a model, (H, W, 3) uint8."""
+        """Show the picture as `medsam3.segment` shows it to a model, (H, W, 3) uint8.
+
+        Raises:
+            InputError: As `medsam3.read`; a file of several pages, slices or frames.
+        """
         if self.loader is not None:
             return self.loader()
-        return view_of(read(self.image)).rgb(0)
+        image = read(self.image)
+        if image.shape[0] != 1:
+            raise InputError(
+                f"{self.image} holds {image.shape[0]} pages, slices or frames, a picture is wanted: save one as a file"
+            )
+        return view_of(image).rgb(0)
 
     def picture_digest(self) -> str:
         """Compute a SHA-256 of what `load_rgb` depends on: the file's bytes, and which slice of it is shown."""

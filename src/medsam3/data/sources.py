@@ -75,7 +75,7 @@ def read_samples(sources: Sources, splits: tuple[Split, ...] = ("train", "val"))
 
     Raises:
         InputError: A source that cannot be read, a data set that is not there, two samples of one name, no sample left
-            for a split that is wanted, or a fold of something else than an index.
+            for a split that is wanted, nothing to learn, or a fold of something else than an index.
     """
     if sources.fold is not None and (sources.coco or sources.folders):
         raise InputError("--fold splits an index.csv by its groups: leave --coco and --folder out, or leave out --fold")
@@ -95,6 +95,10 @@ def read_samples(sources: Sources, splits: tuple[Split, ...] = ("train", "val"))
         if not any(sample.split == split for sample in kept):
             why = ", none of it under an open licence" if sources.is_only_open and not taken else ""
             raise InputError(f"no image has the split {split}{why}: give data with {' and '.join(splits)} images")
+    if "train" in splits and not any(
+        t.is_present for sample in kept if sample.split == "train" for t in sample.targets
+    ):
+        raise InputError("no train image shows any concept, all of their masks are empty: give the values of the masks")
     return tuple(kept)
 
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from medsam3.data.duplicates import NearDuplicate
-from medsam3.errors import InputError
+from medsam3.errors import InputError, value_error
 from medsam3.eval.case_result import CaseResult
 from medsam3.eval.cases import EvalConfig
 from medsam3.eval.compare import BesideRow
@@ -145,9 +145,8 @@ def read_results(path: Path) -> Results:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): name a results.json of medsam3 eval") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path} is no results.json of this version ({where}: {first['msg']})") from error
+        what = value_error(error.errors()[0])
+        raise InputError(f"{path} is no results.json of this version ({what}): run the evaluation again") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is no results.json of medsam3 eval ({type(error).__name__}: {error})") from error
     raise InputError(f"{path} is of form {form}, this version reads {FORM}: run the evaluation again")

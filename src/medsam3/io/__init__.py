@@ -276,7 +276,8 @@ def _open_folder(folder: Path, series: str | None) -> Image:
         return open_frame_folder(folder)
     if pictures:
         _log.warning(
-            "%s: the DICOM series is read, not the pictures beside it (%d)", printable(str(folder)), len(pictures)
+            "%s: the DICOM series is read, and the pictures beside it are no part of it (%d)",
+            *(printable(str(folder)), len(pictures)),
         )
     return open_series(folder, series=series)
 

@@ -113,7 +113,7 @@ def _slide_image(dataset: Any, path: Path, part: SlidePart) -> Image:
     try:
         check_size(1, rows, columns)  # before as many places are counted
     except InputError as error:
-        raise InputError(f"{error}; of a slide, give a smaller level's file, or a region=, a part of it") from error
+        raise InputError(f"{error}; of a slide, give a smaller level's file, or a part of it by region=") from error
     count, shown = frame_count(dataset), shown_by(dataset)
     read = DicomFrames((path,), list(range(count)))
     about = describe(dataset, has_position=False) | {"tiles": str(count)}
@@ -210,10 +210,8 @@ def frame_places(dataset: Any, count: int) -> Placed | None:
         InputError: The frames make no even stack.
     """
     planes = _planes(dataset, count)
-    if planes is None:
-        return stack_of_slices(dataset, count)
     try:
-        return stack_planes(planes)
+        return stack_of_slices(dataset, count) if planes is None else stack_planes(planes)
     except InputError as error:
         if count == 1:
             raise
@@ -251,12 +249,7 @@ def _frame_place(dataset: Any, count: int, frame: int) -> Placed | None:
     planes = _planes(dataset, count)
     if planes is not None:
         return Placed(np.array([frame]), stack_planes([planes[frame]]).affine)
-    stack = stack_of_slices(dataset, count)
-    if stack is None:
-        return None
-    affine = stack.affine.copy()
-    affine[:3, 3] += frame * affine[:3, 0]
-    return Placed(np.array([frame]), affine)
+    return stack_of_slices(dataset, count, frame=frame)
 
 
 def _kind(dataset: Any, count: int) -> tuple[Kind, float | None]:

@@ -122,20 +122,31 @@ def planes_of_offsets(dataset: Any) -> list[Plane] | None:
     return [first._replace(position=first.position + step * normal) for step in steps]
 
 
-def stack_of_slices(dataset: Any, count: int) -> Placed | None:
-    """The frames of a nuclear medicine reconstruction, in the file's order; None if it is none.
+def stack_of_slices(dataset: Any, count: int, *, frame: int | None = None) -> Placed | None:
+    """Place the frames of a nuclear medicine reconstruction, in the file's order, or one of them; None if it is none.
 
     A negative distance stacks them against the normal. Source: DICOM PS3.3 C.8.4.15 and C.7.6.2.1.
+
+    Raises:
+        InputError: Several frames show one slice, as in a gated study, and none was chosen.
     """
-    slices, first = dataset.get("SliceVector"), plane_of(dataset)
-    if first is None or slices is None or [int(n) for n in np.atleast_1d(slices)] != list(range(1, count + 1)):
+    vector, first = dataset.get("SliceVector"), plane_of(dataset)
+    numbers = [] if vector is None else [int(n) for n in np.atleast_1d(vector)]
+    if first is None or len(numbers) != count:
+        return None
+    if frame is None and len(set(numbers)) < count:
+        raise InputError(
+            f"the file's {count} frames show {len(set(numbers))} slices several times (gates, time slots, energies?)"
+        )
+    if frame is None and numbers != list(range(1, count + 1)):
         return None
     row_direction, column_direction, normal = axes_of(first.orientation)
     distance = float(dataset.get("SpacingBetweenSlices") or 0) or first.thickness_mm
+    origin = first.position + normal * distance * (0 if frame is None else numbers[frame] - 1)
     affine = affine_from_directions(
-        first.position, normal * distance, column_direction * first.spacing[0], row_direction * first.spacing[1]
+        origin, normal * distance, column_direction * first.spacing[0], row_direction * first.spacing[1]
     )
-    return Placed(np.arange(count), affine)
+    return Placed(np.arange(count) if frame is None else np.array([frame]), affine)
 
 
 def tile_corners(dataset: Any, count: int) -> NDArray[np.int64]:

@@ -1,7 +1,8 @@
 """Pixels of DICOM files: a data set opened, and its frames decoded in the file's own units.
 
-Grey values come after the modality transform (CT: HU), with high values bright: MONOCHROME1 is turned over. Colour, of
-whatever form, comes as 8-bit RGB. pydicom is used here and in the other `dicom_` modules.
+Grey values come after the modality transform (CT: HU), with high values bright: MONOCHROME1 and presentation LUTs of
+the shape INVERSE are turned over. Colour, of whatever form, comes as 8-bit RGB. pydicom is used here and in the other
+`dicom_` modules.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def open_dataset(path: Path, *, has_pixels: bool = True, tags: list[str] | None 
         is_dicom = is_dicom or dataset.preamble is not None
         _guess_transfer_syntax(dataset)
     except DICOM_ERRORS as error:
-        raise InputError("the file cannot be read as DICOM, it may be cut short") from error
+        raise InputError("the file cannot be read as DICOM, it may be cut short: copy it again") from error
     if not is_dicom:
         raise InputError("the file is not a DICOM file, nor of another known format")
     return dataset
@@ -135,7 +136,7 @@ def decode(dataset: Any, path: Path, *, index: int | None = None) -> Pixels:
     frames = _shaped(stored, 1)
     if int(dataset.get("BitsAllocated", 16)) == 1:
         frames = frames * np.uint8(255)
-    if photometric == "MONOCHROME1":
+    if _is_inverse(dataset):
         return _turned_over(frames, dataset, first=index or 0)
     return _in_units(frames, dataset, first=index or 0)
 
@@ -160,8 +161,8 @@ def shown_by(dataset: Any) -> Rendering:
     window = None if dataset.get("Modality") in SHARED_MODALITIES else stored_window(dataset)
     padding = stored_padding(dataset)
     if dataset.get("ModalityLUTSequence"):  # of values, which only a frame tells
-        return Rendering(1, None if photometric == "MONOCHROME1" else window)
-    if photometric == "MONOCHROME1":
+        return Rendering(1, None if _is_inverse(dataset) else window)
+    if _is_inverse(dataset):
         low, high = _ends_in_units(dataset)
         window = window and Window(low + high - window.high, low + high - window.low)
         turn = float(_stored_ends(dataset).sum())
@@ -171,6 +172,14 @@ def shown_by(dataset: Any) -> Rendering:
         scaled = _in_units(ends.astype(np.int64), dataset).reshape(-1).tolist()
         padding = (float(min(scaled)), float(max(scaled)))
     return Rendering(1, window, padding)
+
+
+def _is_inverse(dataset: Any) -> bool:
+    """Whether high values are dark, as the samples or the presentation LUT's shape say (DICOM PS3.3 C.11.6)."""
+    return (
+        str(dataset.get("PhotometricInterpretation", "MONOCHROME2")) == "MONOCHROME1"
+        or dataset.get("PresentationLUTShape") == "INVERSE"
+    )
 
 
 class _Coded(NamedTuple):

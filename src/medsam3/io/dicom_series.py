@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, first_few, printable
 from medsam3.image import Image, LazyFrames
 from medsam3.io.dicom import DicomFrames, open_dicom
 from medsam3.io.dicom_geometry import Placed, plane_of, stack_planes
@@ -128,7 +128,9 @@ def _is_cut(dataset: Any) -> bool:
 
 def _headers(folder: Path) -> list[_Header]:
     """Read the headers of a folder's images, and of those below it that belong to the same series or if it has none."""
-    found = list(_headers_of(_dicom_files(folder, "*")))
+    own = _dicom_files(folder, "*")
+    found = list(_headers_of(own))
+    others = sorted({path.name for path in own} - {header.path.name for header in found})
     below = _dicom_files(folder, "*/**/*")
     if not found:
         found = list(_headers_of(below))
@@ -136,6 +138,8 @@ def _headers(folder: Path) -> list[_Header]:
         found += _of_series(below, {header.uid for header in found})
     if not found:
         raise InputError(f"the folder holds no DICOM images; {ALLOWED}")
+    if others:
+        _log.warning("%d DICOM files without an image are passed over (%s)", len(others), printable(first_few(others)))
     return _each_once(found)
 
 
@@ -163,7 +167,7 @@ def _dicom_files(folder: Path, pattern: str) -> list[Path]:
     try:
         paths = sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
     except OSError as error:
-        raise InputError(f"the folder cannot be read ({error.strerror})") from error
+        raise InputError(f"the folder cannot be read ({error.strerror}): give one that you may read") from error
     return [path for path in paths if is_dicom(path)]
 
 

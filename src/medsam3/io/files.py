@@ -220,7 +220,8 @@ def unpacked(path: Path, wanted: int) -> IO[bytes]:
                 count += len(block)
                 if count > wanted + _SLACK_BYTES:
                     raise InputError(
-                        f"the file unpacks to more than the {wanted:,} bytes that its header tells of: it is damaged"
+                        f"the file unpacks to more than the {wanted:,} bytes that its header tells of: it is damaged, "
+                        "copy it again"
                     )
                 plain.write(block)
     except EOFError as error:
@@ -280,12 +281,16 @@ def first_line(error: Exception) -> str:
 
 def _head(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise InputError("it is a pipe, a socket or a device: give a file")
         with path.open("rb") as stream:
             return stream.read(_HEAD_BYTES)
+    except InputError:
+        raise
     except (FileNotFoundError, ValueError) as error:  # ValueError: a null in the name
-        raise InputError("there is no such file or folder") from error
+        raise InputError("there is no such file or folder: correct the path") from error
     except OSError as error:
-        raise InputError(f"the file cannot be read ({error.strerror})") from error
+        raise InputError(f"the file cannot be read ({error.strerror}): give one that you may read") from error
 
 
 def _unzipped_head(path: Path) -> bytes:

@@ -364,7 +364,9 @@ def _unzipped(path: Path, fields: Mapping[str, str], header: ItkHeader) -> NDArr
         except zlib.error as error:
             raise InputError(f"the compressed voxels are damaged ({error}): copy the file again") from error
     if count > wanted:
-        raise InputError(f"the voxels unpack to more than the {wanted:,} bytes of the header: it is damaged")
+        raise InputError(
+            f"the voxels unpack to more than the {wanted:,} bytes of the header: it is damaged, copy it again"
+        )
     if count < wanted or not decoder.eof:
         raise InputError(f"the file is cut short: it holds {count:,} of {wanted:,} voxel bytes, copy it again")
     plain.flush()

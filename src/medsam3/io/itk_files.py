@@ -134,7 +134,7 @@ def _unreadable(what: str, error: Exception) -> InputError:
     reason = _reason(error)
     if "not supported" in reason or "not available" in reason:
         return InputError(f"the form of the {what} is not read here ({reason}): save the file in another form")
-    return InputError(f"the {what} {_DAMAGED} ({reason})")
+    return InputError(f"the {what} {_DAMAGED} ({reason}): copy the file again")
 
 
 def _text(reader: Any, key: str) -> str:

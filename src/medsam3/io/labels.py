@@ -59,7 +59,7 @@ def combined_labels(masks: Sequence[Masks], shape: tuple[int, int, int]) -> tupl
     check_masks(masks, shape)
     total = sum(len(found) for found in masks)
     if total > np.iinfo(np.uint16).max:
-        raise InputError(f"{total} objects do not fit a 16-bit label map: raise the threshold")
+        raise InputError(f"{total} objects do not fit a 16-bit label map: raise the threshold, or use the format coco")
     labels = np.zeros(shape, dtype=np.uint8 if total <= np.iinfo(np.uint8).max else np.uint16)
     firsts = np.cumsum([0, *(len(found) for found in masks)])
     sizes = [sum(item.voxels for item in found.objects) for found in masks]
@@ -122,7 +122,8 @@ def on_grid(labels: Image, image: Image, *, is_resampled: bool = False) -> Image
     Args:
         labels: The label map.
         image: The image that it is over; its pixels are not read.
-        is_resampled: Take the nearest label if the grids differ, in place of refusing them.
+        is_resampled: Take the nearest label if the grids differ, and leave out what lies outside the image, in place of
+            refusing them.
 
     Raises:
         InputError: Colours, or another grid, with both geometries.
@@ -144,7 +145,7 @@ def on_grid(labels: Image, image: Image, *, is_resampled: bool = False) -> Image
     if is_permuted and error < SAME_PLACE_VOXELS:
         if (whole == np.eye(3)).all() and not shift.any() and labels.shape == image.shape:
             return labels
-        frames = _reordered(labels, whole, shift, image)
+        frames = _reordered(labels, whole, shift, image, may_leave_out=is_resampled)
     elif is_resampled:
         frames = _nearest(labels, np.linalg.inv(step), image.shape)
     else:
@@ -161,7 +162,9 @@ def orientation(affine: Affine) -> tuple[str, str, str]:
     return names[0], names[1], names[2]
 
 
-def _reordered(labels: Image, whole: FloatArray, shift: FloatArray, image: Image) -> NDArray[Any]:
+def _reordered(
+    labels: Image, whole: FloatArray, shift: FloatArray, image: Image, *, may_leave_out: bool
+) -> NDArray[Any]:
     """The labels (N, H, W) on the image's grid, when `whole` and `shift` take label indices to the image's."""
     axes, values = np.abs(whole).argmax(axis=1), labels.array()[..., 0]
     turned = values.transpose(axes)
@@ -174,7 +177,7 @@ def _reordered(labels: Image, whole: FloatArray, shift: FloatArray, image: Image
         source.append(slice(max(0, -low), max(0, min(size, held - low))))
     dense = np.zeros(image.shape, dtype=values.dtype)
     dense[tuple(target)] = turned[tuple(source)]
-    if np.count_nonzero(dense) != np.count_nonzero(values):
+    if not may_leave_out and np.count_nonzero(dense) != np.count_nonzero(values):
         raise InputError(f"the label map holds labels outside the image: {_both(labels, image)}")
     return dense
 

@@ -236,7 +236,9 @@ def _one_line() -> Iterator[None]:
     except InputError:
         raise
     except known as error:
-        raise InputError(f"the NIfTI file cannot be decoded, it may be cut short ({first_line(error)})") from error
+        raise InputError(
+            f"the NIfTI file cannot be decoded, it may be cut short ({first_line(error)}): copy it again"
+        ) from error
 
 
 def _opened(path: Path) -> _File:
@@ -251,7 +253,9 @@ def _opened(path: Path) -> _File:
         kind = nibabel.nifti2.Nifti2Header if is_second else nibabel.Nifti1Header
         header = kind.from_fileobj(stream, check=False)
         if not _LARGEST_HEADER > int(header["vox_offset"]) >= 0:
-            raise InputError(f"the NIfTI header puts the voxels at byte {header['vox_offset']}: it is damaged")
+            raise InputError(
+                f"the NIfTI header puts the voxels at byte {header['vox_offset']}: it is damaged, copy it again"
+            )
     if header["magic"].item()[:2] not in (b"ni",):
         return _File(header, path, int(header["vox_offset"]) or header.single_vox_offset, is_packed)
     for name in (path.with_suffix(".img"), path.with_suffix(".img.gz"), path.with_suffix("").with_suffix(".img.gz")):

@@ -6,7 +6,6 @@ For programs that hand masks to each other; people take a format of `medsam3.io.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import zlib
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import numpy as np
 
 from medsam3.errors import InputError
 from medsam3.image import Masks, ObjectMask
+from medsam3.io.files import MAX_STACK_VOXELS
 from medsam3.store import JsonObject
 
 FORMAT = 1
@@ -43,11 +43,17 @@ def unpacked(entry: Any) -> ObjectMask:
     """Read what `packed` gave.
 
     Raises:
-        KeyError, TypeError, ValueError, zlib.error: It is of another form.
+        ArithmeticError, KeyError, TypeError, ValueError, zlib.error: It is of another form.
     """
-    bits = np.frombuffer(zlib.decompress(base64.b64decode(entry["bits"])), dtype=np.uint8)
     n_size, height, width = (int(size) for size in entry["shape"])
-    crop = np.unpackbits(bits, count=n_size * height * width).astype(np.bool_).reshape(n_size, height, width)
+    count = n_size * height * width
+    if not 0 < count <= MAX_STACK_VOXELS:
+        raise ValueError(f"the crop has {count} voxels")
+    held = zlib.decompressobj().decompress(base64.b64decode(entry["bits"]), (count + 7) // 8)
+    if 8 * len(held) < count:
+        raise ValueError(f"the crop has {count} voxels, {8 * len(held)} are there")
+    flat = np.unpackbits(np.frombuffer(held, dtype=np.uint8), count=count).astype(np.bool_)
+    crop = flat.reshape(n_size, height, width)
     n, row, column = (int(place) for place in entry["start"])
     return ObjectMask((n, row, column), crop, float(entry["score"]))
 
@@ -83,5 +89,5 @@ def loaded(text: str | bytes) -> list[Masks]:
         return [from_about(entry, [unpacked(one) for one in entry["objects"]]) for entry in document["masks"]]
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, zlib.error, binascii.Error) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError, AttributeError, RecursionError, zlib.error) as error:
         raise InputError(f"the masks are not in the form that medsam3 writes ({error!r})") from error

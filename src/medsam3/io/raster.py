@@ -26,7 +26,7 @@ import PIL.TiffImagePlugin
 
 from medsam3.errors import InputError, check_frame, require
 from medsam3.image import Image, LazyFrames, Masks, Pixels
-from medsam3.io.files import MAX_PICTURE_PIXELS, RASTER_SUFFIXES, check_size, first_line, natural_key
+from medsam3.io.files import MAX_PICTURE_PIXELS, RASTER_SUFFIXES, check_size, file_format, first_line, natural_key
 from medsam3.io.labels import combined_labels
 from medsam3.store import JsonObject, replacing
 
@@ -35,6 +35,7 @@ _LOSSY = ("JPEG", "MPO", "AVIF", "HEIF")
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, struct.error, zlib.error)
 LEGEND_KEY = "medsam3"
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # TIFF tags
+_UNDECODABLE = "the picture cannot be decoded, it may be cut short ({}): copy it again, or save it as PNG"
 _SAMPLE_KINDS = {1: "unsigned", 2: "signed", 3: "real", 5: "complex", 6: "complex"}
 
 
@@ -105,7 +106,18 @@ def open_picture(path: Path, *, also: Sequence[str] = ()) -> Iterator[PIL.Image.
             raise InputError(
                 f"{kind}, which is not read here: save it as 8 or 16-bit, or 32-bit real numbers"
             ) from error
-        raise InputError(f"the picture cannot be decoded, it may be cut short ({_reason(error)})") from error
+        held = _held_by(path) if isinstance(error, PIL.UnidentifiedImageError) else "raster"
+        if held not in ("raster", "video"):
+            raise InputError(f"the file is {held}, a picture is wanted: save it as PNG") from error
+        raise InputError(_UNDECODABLE.format(_reason(error))) from error
+
+
+def _held_by(path: Path) -> str:
+    """Name what a file is by its content."""
+    try:
+        return file_format(path)
+    except InputError:
+        return "of no known form"
 
 
 def _container_formats(path: Path) -> list[str]:
@@ -204,13 +216,13 @@ def image_of_picture(picture: PIL.Image.Image) -> Image:
     try:
         return Image(_page_pixels(picture)[None], metadata={"format": picture.format or "PIL"})
     except _DECODE_ERRORS as error:
-        raise InputError(f"the picture cannot be decoded, it may be cut short ({_reason(error)})") from error
+        raise InputError(_UNDECODABLE.format(_reason(error))) from error
 
 
 def _image(picture: PIL.Image.Image, path: Path, frame: int | None) -> Image:
-    file_format = picture.format or ""
+    form = picture.format or ""
     # Only TIFF pages are a stack: a JPEG's or PNG's further frames are previews or animations.
-    pages = getattr(picture, "n_frames", 1) if file_format == "TIFF" else 1
+    pages = getattr(picture, "n_frames", 1) if form == "TIFF" else 1
     wanted = range(pages) if frame is None else [check_frame(frame, pages)]
     first: tuple[Any, ...] = ()
     for page in wanted:
@@ -227,7 +239,7 @@ def _image(picture: PIL.Image.Image, path: Path, frame: int | None) -> Image:
         picture.seek(wanted[0])
     pixels = _page_pixels(picture)
     bits = "1" if picture.mode == "1" else str(8 * pixels.dtype.itemsize)
-    about = {"format": "JPEG" if file_format == "MPO" else file_format, "bits_stored": bits}
+    about = {"format": "JPEG" if form == "MPO" else form, "bits_stored": bits}
     if len(wanted) == 1:
         return Image(pixels[None], source=(path,), metadata=about)
     frames = LazyFrames((len(wanted), *pixels.shape), _Pages(path))

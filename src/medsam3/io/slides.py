@@ -142,4 +142,4 @@ def _pixels(path: Path, part: _Part) -> Pixels:
 
 
 def _damaged(error: Exception) -> InputError:
-    return InputError(f"the slide cannot be read, it may be cut short or damaged ({first_line(error)})")
+    return InputError(f"the slide cannot be read, it may be cut short or damaged ({first_line(error)}): copy it again")

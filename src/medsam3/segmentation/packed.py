@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, TypedDict
@@ -75,16 +76,18 @@ class PackedMask:
         return {"frame": self.frame, "start": self.start, "crop": self.crop, "bits": self.bits.tobytes().hex()}
 
     @classmethod
-    def from_fields(cls, fields: PackedFields) -> Self:
-        """Read what `to_fields` gave.
+    def from_fields(cls, fields: PackedFields, frame: tuple[int, int]) -> Self:
+        """Read what `to_fields` gave of a frame of this size.
 
         Raises:
-            KeyError, ValueError, TypeError: It is of another form.
+            KeyError, ValueError, TypeError: It is of another form or frame.
         """
         bits = np.frombuffer(bytes.fromhex(fields["bits"]), dtype=np.uint8)
-        height, width = fields["frame"]
-        (row, column), (crop_height, crop_width) = fields["start"], fields["crop"]
-        return cls((height, width), (row, column), (crop_height, crop_width), bits)
+        row, column, height, width = map(operator.index, (*fields["start"], *fields["crop"]))
+        is_inside = 0 <= row <= row + height <= frame[0] and 0 <= column <= column + width <= frame[1]
+        if tuple(fields["frame"]) != frame or not is_inside or bits.size != -(-height * width // 8):
+            raise ValueError(f"no mask of {frame}: {height} x {width} from ({row}, {column}) in {bits.size} bytes")
+        return cls(frame, (row, column), (height, width), bits)
 
 
 def overlap(first: PackedMask, second: PackedMask) -> float:

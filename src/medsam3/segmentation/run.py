@@ -328,7 +328,7 @@ def _drawn_on(image: Image, runs: Sequence[range], options: Options, view: View)
         if options.is_followed is False:
             return None
         raise InputError(
-            f"boxes, points and exemplars are on one slice of a volume: say which, 0 to {view.count - 1} (at)"
+            f"boxes, points and exemplars are on one slice of a volume: say which, 0 to {view.count - 1}, by at="
         )
     if not 0 <= options.at < view.count:
         raise InputError(f"slice {options.at} was named for the boxes, allowed is 0 to {view.count - 1}")

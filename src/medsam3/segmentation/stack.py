@@ -12,6 +12,7 @@ import hashlib
 import pickle
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -89,10 +90,30 @@ class FrameAnswer:
         }
 
     @classmethod
-    def from_fields(cls, fields: AnswerFields) -> Self:
-        """Read what `to_fields` gave."""
-        objects = tuple(FoundMask(PackedMask.from_fields(one["mask"]), one["score"]) for one in fields["objects"])
-        return cls(objects, fields["presence"], fields["is_present"], True, fields["is_sure"])
+    def from_fields(cls, fields: AnswerFields, frame: tuple[int, int]) -> Self:
+        """Read what `to_fields` gave of a frame of this size.
+
+        Raises:
+            KeyError, ValueError, TypeError: It is of another form or frame.
+        """
+        objects = tuple(
+            FoundMask(PackedMask.from_fields(one["mask"], frame), _share(one["score"])) for one in fields["objects"]
+        )
+        presence = None if fields["presence"] is None else _share(fields["presence"])
+        if not isinstance(fields["is_present"], bool | None) or not isinstance(fields["is_sure"], bool):
+            raise TypeError(f"no answer: {fields['is_present']!r}, {fields['is_sure']!r}")
+        return cls(objects, presence, fields["is_present"], True, fields["is_sure"])
+
+
+def _share(value: float) -> float:
+    """Give a number of 0 to 1 back.
+
+    Raises:
+        TypeError, ValueError: It is none.
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"{value} is not of 0 to 1")
+    return float(value)
 
 
 def ask(
@@ -178,8 +199,10 @@ class _Resumed:
 
     def __init__(self, path: Path | None, work: str) -> None:
         self._journal = None if path is None else Journal(path, {"work": work, "version": 1}, other="replace")
-        records = [] if self._journal is None else self._journal.records
-        self._values = {tuple(record["key"]): record["value"] for record in records}
+        self._values: dict[tuple[str | int, ...], Any] = {}
+        for record in [] if self._journal is None else self._journal.records:
+            with suppress(KeyError, TypeError):  # a damaged line is an answer that is not there
+                self._values[tuple(record["key"])] = record["value"]
 
     def get_or_make(
         self,
@@ -190,7 +213,7 @@ class _Resumed:
         from_fields: Callable[[Any], Value],
     ) -> Value:
         """Give the value of a key from an earlier run, else make it and write it down."""
-        if key in self._values:
+        with suppress(LookupError, TypeError, ValueError, AttributeError):
             return from_fields(self._values[key])
         value = make()
         if self._journal is not None:
@@ -258,7 +281,7 @@ class StackRun:
             ("ask", k, n),
             lambda: ask(self.segmenter, features(), asked, threshold=threshold, weak_score=weak_score),
             to_fields=FrameAnswer.to_fields,
-            from_fields=FrameAnswer.from_fields,
+            from_fields=lambda fields: FrameAnswer.from_fields(fields, self.view.size),
         )
 
     def _recognised(self, k: int, prompt: Prompt, features: Callable[[], Any]) -> str:
@@ -339,7 +362,7 @@ class StackRun:
                 ("follow", k, way, n, track),
                 lambda: self.follow(n, past),
                 to_fields=PackedMask.to_fields,
-                from_fields=PackedMask.from_fields,
+                from_fields=lambda fields: PackedMask.from_fields(fields, self.view.size),
             )
 
         return sweep(frames, found, follow, rules, report=lambda n: self._tick(1 / sum(self.is_followed)))

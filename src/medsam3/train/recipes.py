@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
 from medsam3.data.sources import Sources, read_samples
 from medsam3.data.volumes import SlicePlan
-from medsam3.errors import InputError
+from medsam3.errors import InputError, reason_of, value_error
 from medsam3.models.mini.click_decoder import ClickDecoderConfig
 from medsam3.models.mini.detector import MiniDetectorConfig
 from medsam3.models.mini.segmenter import SHIPPED_WEIGHTS
@@ -77,8 +79,9 @@ def read_recipe(name: str) -> tuple[Stage, ...]:
         return tuple(_stage(dict(stage)) for stage in stages)
     except OSError as error:
         raise InputError(f"there is no recipe {name!r}, allowed are: {', '.join(names())}, or a file") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no recipe ({error}): see those that ship beside the weights") from error
+    except (ValueError, ArithmeticError, AttributeError, LookupError, TypeError, RecursionError) as error:
+        reason = value_error(error.errors()[0]) if isinstance(error, ValidationError) else reason_of(error)
+        raise InputError(f"{path} is no recipe ({reason}): see those that ship beside the weights") from error
 
 
 def _stage(given: JsonObject) -> Stage:
@@ -90,7 +93,9 @@ def _stage(given: JsonObject) -> Stage:
         raise ValueError(f"data has {', '.join(unknown)}, allowed are {', '.join(_DATA)}")
     weights = tuple((name, float(weight)) for name, weight in data.pop("weights", {}).items())
     left_out = tuple(data.pop("left_out", ()))
-    return Stage(config, weights=weights, is_mean_with_start=is_mean, left_out=left_out, **data)
+    stage = Stage(config, weights=weights, is_mean_with_start=is_mean, left_out=left_out, **data)
+    checked = TypeAdapter(type(config)).validate_python(asdict(config))  # JSON may hold a text for a number
+    return TypeAdapter(Stage).validate_python({**vars(stage), "config": checked})
 
 
 def _clicks(given: JsonObject) -> ClickFitConfig:

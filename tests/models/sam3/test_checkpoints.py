@@ -443,6 +443,27 @@ def test_a_repository_with_a_dot_in_its_name_and_only_a_pickle_is_fetched(tmp_pa
         read_checkpoint(tmp_path / "hub")
 
 
+def test_sizes_that_make_no_network_are_one_line(tmp_path: Path) -> None:
+    made = folder(tmp_path)
+    fields = json.loads((made / "config.json").read_text())
+    fields["detector_config"]["detr_encoder_config"]["hidden_size"] = -1
+    (made / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=r"config\.json does not describe a SAM 3 \(.*negative") as raised:
+        read_checkpoint(made)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), "wide", [1], None])
+def test_a_size_of_another_kind_is_one_line(value: object) -> None:
+    fields = small_architecture().to_json()
+    fields["tracker_config"]["memory_encoder_output_channels"] = value
+    with pytest.raises(
+        InputError, match=r"config\.json does not describe a SAM 3 \(.*memory_encoder_output_channels"
+    ) as raised:
+        architecture_from_json(fields)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("num_hidden_layers", 10**6), ("hidden_size", 10**9), ("image_size", -(10**9))]
 )

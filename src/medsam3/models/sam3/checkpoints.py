@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from medsam3.errors import InputError, first_few
+from medsam3.errors import InputError, first_few, reason_of
 from medsam3.models.registry import DAMAGED_PICKLE, HUB_NAME, MOST_HEADER_BYTES
 from medsam3.models.sam3.clip_phrases import vocabulary_files
 from medsam3.models.sam3.keys import (
@@ -110,7 +110,12 @@ def read_checkpoint(source: str | Path, *, download: Callable[..., str] = snapsh
     unused = () if architecture.tracker is not None else ("tracker_model.", "tracker_neck.")
     tensors = {name: tensor for name, tensor in renamed.tensors.items() if not name.startswith(unused)}
     left_over = (*renamed.left_over, *sorted(set(renamed.tensors) - set(tensors)))
-    check_fit(blank_network(architecture), tensors, path)
+    try:
+        blank = blank_network(architecture)
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, AssertionError, AttributeError, LookupError) as error:
+        reason = reason_of(error)[:200]
+        raise InputError(f"{config} does not describe a SAM 3 ({reason}): download the folder again") from error
+    check_fit(blank, tensors, path)
     if left_over:
         _log.info("%d tensors of %s have no home in the model and are left out", len(left_over), path.name)
     return Checkpoint(architecture, tensors, left_over, folder)
@@ -393,7 +398,7 @@ def _read_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
 def _read_json(path: Path) -> JsonObject:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON ({type(error).__name__}): download it again") from error
     if not isinstance(fields, dict):
         raise InputError(f"{path} holds no JSON object: download it again")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 from transformers.models.sam3.configuration_sam3 import Sam3Config
@@ -20,7 +21,7 @@ from transformers.models.sam3_tracker_video.configuration_sam3_tracker_video imp
 from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import Sam3TrackerVideoMemoryAttention
 from transformers.models.sam3_video.configuration_sam3_video import Sam3VideoConfig
 
-from medsam3.errors import InputError
+from medsam3.errors import InputError, reason_of
 from medsam3.models import detr
 from medsam3.models.detector import PromptTokens, VisionLevels, without_values
 from medsam3.models.sam3.tracker import ExactTracker
@@ -175,8 +176,9 @@ def architecture_from_json(fields: JsonObject) -> Architecture:
             return _with_trunk_eps(Architecture(both.detector_config, both.tracker_config))
         if kind == "sam3":
             return _with_trunk_eps(Architecture(Sam3Config(**fields)))
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise InputError(f"config.json does not describe a SAM 3 ({error}): download the folder again") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, StrictDataclassError) as error:
+        reason = reason_of(error)[:200]
+        raise InputError(f"config.json does not describe a SAM 3 ({reason}): download the folder again") from error
     raise InputError(f"config.json is of a model of type {kind!r}, allowed are 'sam3' and 'sam3_video'")
 
 
