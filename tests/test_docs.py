@@ -36,6 +36,8 @@ COMMANDS = [
     for name, block in BLOCKS
     for line in re.findall(r"^(medsam3 [^#\n|;>]*)", block.replace("\\\n", " "), flags=re.MULTILINE)
 ]
+SCRIPT = re.compile(r"(?:^|[ `])(?:python )?((?:benchmarks|examples|training)/[\w/]+\.\w+)", re.MULTILINE)
+TARGET = re.compile(r"(?:^|`)make ([a-z-]+)", re.MULTILINE)
 STARTS = sorted((ROOT / "docs" / "start").glob("*.md"))
 
 
@@ -47,6 +49,16 @@ def test_there_are_commands_on_many_pages() -> None:
 def test_a_command_is_one_that_the_parser_takes(page: str, command: str) -> None:
     arguments = shlex.split(command)[1:]
     assert "--help" in arguments or parse(arguments) is not None
+
+
+def test_every_script_and_make_target_that_a_page_names_is_there() -> None:
+    texts = {page: page.read_text(encoding="utf-8") for page in [*PAGES, *ROOT.glob("[!C]*.md")]}
+    scripts = {(page.name, script) for page, text in texts.items() for script in SCRIPT.findall(text)}
+    targets = {(page.name, target) for page, text in texts.items() for target in TARGET.findall(text)}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert len(scripts) > 10 and len(targets) > 5
+    assert {(page, script) for page, script in scripts if not (ROOT / script).is_file()} == set()
+    assert {one for one in targets if not re.search(rf"^{one[1]}:", makefile, flags=re.MULTILINE)} == set()
 
 
 @pytest.mark.parametrize("page", STARTS, ids=lambda page: page.stem)

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
@@ -33,6 +34,7 @@ JsonObject = dict[str, Any]
 """A JSON object whose keys others choose, or that is written and read back whole; known keys get a type."""
 _CHUNK_BYTES = 2**20
 _NEW_S = 2.0
+_SCRATCH = "medsam3-scratch-"
 LONGEST_SLUG = 60
 """Bytes of the longest part of a file name that `slug` makes."""
 
@@ -64,8 +66,8 @@ def replacing(path: Path, suffix: str = "", *, folder: Path | None = None) -> It
 
 @contextmanager
 def folder_in_use(place: Path, prefix: str) -> Iterator[Path]:
-    """Give a temporary folder that `remove_left` leaves alone while this process lives."""
-    with tempfile.TemporaryDirectory(dir=place, prefix=prefix) as name:
+    """Give a temporary folder, private to this user, that `remove_left` leaves alone while this process lives."""
+    with tempfile.TemporaryDirectory(dir=place, prefix=prefix, ignore_cleanup_errors=True) as name:
         handle = os.open(name, os.O_RDONLY) if fcntl is not None else None
         try:
             if handle is not None:
@@ -82,7 +84,8 @@ def remove_left(place: Path, prefix: str) -> None:
     for folder in place.glob(f"{prefix}*") if fcntl is not None else ():
         with suppress(OSError):
             about = folder.lstat()
-            if not stat.S_ISDIR(about.st_mode) or time.time() - about.st_mtime < _NEW_S:
+            is_new = time.time() - about.st_mtime < _NEW_S
+            if is_new or not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
                 continue
             handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
             try:
@@ -90,6 +93,21 @@ def remove_left(place: Path, prefix: str) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(handle)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Give a folder for intermediate files in the system's temporary place; a killed one goes with a later process."""
+    place = Path(tempfile.gettempdir())
+    _remove_scratch(place)
+    with folder_in_use(place, _SCRATCH) as folder:
+        yield folder
+
+
+@cache
+def _remove_scratch(place: Path) -> None:
+    """Remove what killed processes left, once in this process."""
+    remove_left(place, _SCRATCH)
 
 
 def check_format(found: object, known: int, what: str) -> None:
