@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -49,6 +50,18 @@ def test_there_are_commands_on_many_pages() -> None:
 def test_a_command_is_one_that_the_parser_takes(page: str, command: str) -> None:
     arguments = shlex.split(command)[1:]
     assert "--help" in arguments or parse(arguments) is not None
+
+
+def test_the_examples_give_commands_that_the_parser_takes() -> None:
+    """The container and the queue are not run here; what they start is."""
+    yaml = pytest.importorskip("yaml")
+    compose = yaml.safe_load((ROOT / "examples" / "compose.yaml").read_text(encoding="utf-8"))
+    assert parse(compose["services"]["medsam3"]["command"]) is not None
+    [docker] = re.findall(r"^CMD (\[.*\])$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert parse(json.loads(docker)) is not None
+    batch = (ROOT / "examples" / "segment.sbatch").read_text(encoding="utf-8")
+    [started] = re.findall(r"'medsam3 (batch .*)' \\$", batch, flags=re.MULTILINE)
+    assert parse(shlex.split(started.replace("$((SLURM_PROCID + 1))/$SLURM_NTASKS", "1/16"))) is not None
 
 
 def test_every_script_and_make_target_that_a_page_names_is_there() -> None:
