@@ -6,6 +6,7 @@ It knows nothing of images, models or runs.
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -35,6 +36,7 @@ JsonObject = dict[str, Any]
 _CHUNK_BYTES = 2**20
 _NEW_S = 2.0
 _SCRATCH = "medsam3-scratch-"
+_UNWRITTEN = b"nothing was written here"
 LONGEST_SLUG = 60
 """Bytes of the longest part of a file name that `slug` makes."""
 
@@ -42,6 +44,8 @@ LONGEST_SLUG = 60
 @contextmanager
 def replacing(path: Path, suffix: str = "", *, folder: Path | None = None) -> Iterator[Path]:
     """Give a temporary path beside `path` that replaces it if the block ends well, and is removed if it does not.
+
+    What a killed process left of it is written over by whoever writes `path` next.
 
     Args:
         path: The file to be; one that exists is replaced.
@@ -51,17 +55,46 @@ def replacing(path: Path, suffix: str = "", *, folder: Path | None = None) -> It
     Raises:
         InputError: The folder or the file cannot be written.
     """
-    temporary = (path.parent if folder is None else folder) / f".{uuid4().hex}{suffix}"
+    place = path.parent if folder is None else folder
+    temporary, handle = _own_temporary(place, path.name, suffix)
     try:
+        if handle is not None:
+            os.write(handle, _UNWRITTEN)
         yield temporary
         with temporary.open("rb") as stream:
+            if stream.read(len(_UNWRITTEN) + 1) == _UNWRITTEN:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
+        raise
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _own_temporary(place: Path, name: str, suffix: str) -> tuple[Path, int | None]:
+    """Name the temporary file of a file always alike, and lock it; where it is locked already, or cannot be, otherwise.
+
+    Returns:
+        The path, and the open lock; None if there is none, and then no file.
+    """
+    if fcntl is not None:
+        temporary = place / f".{hashlib.sha256(name_bytes(name)).hexdigest()[:32]}{suffix}"
+        with suppress(OSError):
+            handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(handle), temporary.lstat()):  # else it has just become another's file
+                    os.truncate(handle, 0)
+                    return temporary, os.dup(handle)
+            finally:
+                os.close(handle)
+    return place / f".{uuid4().hex}{suffix}", None
 
 
 @contextmanager
