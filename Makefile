@@ -51,7 +51,7 @@ kills: $(VENV)/.installed-dev ## kill -9 every kind of work KILLS times (50), an
 	$(BIN)/python benchmarks/kills.py --kills $(or $(KILLS),50)
 
 results: $(VENV)/.installed-dev $(VENV)/.weights-dev ## measure every figure of the documentation again on DATA (hours; goes on)
-	$(BIN)/python benchmarks/all_results.py $(or $(DATA),$(error name the data: make results DATA=folder))
+	$(BIN)/python benchmarks/all_results.py $(or $(DATA),$(error name the data: make results DATA=folder)) $(RESULTS)
 
 licences: $(VENV)/.installed-dev ## list the licences of all dependencies
 	$(BIN)/pip-licenses --from=mixed --order=license

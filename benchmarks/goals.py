@@ -1,8 +1,9 @@
 """Set measured results against the goals of docs/results.md, beside a U-Net and LiteMedSAM on the same cases.
 
-Run: medsam3 eval DATA --modes T,I,TI --out mini
+Run: medsam3 eval DATA --modes T,I,TI --absent 3 --out mini
      python benchmarks/comparators.py unet DATA --out unet; python benchmarks/comparators.py litemedsam DATA --out lite
      python benchmarks/goals.py --mini mini/results.json --unet unet/results.json --litemedsam litemedsam/results.json
+     python benchmarks/goals.py --run FOLDER --only-print     # FOLDER/mini, unet and litemedsam; no page is changed
 
 It replaces what stands between the marks of docs/results.md, and keeps each image's Dice in docs/results/dice.csv: a
 row of the table that is not given anew is taken from there, and so is a way of asking that is not.
@@ -188,27 +189,34 @@ def unet_table(cases: Cases, unet: Cases) -> list[str]:
     return lines
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mini", type=Path, nargs="+", metavar="FILE", help="results.json of medsam3 eval")
     parser.add_argument("--unet", type=Path, nargs="+", metavar="FILE", help="those of comparators.py unet")
     parser.add_argument("--litemedsam", type=Path, nargs="+", metavar="FILE", help="those of comparators.py litemedsam")
-    args = parser.parse_args()
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="take what is not named from FOLDER/mini and so on")
+    parser.add_argument("--only-print", action="store_true", help="change no page")
+    args = parser.parse_args(argv)
     given: dict[Model, list[Path] | None] = {"mini": args.mini, "unet": args.unet, "litemedsam": args.litemedsam}
+    if args.run is not None:
+        of_run = {model: args.run / model / "results.json" for model in given}
+        given = {model: paths or [of_run[model]] * of_run[model].is_file() for model, paths in given.items()}
     new = [
         case for model, paths in given.items() for path in paths or () for case in kept(model, read_results(path).cases)
     ]
     answered = {(case.model, case.mode) for case in new}
     cases = [*(case for case in read_kept() if (case.model, case.mode) not in answered), *new]
-    write_kept(cases)
     own, unet, lite = ([case for case in cases if case.model == model] for model in given)
     tables = [text_table(own, unet), oracle_table(own, lite), *([unet_table(own, unet)] if unet else [])]
     block = "\n\n".join("\n".join(lines) for lines in tables) + "\n"
+    print(block)
+    if args.only_print:
+        return
     text, count = MARKS.subn(lambda found: found[1] + block + found[2], PAGE.read_text(encoding="utf-8"))
     if count != 1:
         raise SystemExit("docs/results.md has no marks for goals")
+    write_kept(cases)
     PAGE.write_text(text, encoding="utf-8")
-    print(block)
 
 
 if __name__ == "__main__":

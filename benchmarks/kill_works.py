@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,15 +19,29 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from kills import TESTS, Tally, Tell, ended, environment, left_of, list_troubles, run_trials, stand_in, tree_troubles
+from kills import (
+    AFTER_NEW_S,
+    TESTS,
+    Tally,
+    Tell,
+    environment,
+    left_of,
+    list_troubles,
+    names_in,
+    run_trials,
+    stand_in,
+    tree_troubles,
+    unbroken,
+)
+from warm_starts import WarmProgram, WarmStarts, until_told
 
 if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 
 Trials = Callable[[Path, int, int, Tell], Tally]
 """Kills one kind of work: a folder for outputs, how often, a seed, whom to tell."""
-_AFTER_NEW_S = 2.5
-"""A server removes folders of dead ones that are older than two seconds."""
+_ENDING_S = 20.0
+"""A server that is interrupted has ended by then: it waits three seconds for open requests."""
 
 
 class Missing(Exception):  # noqa: N818  no error: this machine lacks a program
@@ -228,32 +243,42 @@ class WatchRun:
 class _Server:
     """A server that is killed, and what it keeps on disk."""
 
+    starts: WarmStarts
     port: int
-    temporary: Path
+    log: Path
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     @contextmanager
-    def running(self) -> Iterator[subprocess.Popen[str]]:
-        """Run it; in the end all of its processes must be gone."""
+    def running(self, modules: Path | None = None) -> Iterator[WarmProgram]:
+        """Run it; it must listen at its port again at once, and end when it is interrupted."""
+        self.log.unlink(missing_ok=True)
         command = [sys.executable, str(TESTS / "serve_fake.py"), str(self.port)]
-        self.temporary.mkdir(exist_ok=True)
-        with subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**environment(), "TMPDIR": str(self.temporary)},
-            start_new_session=True,
-        ) as process:
-            assert process.stdout is not None
-            assert self.url in process.stdout.readline(), "the server listens at its port again at once"
-            try:
-                yield process
-            finally:
-                process.send_signal(signal.SIGINT)
-                process.wait(300)
+        program = self.starts.start(command, self.log, modules)
+        until_told(self.log, self.url, program)
+        try:
+            yield program
+        finally:
+            program.send_signal(signal.SIGINT)
+            program.wait(_ENDING_S)
+
+
+@dataclass(frozen=True)
+class AskedFolder:
+    """`medsam3 segment --server` over a folder."""
+
+    folder: FolderRun
+    url: str
+    name: str = "server"
+
+    def command(self, out: Path) -> list[str]:
+        own = [word for word in self.folder.command(out) if word not in ("--model", "threshold")]
+        return [*own, "--server", self.url]
+
+    def troubles(self, whole: Path, out: Path, kills: int) -> Iterator[str]:
+        return self.folder.troubles(whole, out, kills)
 
 
 def server_trials(inputs: Path, count: int, out: Path, kills_wanted: int, seed: int, tell: Tell) -> Tally:
@@ -263,64 +288,59 @@ def server_trials(inputs: Path, count: int, out: Path, kills_wanted: int, seed: 
     from made_archive import free_port  # noqa: PLC0415
 
     chance, tally, start = random.Random(f"{seed} server"), Tally("server"), time.monotonic()
-    server = _Server(free_port(), out / "tmp")
-    job = FolderRun(inputs, count)
-    begun = time.monotonic()
-    assert ended(job, out / "whole", None).code == 0
-    with server.running():
-        begun = time.monotonic()
-        assert _ask(server, job, out / "plain").wait() == 0
-        tally.unbroken_s = round(time.monotonic() - begun, 2)
-    while tally.kills < kills_wanted:
-        trial, killed = out / f"trial{tally.trials}", 0
-        tally.trials += 1
-        is_done = False
-        while not is_done:
-            with server.running() as process:
-                is_done = _killed_once(server, process, job, trial, chance.uniform(0.05, 1.3 * tally.unbroken_s))
-                killed += not is_done
-                tally.in_work += not is_done
-            left = left_of(process.pid)
-            tally.troubles += [f"left {name} of a killed server" for name in left]
-        tally.kills += killed
-        found = list(job.troubles(out / "whole", trial, killed))
-        tally.troubles += [f"{one} ({trial.name})" for one in found]
-        tell(f"server: {tally.kills} of {kills_wanted} kills, {len(tally.troubles)} troubles")
-    time.sleep(_AFTER_NEW_S)
-    with server.running():
-        pass
-    tally.troubles += [f"half-written {path.name}, left of a killed server" for path in server.temporary.iterdir()]
+    own = environment(out / "tmp")
+    with WarmStarts(own) as server_starts, WarmStarts(own) as starts:
+        server = _Server(server_starts, free_port(), out / "server.log")
+        work = AskedFolder(FolderRun(inputs, count), server.url)
+        for name in ("whole", "again"):  # the second finds its imports done
+            with server.running(out / "server.modules"):
+                whole = unbroken(starts, work, out, name, tally)
+            server_starts.warm(out / "server.modules")
+        tally.unbroken_s = round(whole.seconds, 2)
+        usual = names_in(out / "tmp")
+        while tally.kills < kills_wanted:
+            trial, killed = out / f"trial{tally.trials}", 0
+            tally.trials += 1
+            while True:
+                with server.running() as program:
+                    asking = starts.start(work.command(trial), trial.with_suffix(".log"))
+                    is_done = _killed_once(server, program, work, asking, chance.uniform(0, 1.3 * tally.unbroken_s))
+                tally.troubles += [f"left {name} of a killed server" for name in left_of(program.pid)]
+                if is_done:
+                    break
+                killed += 1
+                tally.in_work += trial.exists()
+            tally.kills += killed
+            tally.troubles += [f"{one} ({trial.name})" for one in work.troubles(out / "whole", trial, killed)]
+            tell(f"server: {tally.kills} of {kills_wanted} kills, {len(tally.troubles)} troubles")
+        time.sleep(AFTER_NEW_S)
+        with server.running():
+            unbroken(starts, work, out, "last", tally)
+    tally.troubles += [f"half-written {name}, in the temporary place" for name in names_in(out / "tmp") - usual]
     tally.seconds = round(time.monotonic() - start, 1)
     return tally
 
 
-def _ask(server: _Server, job: FolderRun, out: Path) -> subprocess.Popen[bytes]:
-    command = [word for word in job.command(out) if word not in ("--model", "threshold")]
-    with out.with_name(f"{out.name}.log").open("ab") as log:
-        return subprocess.Popen(
-            [*command, "--server", server.url], stdout=log, stderr=log, env=environment(), start_new_session=True
-        )
-
-
-def _killed_once(server: _Server, process: subprocess.Popen[str], job: FolderRun, out: Path, moment_s: float) -> bool:
+def _killed_once(
+    server: _Server, program: WarmProgram, work: AskedFolder, asking: WarmProgram, moment_s: float
+) -> bool:
     """Kill the server at a moment; give whether the client was done before."""
     from medsam3.client.client import Client  # noqa: PLC0415
     from medsam3.errors import InputError  # noqa: PLC0415
 
-    asking, deadline = _ask(server, job, out), time.monotonic() + moment_s
-    with Client(server.url) as client, client.session(job.inputs / "images" / "000.png") as session:
+    deadline = time.monotonic() + moment_s
+    with Client(server.url) as client, client.session(work.folder.inputs / "images" / "000.png") as session:
         session.segment("block")
         while asking.poll() is None and time.monotonic() < deadline:
             session.click(40, 15)
             session.undo()
         is_done = asking.poll() is not None
         if not is_done:
-            process.kill()
-            process.wait()
+            program.kill()
+            program.wait(_ENDING_S)
             _refused(session.undo, InputError)
     code = asking.wait(120)
-    assert (code == 0) == is_done or code in (0, 2), f"the client ended with {code}, see {out}.log"
-    assert "Traceback" not in out.with_name(f"{out.name}.log").read_text(errors="replace")
+    assert (code == 0) == is_done or code in (0, 2), f"the client ended with {code}"
     return is_done and code == 0
 
 
@@ -358,17 +378,19 @@ def _training(inputs: Path) -> Iterator[Trials]:
 @contextmanager
 def _agent(inputs: Path) -> Iterator[Trials]:
     from llm_server import Answer, Call, LlmServer, Request  # noqa: PLC0415  pytest among it
+    from medsam3.agent.values import Budget  # noqa: PLC0415
 
-    script = [Answer("", (Call("segment", {"phrase": f"block {n}"}, f"s{n}"),)) for n in range(3)]
-    looks = [
-        Answer("", (Call("measure", {"mask": 1}, f"m{n}"), Call("examine", {"mask": 1}, f"e{n}"))) for n in range(6)
-    ]
-    script[1:1], script[3:3] = looks[:3], looks[3:]
+    script: list[Answer] = []
+    for n in range(3):
+        script.append(Answer("", (Call("segment", {"phrase": f"block {n}"}, f"s{n}"),)))
+        looks = (Call(name, {"mask": n + 1}, f"{name}{n}") for name in ("measure", "examine"))
+        script.append(Answer("", tuple(looks)))
     script.append(Answer("", (Call("accept", {"masks": [1], "reason": "it is bright"}, "a"),)))
 
     def step(request: Request) -> Answer:
-        turn: int = sum(one["role"] == "assistant" for one in request.body["messages"])
-        return script[min(turn, len(script) - 1)]
+        """Go by how many turns are left, which is told in a conversation that was broken off too."""
+        left = int(re.findall(r"(\d+) turns are left", request.text)[-1])
+        return script[min(Budget().turns - left, len(script) - 1)]
 
     picture(inputs / "scan.png", 3)
     with LlmServer(step) as server:
@@ -388,14 +410,33 @@ def _batch(inputs: Path, count: int = 150) -> Iterator[Trials]:
 
 
 @contextmanager
-def _batch_on_ray(inputs: Path, count: int = 300) -> Iterator[Trials]:
+def _batch_on_ray(inputs: Path, count: int = 100) -> Iterator[Trials]:
+    """Kill the batch, not the cluster: its workers are Ray's, and may still be at work when the batch is taken up."""
     try:
         import ray  # noqa: F401, PLC0415
     except ImportError as error:
         raise Missing("Ray is not installed") from error
+    from made_archive import free_port  # noqa: PLC0415
+
     pictures(inputs / "images", count)
-    os.environ["RAY_TMPDIR"] = str(inputs)  # another Ray on this machine is not joined
-    yield partial(run_trials, BatchRun(inputs, ("--cluster", "auto", "--workers", "2"), "batch on Ray"))
+    port, own = free_port(), environment(inputs / "tmp")
+    head = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", str(port)]
+    head += ["--num-cpus", "2", "--include-dashboard", "false", "--disable-usage-stats"]
+    head += ["--temp-dir", str(inputs / "ray"), "--object-store-memory", str(100 << 20)]
+    log = inputs / "head.log"
+    with log.open("wb") as stream:
+        cluster = subprocess.Popen(head, stdout=stream, stderr=stream, env=own, start_new_session=True)
+    try:
+        while b"--block" not in log.read_bytes():  # what it says once it is up
+            if cluster.poll() is not None:
+                raise Missing(f"Ray did not start here, which happens where much else runs: {log}")
+            time.sleep(0.2)
+        os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+        yield partial(run_trials, BatchRun(inputs, ("--cluster", "auto", "--workers", "2"), "batch on Ray"))
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        os.killpg(cluster.pid, signal.SIGKILL)
+        cluster.wait()
 
 
 @contextmanager

@@ -4,9 +4,10 @@
     python benchmarks/kills.py folder agent --kills 10 --json kills.json
 
 A trial starts the same command again after each SIGKILL until it ends by itself; its moments are drawn over the whole
-of a run, the start included, and fall into resumed runs as well. Then its files are held against those of a run that
-nobody killed. What may not be: lost (a result is missing), doubled (noted, stored or paid twice), half-written (a file
-cut off, or a temporary one left), different (another answer), left (a process that outlives the killed one).
+of a run, and fall into resumed runs as well. A run begins where its imports are done, which write nothing
+(`warm_starts.py`). Then its files are held against those of a run that nobody killed. What may not be: lost (a result
+is missing), doubled (noted, stored or paid twice), half-written (a file cut off, or a temporary one left), different
+(another answer), left (a process that outlives the killed one).
 The models are the fast ones of the tests, because files are what is at stake. Ends with 1 if anything was found.
 """
 
@@ -18,7 +19,6 @@ import os
 import random
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,15 +29,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from warm_starts import WarmStarts
+
 Tell = Callable[[str], None]
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 TROUBLES = ("lost", "doubled", "half-written", "different", "left")
 _LONGEST_S = 900.0
 _LEAVING_S = 60.0
 _LOOK_S = 0.005
-_BEFORE, _BEYOND = 0.8, 1.1
-"""Moments are drawn from this share of the time to the first file, to this share of the last run that nobody killed."""
+_BEYOND = 1.1
+"""Moments are drawn from the start to this share of the last run that nobody killed."""
 _MOST_IN_A_ROW = 6
+AFTER_NEW_S = 2.5
+"""What a killed process left in the temporary place is removed once it is older than two seconds."""
 
 
 class Work(Protocol):
@@ -84,10 +88,16 @@ class Ended:
     left: tuple[str, ...] = ()
 
 
-def environment() -> dict[str, str]:
-    """The environment of the commands: the tests' stand-ins can be imported, and torch takes one thread."""
+def environment(temporary: Path) -> dict[str, str]:
+    """The environment of the commands: the tests' stand-ins can be imported, and torch takes one thread.
+
+    Args:
+        temporary: Folder for their temporary files; made here.
+    """
+    temporary.mkdir(exist_ok=True)
     paths = [str(TESTS), str(TESTS / "train"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    own = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+    return {**os.environ, **own}
 
 
 def stand_in(*arguments: str) -> list[str]:
@@ -106,27 +116,47 @@ def run_trials(work: Work, place: Path, kills: int, seed: int, tell: Tell) -> Ta
         tell: Told of each trial.
     """
     chance, tally, start = random.Random(f"{seed} {work.name}"), Tally(work.name), time.monotonic()
-    whole = ended(work, place / "whole", None)
-    assert whole.code == 0, f"the unbroken run of {work.name} failed: {place / 'whole.log'}"
-    tally.troubles += work.troubles(place / "whole", place / "whole", 0)
-    tally.unbroken_s = round(whole.seconds, 2)
-    while tally.kills < kills:
-        out = place / f"trial{tally.trials}"
-        killed, whole = _trial(work, out, whole, chance, tally)
-        found = list(work.troubles(place / "whole", out, killed))
-        tally.troubles += [f"{one} ({out.name})" for one in found]
-        tell(f"{work.name}: {tally.kills} of {kills} kills, {len(tally.troubles)} troubles")
+    with WarmStarts(environment(place / "tmp")) as starts:
+        for name in ("whole", "again"):  # the second finds its imports done
+            whole = unbroken(starts, work, place, name, tally)
+        tally.unbroken_s = round(whole.seconds, 2)
+        usual = names_in(place / "tmp")
+        while tally.kills < kills:
+            out = place / f"trial{tally.trials}"
+            killed, whole = _trial(starts, work, out, whole, chance, tally)
+            found = list(work.troubles(place / "whole", out, killed))
+            tally.troubles += [f"{one} ({out.name})" for one in found]
+            tell(f"{work.name}: {tally.kills} of {kills} kills, {len(tally.troubles)} troubles")
+        time.sleep(AFTER_NEW_S)
+        unbroken(starts, work, place, "last", tally)
+    tally.troubles += [f"half-written {name}, in the temporary place" for name in names_in(place / "tmp") - usual]
     tally.seconds = round(time.monotonic() - start, 1)
     return tally
 
 
-def _trial(work: Work, out: Path, whole: Ended, chance: random.Random, tally: Tally) -> tuple[int, Ended]:
+def names_in(temporary: Path) -> set[str]:
+    """Name what lies in the temporary place, such as a cache of torch's, which it leaves there in any case."""
+    return {path.name for path in temporary.iterdir()}
+
+
+def unbroken(starts: WarmStarts, work: Work, place: Path, name: str, tally: Tally) -> Ended:
+    """Run a command that nobody kills, compare it with the first one, and make its imports for those that come."""
+    end = ended(starts, work, place / name, None)
+    assert end.code == 0, f"the unbroken run of {work.name} failed: {place / name}.log"
+    starts.warm(place / f"{name}.modules")
+    tally.troubles += [f"{one} ({name})" for one in work.troubles(place / "whole", place / name, 0)]
+    return end
+
+
+def _trial(
+    starts: WarmStarts, work: Work, out: Path, whole: Ended, chance: random.Random, tally: Tally
+) -> tuple[int, Ended]:
     """Run a command to its end through kills; give their count, and how long an unbroken run takes by now."""
     tally.trials += 1
-    killed, begins = 0, min(whole.begun_s, whole.seconds)
+    killed = 0
     while True:
-        moment = chance.uniform(_BEFORE * begins, _BEYOND * whole.seconds) if killed < _MOST_IN_A_ROW else None
-        end = ended(work, out, moment)
+        moment = chance.uniform(0, _BEYOND * whole.seconds) if killed < _MOST_IN_A_ROW else None
+        end = ended(starts, work, out, moment)
         tally.troubles += [f"left {name} ({out.name})" for name in end.left]
         if end.code != -signal.SIGKILL:
             break
@@ -138,31 +168,24 @@ def _trial(work: Work, out: Path, whole: Ended, chance: random.Random, tally: Ta
     return killed, whole if killed else end
 
 
-def ended(work: Work, out: Path, moment_s: float | None) -> Ended:
+def ended(starts: WarmStarts, work: Work, out: Path, moment_s: float | None) -> Ended:
     """Run a command, and kill it at a moment unless it has ended before."""
-    log = out.with_name(f"{out.name}.log")
+    log, modules = (out.with_name(f"{out.name}.{ending}") for ending in ("log", "modules"))
+    command = work.command(out)
     start, begun = time.monotonic(), None
-    with log.open("ab") as stream:
-        process = subprocess.Popen(
-            work.command(out),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=stream,
-            env=environment(),
-            start_new_session=True,
-        )
-    while process.poll() is None:
+    program = starts.start(command, log, modules if moment_s is None else None)
+    while program.poll() is None:
         now = time.monotonic() - start
         if begun is None and out.exists():
             begun = now
         if (moment_s is not None and now >= moment_s) or now > _LONGEST_S:
-            process.kill()
-            process.wait()
+            program.kill()
             break
         time.sleep(_LOOK_S)
+    code = program.wait(_LEAVING_S)
     seconds = time.monotonic() - start
     assert seconds < _LONGEST_S, f"{work.name} did not end: {log}"
-    return Ended(process.returncode, seconds if begun is None else begun, seconds, tuple(left_of(process.pid)))
+    return Ended(code, seconds if begun is None else begun, seconds, tuple(left_of(program.pid)))
 
 
 def left_of(session: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 Run: python benchmarks/readme_results.py measure DATA --out runs/mini     # asks all; goes on if it was broken off
      python benchmarks/readme_results.py take runs/pooled/results.json    # measured already, in parts by --pool
+     python benchmarks/readme_results.py moved runs/mini/results.json     # which rows are not what was kept?
      python benchmarks/readme_results.py check                            # is the README that of the kept file?
 
 Kept is the JSON of `medsam3 eval` without its single cases, docs/results/MODEL.json, with the date and the hash of the
@@ -29,6 +30,7 @@ README = ROOT / "README.md"
 WEIGHTS = Path(medsam3.__file__).parent / "weights"
 SHOWN = "mini"
 """The model whose rows the README shows."""
+LEAST_MOVE = 0.001
 MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 ROWS = (
     ("polyp, colonoscopy", "kvasir_seg", "polyp"),
@@ -138,6 +140,40 @@ def with_table(readme: str, results: dict[str, Any]) -> str:
     return text
 
 
+def moved(results: dict[str, Any], kept: dict[str, Any]) -> list[str]:
+    """List the figures by which results differ from kept ones by a thousandth or more, the largest difference first."""
+    found, before = _figures(results), _figures(kept)
+    both = sorted(found.keys() & before.keys(), key=lambda name: -abs(found[name] - before[name]))
+    lines = [
+        f"| {' | '.join(name)} | {before[name]:.3f} | {found[name]:.3f} | {found[name] - before[name]:+.3f} |"
+        for name in both
+        if abs(found[name] - before[name]) >= LEAST_MOVE
+    ]
+    return [
+        f"{len(lines)} of {len(both)} figures moved by {LEAST_MOVE:g} or more; {len(found.keys() - before.keys())} are "
+        f"new, {len(before.keys() - found.keys())} were not measured again",
+        "",
+        "| data set | concept | figure | kept | now | difference |",
+        "|" + " --- |" * 6,
+        *lines,
+    ]
+
+
+def _figures(results: dict[str, Any]) -> dict[tuple[str, str, str], float]:
+    """Name the mean Dice of every row, and sensitivity and specificity of presence, by data set and concept."""
+    summary = results["summary"]
+    figures = {
+        (row["scope"]["dataset"], row["scope"]["concept"], f"Dice, {row['mode']}"): row["dice"]["value"]
+        for row in summary["overlap"]
+    }
+    figures |= {
+        (row["scope"]["dataset"], row["scope"]["concept"], name): row[name]
+        for row in summary["presence"]
+        for name in ("sensitivity", "specificity")
+    }
+    return {name: value for name, value in figures.items() if value is not None}
+
+
 def check() -> None:
     """Stop if the README shows other rows than the kept file, or the file is of other weights than the shipped ones."""
     results = json.loads((RESULTS / f"{SHOWN}.json").read_text(encoding="utf-8"))
@@ -151,11 +187,14 @@ def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks = parser.add_subparsers(dest="task", required=True)
     tasks.add_parser("check")
+    look = tasks.add_parser("moved")
     measure, take = tasks.add_parser("measure"), tasks.add_parser("take")
     measure.add_argument("data", type=Path, help="folder with an index.csv")
     measure.add_argument("--out", type=Path, required=True, help="folder of the run")
-    measure.add_argument("--modes", default="T,TB,I,TI", help="how to ask, default: all ways; T alone is the fastest")
-    take.add_argument("results", type=Path, help="results.json of medsam3 eval")
+    measure.add_argument("--modes", default="T,I,TI", help="how to ask, default: T,I,TI, which the pages show")
+    for one in (look, take):
+        one.add_argument("results", type=Path, help="results.json of medsam3 eval")
+    look.add_argument("--model", default=SHOWN, help="shipped weights, default: mini")
     for one in (measure, take):
         one.add_argument("--model", default=SHOWN, help="shipped weights, default: mini")
         one.add_argument("--again", action="store_true", help="read it once more")
@@ -163,6 +202,10 @@ def main(given: list[str] | None = None) -> None:
     args = parser.parse_args(given)
     if args.task == "check":
         check()
+        return
+    if args.task == "moved":
+        pair = (args.results, RESULTS / f"{args.model}.json")
+        print("\n".join(moved(*(json.loads(path.read_text(encoding="utf-8")) for path in pair))))
         return
     kept: Path = args.to or RESULTS / f"{args.model}.json"
     refuse_second_reading(kept, args.model, is_again=args.again)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copyreg
 import sys
+from dataclasses import fields
 
+from medsam3.cli.job import ModelChoice
 from medsam3.cli.main import main
-from medsam3.models import registry
-from slow_segmenter import SlowSegmenter
+from slow_segmenter import choice_with_fake, register_fake
 
-registry.LOADERS["threshold"] = lambda weights, running: SlowSegmenter()  # also in the processes that this one starts
+register_fake()  # also in the processes that this one starts
+copyreg.pickle(  # and in Ray's workers, to which the choice of a model is sent
+    ModelChoice,
+    lambda choice: (choice_with_fake, ({one.name: getattr(choice, one.name) for one in fields(choice) if one.init},)),
+)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -19,6 +19,17 @@ from typing import Any
 import httpx2
 
 TESTS = Path(__file__).parent
+
+
+def of_the_system(program: str) -> str | None:
+    """Find a program that does not lie beside Python: pynetdicom brings a storescu that says less than DCMTK's."""
+    folders = os.environ.get("PATH", "").split(os.pathsep)
+    return shutil.which(
+        program, path=os.pathsep.join(one for one in folders if one != str(Path(sys.executable).parent))
+    )
+
+
+STORESCU, ECHOSCU = of_the_system("storescu"), of_the_system("echoscu")
 USER, PASSWORD = "reader", "made-up-password"
 PLUGINS = [Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so"), Path("/usr/lib/orthanc/libOrthancDicomWeb.so")]
 PROGRAM = shutil.which("Orthanc") or "/usr/sbin/Orthanc"
@@ -28,7 +39,7 @@ MISSING = next(
         for what, is_there in (
             ("Orthanc", Path(PROGRAM).exists()),
             ("Orthanc's DICOMweb plug-in", any(path.exists() for path in PLUGINS)),
-            ("dcmtk", shutil.which("storescu") is not None),
+            ("dcmtk", STORESCU is not None and ECHOSCU is not None),
             ("dicom3tools", shutil.which("dciodvfy") is not None),
         )
         if not is_there
@@ -113,7 +124,8 @@ class Orthanc:
 
 
 def storescu(port: int, title: str, folder: Path, *more: str) -> None:
-    command = ["storescu", "-aet", "SCANNER", "-aec", title, *more, "127.0.0.1", str(port), "+sd", "+r", str(folder)]
+    assert STORESCU is not None
+    command = [STORESCU, "-aet", "SCANNER", "-aec", title, *more, "127.0.0.1", str(port), "+sd", "+r", str(folder)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
 

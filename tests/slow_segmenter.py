@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medsam3.cli.job import ModelChoice
 from medsam3.image import Masks
+from medsam3.models import registry
 from medsam3.prompts import Prompt
 from threshold_segmenter import ThresholdSegmenter
 
@@ -40,6 +42,17 @@ class SlowSegmenter(ThresholdSegmenter):
 
 def load_fake(name: str) -> Any:
     return SlowSegmenter()
+
+
+def register_fake() -> None:
+    """Make the fake model known as `threshold` in this process."""
+    registry.LOADERS["threshold"] = lambda weights, running: SlowSegmenter()
+
+
+def choice_with_fake(given: dict[str, Any]) -> ModelChoice:
+    """Make a choice of a model where the fake one is known."""
+    register_fake()
+    return ModelChoice(**given)
 
 
 class TaughtSegmenter(SlowSegmenter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -36,6 +37,8 @@ COMMANDS = [
     for name, block in BLOCKS
     for line in re.findall(r"^(medsam3 [^#\n|;>]*)", block.replace("\\\n", " "), flags=re.MULTILINE)
 ]
+SCRIPT = re.compile(r"(?:^|[ `])(?:python )?((?:benchmarks|examples|training)/[\w/]+\.\w+)", re.MULTILINE)
+TARGET = re.compile(r"(?:^|`)make ([a-z-]+)", re.MULTILINE)
 STARTS = sorted((ROOT / "docs" / "start").glob("*.md"))
 
 
@@ -47,6 +50,28 @@ def test_there_are_commands_on_many_pages() -> None:
 def test_a_command_is_one_that_the_parser_takes(page: str, command: str) -> None:
     arguments = shlex.split(command)[1:]
     assert "--help" in arguments or parse(arguments) is not None
+
+
+def test_the_examples_give_commands_that_the_parser_takes() -> None:
+    """The container and the queue are not run here; what they start is."""
+    yaml = pytest.importorskip("yaml")
+    compose = yaml.safe_load((ROOT / "examples" / "compose.yaml").read_text(encoding="utf-8"))
+    assert parse(compose["services"]["medsam3"]["command"]) is not None
+    [docker] = re.findall(r"^CMD (\[.*\])$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert parse(json.loads(docker)) is not None
+    batch = (ROOT / "examples" / "segment.sbatch").read_text(encoding="utf-8")
+    [started] = re.findall(r"'medsam3 (batch .*)' \\$", batch, flags=re.MULTILINE)
+    assert parse(shlex.split(started.replace("$((SLURM_PROCID + 1))/$SLURM_NTASKS", "1/16"))) is not None
+
+
+def test_every_script_and_make_target_that_a_page_names_is_there() -> None:
+    texts = {page: page.read_text(encoding="utf-8") for page in [*PAGES, *ROOT.glob("[!C]*.md")]}
+    scripts = {(page.name, script) for page, text in texts.items() for script in SCRIPT.findall(text)}
+    targets = {(page.name, target) for page, text in texts.items() for target in TARGET.findall(text)}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert len(scripts) > 10 and len(targets) > 5
+    assert {(page, script) for page, script in scripts if not (ROOT / script).is_file()} == set()
+    assert {one for one in targets if not re.search(rf"^{one[1]}:", makefile, flags=re.MULTILINE)} == set()
 
 
 @pytest.mark.parametrize("page", STARTS, ids=lambda page: page.stem)

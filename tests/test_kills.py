@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 from kill_works import WORKS, Missing
 from kills import Tally, list_troubles, table, tree_troubles
+from warm_starts import WarmStarts, until_told
 
 
 def test_files_that_are_lost_doubled_cut_or_other_are_told_apart(tmp_path: Path) -> None:
@@ -34,6 +38,28 @@ def test_records_are_counted() -> None:
 def test_the_table_counts_each_trouble() -> None:
     tally = Tally("folder", kills=9, in_work=7, trials=3, troubles=["lost a", "lost b", "left sleep"])
     assert table([tally]).splitlines()[-1] == "| folder | 9 | 7 | 3 | 2 | 0 | 0 | 0 | 1 |"
+
+
+def test_a_warm_start_is_a_process_of_its_own_with_the_imports_of_those_before(tmp_path: Path) -> None:
+    script, log, modules = tmp_path / "script.py", tmp_path / "log", tmp_path / "modules"
+    script.write_text(
+        "import os, sys, time\n"
+        "print('known' if 'colorsys' in sys.modules else 'new', os.getsid(0) == os.getpid(), flush=True)\n"
+        "import colorsys\n"
+        "time.sleep(float(sys.argv[1]))\n"
+        "sys.exit(3)\n"
+    )
+    with WarmStarts(os.environ) as starts:
+        first = starts.start([sys.executable, str(script), "0"], log, modules)
+        assert first.wait(60) == 3
+        starts.warm(modules)
+        second = starts.start([sys.executable, str(script), "600"], log)
+        until_told(log, "known True", second, 60)
+        with pytest.raises(TimeoutError):
+            second.wait(0)
+        second.kill()
+        assert second.wait(60) == -signal.SIGKILL
+    assert log.read_text().splitlines() == ["new True", "known True"]
 
 
 @pytest.mark.slow

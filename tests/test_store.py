@@ -52,6 +52,51 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         temporary.write_text("new")
 
 
+def test_what_a_killed_process_left_is_written_over_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    script = (
+        "import os, pathlib, sys\n"
+        "from medsam3.store import replacing\n"
+        "with replacing(pathlib.Path(sys.argv[1]), '.txt') as temporary:\n"
+        "    temporary.write_text('half')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    [left] = tmp_path.iterdir()
+    assert left.read_text() == "half"
+    with replacing(path, ".txt") as temporary:
+        assert temporary == left
+        temporary.write_text("whole")
+    assert [one.read_text() for one in tmp_path.iterdir()] == ["whole"]
+
+
+def test_two_who_write_one_file_at_a_time_do_not_touch_each_others(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with replacing(path) as first:
+        first.write_text("first")
+        with replacing(path) as second:
+            assert second != first
+            second.write_text("second")
+        assert (path.read_text(), first.read_text()) == ("second", "first")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_block_that_writes_nothing_leaves_the_old_file_and_one_that_writes_an_empty_file_does_not(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(InputError, match="No such file"), replacing(path):
+        pass
+    assert path.read_text() == "old"
+    with replacing(path) as temporary:
+        temporary.write_text("")
+    assert path.read_text() == ""
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_json_has_no_nan(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": 1})
     with pytest.raises(ValueError, match="JSON compliant"):

@@ -6,6 +6,7 @@ It knows nothing of images, models or runs.
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
@@ -33,6 +35,8 @@ JsonObject = dict[str, Any]
 """A JSON object whose keys others choose, or that is written and read back whole; known keys get a type."""
 _CHUNK_BYTES = 2**20
 _NEW_S = 2.0
+_SCRATCH = "medsam3-scratch-"
+_UNWRITTEN = b"nothing was written here"
 LONGEST_SLUG = 60
 """Bytes of the longest part of a file name that `slug` makes."""
 
@@ -40,6 +44,8 @@ LONGEST_SLUG = 60
 @contextmanager
 def replacing(path: Path, suffix: str = "", *, folder: Path | None = None) -> Iterator[Path]:
     """Give a temporary path beside `path` that replaces it if the block ends well, and is removed if it does not.
+
+    What a killed process left of it is written over by whoever writes `path` next.
 
     Args:
         path: The file to be; one that exists is replaced.
@@ -49,23 +55,52 @@ def replacing(path: Path, suffix: str = "", *, folder: Path | None = None) -> It
     Raises:
         InputError: The folder or the file cannot be written.
     """
-    temporary = (path.parent if folder is None else folder) / f".{uuid4().hex}{suffix}"
+    place = path.parent if folder is None else folder
+    temporary, handle = _own_temporary(place, path.name, suffix)
     try:
+        if handle is not None:
+            os.write(handle, _UNWRITTEN)
         yield temporary
         with temporary.open("rb") as stream:
+            if stream.read(len(_UNWRITTEN) + 1) == _UNWRITTEN:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
+        raise
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _own_temporary(place: Path, name: str, suffix: str) -> tuple[Path, int | None]:
+    """Name the temporary file of a file always alike, and lock it; where it is locked already, or cannot be, otherwise.
+
+    Returns:
+        The path, and the open lock; None if there is none, and then no file.
+    """
+    if fcntl is not None:
+        temporary = place / f".{hashlib.sha256(name_bytes(name)).hexdigest()[:32]}{suffix}"
+        with suppress(OSError):
+            handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(handle), temporary.lstat()):  # else it has just become another's file
+                    os.truncate(handle, 0)
+                    return temporary, os.dup(handle)
+            finally:
+                os.close(handle)
+    return place / f".{uuid4().hex}{suffix}", None
 
 
 @contextmanager
 def folder_in_use(place: Path, prefix: str) -> Iterator[Path]:
-    """Give a temporary folder that `remove_left` leaves alone while this process lives."""
-    with tempfile.TemporaryDirectory(dir=place, prefix=prefix) as name:
+    """Give a temporary folder, private to this user, that `remove_left` leaves alone while this process lives."""
+    with tempfile.TemporaryDirectory(dir=place, prefix=prefix, ignore_cleanup_errors=True) as name:
         handle = os.open(name, os.O_RDONLY) if fcntl is not None else None
         try:
             if handle is not None:
@@ -82,7 +117,8 @@ def remove_left(place: Path, prefix: str) -> None:
     for folder in place.glob(f"{prefix}*") if fcntl is not None else ():
         with suppress(OSError):
             about = folder.lstat()
-            if not stat.S_ISDIR(about.st_mode) or time.time() - about.st_mtime < _NEW_S:
+            is_new = time.time() - about.st_mtime < _NEW_S
+            if is_new or not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
                 continue
             handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
             try:
@@ -90,6 +126,21 @@ def remove_left(place: Path, prefix: str) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(handle)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Give a folder for intermediate files in the system's temporary place; a killed one goes with a later process."""
+    place = Path(tempfile.gettempdir())
+    _remove_scratch(place)
+    with folder_in_use(place, _SCRATCH) as folder:
+        yield folder
+
+
+@cache
+def _remove_scratch(place: Path) -> None:
+    """Remove what killed processes left, once in this process."""
+    remove_left(place, _SCRATCH)
 
 
 def check_format(found: object, known: int, what: str) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -16,7 +17,8 @@ from PIL import Image as Picture
 
 from made_batch import manifest, picture, run, work_for
 from made_dicom import series
-from medsam3.batch.crew import Pieces, part_name, work_here
+from medsam3.batch import crew
+from medsam3.batch.crew import Cluster, Crew, Pieces, part_name, work_here
 from medsam3.batch.pieces import Piece, find_pieces
 from medsam3.batch.target import Known, OutputTarget
 from medsam3.cli.inputs import SUFFIXES
@@ -261,6 +263,21 @@ def test_nothing_is_known_of_an_empty_manifest(tmp_path: Path) -> None:
     assert isinstance(known, Known)
     assert not Known.has(known.states, 5)
     assert known.part_with(5) is None
+
+
+@pytest.mark.parametrize("error", [Exception("The current node timed out during startup."), ConnectionError("gone")])
+def test_a_ray_that_does_not_start_is_one_line(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(*_: object, **__: object) -> None:
+        raise error
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+    monkeypatch.setattr(crew, "require", lambda name, extra: ray)
+    target = OutputTarget(str(tmp_path / "out"))
+    target.prepare()
+    with pytest.raises(InputError, match=r"Ray does not start here.*give --cluster none"):
+        Crew(work_for("polyp"), str(tmp_path / "out"), target.known(), Cluster())
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b"])

@@ -100,3 +100,16 @@ def test_a_readme_of_other_rows_is_found(place: Path) -> None:
     readme.write_text(readme.read_text().replace("0.500 (", "0.600 ("))
     with pytest.raises(SystemExit, match="shows other rows"):
         readme_results.main(["check"])
+
+
+def test_figures_that_moved_are_listed_with_both_values(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme_results.main(["take", str(place / "run/results.json")])
+    entry = json.loads((place / "run/results.json").read_text())
+    entry["summary"]["overlap"][1]["dice"]["value"] = 0.625
+    entry["summary"]["presence"][0]["sensitivity"] = 0.9995  # less than a thousandth
+    (place / "run/results.json").write_text(json.dumps(entry))
+    capsys.readouterr()
+    readme_results.main(["moved", str(place / "run/results.json")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("1 of 4 figures moved by 0.001 or more; 0 are new, 0 were not measured again")
+    assert lines[-1] == "| kvasir_seg | polyp | Dice, I | 0.500 | 0.625 | +0.125 |"

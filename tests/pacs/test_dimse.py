@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pynetdicom import AE
 
-from made_archive import Orthanc, cutting, free_port, start_fake, storescu, until
+from made_archive import ECHOSCU, Orthanc, cutting, free_port, start_fake, storescu, until
 from made_study import made_study
 from medsam3.errors import InputError
 from medsam3.pacs.dicomweb import Access, Archive
@@ -54,7 +54,7 @@ def test_a_series_that_is_sent_comes_back_as_a_segmentation(orthanc: Orthanc, tm
     made = made_study(tmp_path / "scans")
     node = Node("ORTHANC", "127.0.0.1", orthanc.dicom_port, "MEDSAM3")
     with taking_in(tmp_path / "line", node) as (intake, port, told):
-        echo = ["echoscu", "-aet", "SCANNER", "-aec", "MEDSAM3", "127.0.0.1", str(port)]
+        echo = [str(ECHOSCU), "-aet", "SCANNER", "-aec", "MEDSAM3", "127.0.0.1", str(port)]
         assert subprocess.run(echo, check=False, timeout=30).returncode == 0
         for _ in range(2):  # the second time nothing is left to do
             storescu(port, "MEDSAM3", made.folder)
@@ -103,7 +103,7 @@ def test_an_instance_that_is_too_large_breaks_the_connection_off(tmp_path: Path)
         with pytest.raises(AssertionError):
             storescu(port, "MEDSAM3", made.folder)
         assert _files(tmp_path / "line") == []
-        echo = ["echoscu", "-aet", "SCANNER", "-aec", "MEDSAM3", "127.0.0.1", str(port)]
+        echo = [str(ECHOSCU), "-aet", "SCANNER", "-aec", "MEDSAM3", "127.0.0.1", str(port)]
         assert subprocess.run(echo, check=False, timeout=30).returncode == 0  # others are heard as before
 
 

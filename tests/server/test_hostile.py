@@ -61,7 +61,7 @@ def answered(name: str, answer: Any) -> Any:
     if answer.status_code >= 400:
         assert answer.headers["content-type"] == "application/problem+json", name
         detail = answer.json()["detail"]
-        assert "\n" not in detail and "medsam3-serve-" not in detail and len(detail) < 1000, f"{name}: {detail}"
+        assert "\n" not in detail and "medsam3-server-" not in detail and len(detail) < 1000, f"{name}: {detail}"
     return answer
 
 

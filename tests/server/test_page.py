@@ -235,7 +235,7 @@ def _lose_and_find(page: Any, server: Process, block: Path) -> None:
     ask(page, "block")
     click(page, place_of(page, 40, 15, SIZE))
     page.wait_for_selector(f"text={by_library(block, ('click', 40, 15)).union().sum()} px")
-    left = set(Path(tempfile.gettempdir()).glob("medsam3-serve-*"))
+    left = set(Path(tempfile.gettempdir()).glob("medsam3-server-*"))
     server.kill()
     page.wait_for_selector("#lost:not([hidden])")
     click(page, place_of(page, 44, 18, SIZE))
@@ -247,7 +247,7 @@ def _lose_and_find(page: Any, server: Process, block: Path) -> None:
     idle(page)
     page.keyboard.press("Control+z")
     page.wait_for_selector(f"text={by_library(block, ('click', 40, 15)).union().sum()} px")
-    now = set(Path(tempfile.gettempdir()).glob("medsam3-serve-*"))
+    now = set(Path(tempfile.gettempdir()).glob("medsam3-server-*"))
     assert len(now) <= len(left), "the killed server's folder was removed by the next one"
 
 
@@ -284,7 +284,7 @@ def test_no_process_and_no_file_is_left_when_the_server_ends(own_server: Process
     while not children and time.monotonic() < deadline:
         time.sleep(0.1)
         children = _children(server.process.pid)
-    folders = {one for one in Path(tempfile.gettempdir()).glob("medsam3-serve-*")}
+    folders = {one for one in Path(tempfile.gettempdir()).glob("medsam3-server-*")}
     assert children
     assert folders
     server.end()

@@ -24,6 +24,7 @@ MOST_TRIES = 3
 _MOST_PIECES, _AIMED_S = 256, 15.0
 """A worker gets as many pieces at once as take it this long, and at most so many."""
 _OBJECT_STORE_BYTES = 100 << 20
+_START_ERRORS = (ConnectionError, ValueError, RuntimeError, TimeoutError)
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,12 @@ class Crew:
                 self._ray.init("auto", log_to_driver=False, logging_level="ERROR")
             except ConnectionError:
                 self._ray.init("local", object_store_memory=_OBJECT_STORE_BYTES, **options)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        except Exception as error:  # Ray has no narrower class for a node that does not start in time
+            if type(error) is not Exception and not isinstance(error, _START_ERRORS):
+                raise
             raise InputError(
-                f"the cluster {self._cluster.address} cannot be reached ({reason_of(error)}): correct --cluster, or "
-                "give none"
+                f"the cluster {self._cluster.address} cannot be reached, or Ray does not start here "
+                f"({reason_of(error)}): correct --cluster, try again when less runs here, or give --cluster none"
             ) from error
 
     def _hire(self, source: Pieces) -> None:

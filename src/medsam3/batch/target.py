@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from medsam3.batch.pieces import MARK, is_local, place_of, protocols_of, url_of
 from medsam3.errors import InputError, reason_of
-from medsam3.store import folder_in_use, name_bytes, remove_left, replacing
+from medsam3.store import folder_in_use, name_bytes, remove_left, replacing, scratch_folder
 
 FORM = {"form": "target of medsam3 batch", "version": 1}
 _WRITING = ".writing-"
@@ -181,8 +180,8 @@ class OutputTarget:
                 return
             if self.folder is not None and any(not name.startswith(_WRITING) for name in self._names()):
                 raise InputError(f"{self.url} holds something else: name a folder that is new or empty")
-            with tempfile.TemporaryDirectory(prefix="medsam3-") as temporary:
-                mark = Path(temporary) / MARK
+            with scratch_folder() as scratch:
+                mark = scratch / MARK
                 mark.write_text(json.dumps(FORM), encoding="utf-8")
                 self.put(mark, MARK)
         except InputError:
@@ -307,8 +306,8 @@ class OutputTarget:
             self._system.rm_file(self._at(f"manifest/{part}"))
 
     def _write(self, name: str, table: Any) -> None:
-        with tempfile.TemporaryDirectory(prefix="medsam3-") as temporary:
-            file = Path(temporary) / name
+        with scratch_folder() as scratch:
+            file = scratch / name
             pq.write_table(table, file)
             self.put(file, f"manifest/{name}")
 

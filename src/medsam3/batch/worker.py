@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from medsam3.models.segmenter import Segmenter
 from medsam3.prompts import Prompt
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.run import segment
-from medsam3.store import sha256_of, sha256_of_all, slug
+from medsam3.store import scratch_folder, sha256_of, sha256_of_all, slug
 
 _LOG = logging.getLogger(__name__)
 
@@ -195,8 +194,8 @@ class BatchWorker:
         """Write the masks in each format."""
         place = f"masks/{stem[:2]}"
         formats = self._work.formats or self._work.default_formats[image.kind]
-        with tempfile.TemporaryDirectory(prefix="medsam3-") as temporary:
-            files = [write_format(name, [masks], image, Path(temporary), stem) for name in formats]
+        with scratch_folder() as scratch:
+            files = [write_format(name, [masks], image, scratch, stem) for name in formats]
             for file in files:
                 self._target.put(file, f"{place}/{file.name}")
         return tuple(f"{place}/{file.name}" for file in files)
@@ -213,8 +212,8 @@ def fetched(piece: Piece) -> Iterator[Path]:
     if is_local(system) and not piece.names:
         yield Path(path)
         return
-    with tempfile.TemporaryDirectory(prefix="medsam3-") as temporary:
-        folder = Path(temporary) / _name(path)
+    with scratch_folder() as scratch:
+        folder = scratch / _name(path)
         folder.mkdir()
         with _refused("does not exist any more: correct the path", "be fetched", "run again to try it anew"):
             if is_local(system):

@@ -21,7 +21,7 @@ import numpy as np
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks, ObjectMask, PresenceVerdict
 from medsam3.prompts import Mode, Prompt
-from medsam3.store import LONGEST_SLUG, Journal, JsonObject, name_bytes, shortened, slug
+from medsam3.store import LONGEST_SLUG, Journal, JsonObject, name_bytes, scratch_folder, shortened, slug
 
 if TYPE_CHECKING:
     from medsam3.cli.remote import HowRead
@@ -387,10 +387,10 @@ def check_formats(formats: Sequence[str], image: Image) -> None:
     from medsam3.io import write_format  # noqa: PLC0415
 
     one_pixel = ObjectMask((0, 0, 0), np.ones((1, 1, 1), dtype=np.bool_), 1.0)
-    with tempfile.TemporaryDirectory(prefix="medsam3-") as temporary:
+    with scratch_folder() as scratch:
         for name in formats:
             if name in _REFUSING:
-                write_format(name, Masks(image.shape, (one_pixel,)), image, Path(temporary), "trial")
+                write_format(name, Masks(image.shape, (one_pixel,)), image, scratch, "trial")
 
 
 def _is_name(text: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from medsam3.io.packed_masks import LOSSLESS, loaded
 from medsam3.prompts import Prompt, check_phrase
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.run import Given, Report, as_prompts
-from medsam3.store import JsonObject
+from medsam3.store import JsonObject, scratch_folder
 
 if TYPE_CHECKING:
     from medsam3.agent.loop import AgentResult
@@ -204,8 +203,8 @@ class Client:
             from medsam3.io.in_memory import as_image  # noqa: PLC0415
 
             here = as_image(image)
-            with tempfile.TemporaryDirectory(prefix="medsam3-client-") as folder:
-                files = [(path.name, path) for path in write_handed(here, Path(folder))]
+            with scratch_folder() as folder:
+                files = [(path.name, path) for path in write_handed(here, folder)]
                 about = self._connection.upload("/v1/images", files)
         opened = RemoteImage(about["id"], here, self._connection)
         try:

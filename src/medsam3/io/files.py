@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from medsam3.errors import InputError
 from medsam3.image import Frames
+from medsam3.store import scratch_folder
 
 SLIDE_PLACE = "slide_place"
 """Key of `Image.metadata`: x and y of the first pixel's corner in the finest level, and its pixels for one of these."""
@@ -254,8 +255,8 @@ def utf8_path(path: Path) -> Iterator[str]:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        with tempfile.TemporaryDirectory() as folder:
-            link = Path(folder) / f"linked{path.suffix.encode('ascii', 'ignore').decode()}"
+        with scratch_folder() as folder:
+            link = folder / f"linked{path.suffix.encode('ascii', 'ignore').decode()}"
             link.symlink_to(path.resolve())
             yield str(link)
     else:

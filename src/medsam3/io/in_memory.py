@@ -6,7 +6,6 @@ libraries is imported for anybody who does not use it.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike
 from medsam3.errors import InputError, require
 from medsam3.geometry import affine_from_directions, check_affine, lps_from_nifti
 from medsam3.image import Image, Kind, Masks, Pixels
+from medsam3.store import scratch_folder
 
 _KNOWN = "an Image, a path, a NumPy array, a PIL picture, a torch tensor, or an image of pydicom, nibabel or SimpleITK"
 
@@ -132,8 +132,8 @@ def _from_pydicom(dataset: Any) -> Image:
     if "PixelData" not in dataset and "FloatPixelData" not in dataset and "DoubleFloatPixelData" not in dataset:
         raise InputError("the Dataset holds no pixels: give one of an image")
     pydicom = require("pydicom", extra="all")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "dataset.dcm"
+    with scratch_folder() as folder:
+        path = folder / "dataset.dcm"
         try:
             pydicom.dcmwrite(path, dataset, enforce_file_format=True)
         except (ValueError, AttributeError, TypeError, NotImplementedError, OSError) as error:

@@ -6,16 +6,13 @@ All of an image lies in one private folder, and goes with it: on demand, after i
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
-import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from medsam3.server.pool import Progress, Worker
 from medsam3.server.problems import RefusedError, not_here
@@ -33,16 +30,10 @@ from medsam3.server.schemas import (
     WindowAsked,
 )
 from medsam3.server.settings import Limits
-
-try:
-    import fcntl
-except ImportError:  # Windows: what a killed server left is not found there
-    fcntl = None  # type: ignore[assignment]
+from medsam3.store import folder_in_use, remove_left
 
 ID_BYTES = 24
-_PREFIX = "medsam3-serve-"
-_LOCK = "in-use"
-_NEW_S = 2.0  # a server that has just begun may not have locked its folder yet
+_PREFIX = "medsam3-server-"
 
 
 def new_id() -> str:
@@ -174,10 +165,10 @@ class Holdings:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._temporary = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)  # mode 0700
-        self.folder = Path(self._temporary.name)
-        self._lock = lock(self.folder)
-        remove_left(self.folder.parent)
+        place = Path(tempfile.gettempdir())
+        self._until_closed = ExitStack()
+        self.folder = self._until_closed.enter_context(folder_in_use(place, _PREFIX))  # mode 0700
+        remove_left(place, _PREFIX)
         self._images: dict[str, HeldImage] = {}
 
     def __len__(self) -> int:
@@ -266,29 +257,4 @@ class Holdings:
         """Remove everything."""
         for held in list(self._images.values()):
             self.remove(held)
-        self._lock.close()
-        self._temporary.cleanup()
-
-
-def lock(folder: Path) -> IO[bytes]:
-    """Mark a folder as in use for as long as this process lives."""
-    stream = (folder / _LOCK).open("wb")
-    if fcntl is not None:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return stream
-
-
-def remove_left(place: Path) -> None:
-    """Remove the folders of servers that were killed, which could not do so themselves."""
-    if fcntl is None:
-        return
-    for folder in place.glob(f"{_PREFIX}*"):
-        try:
-            about = folder.lstat()
-            is_new = time.time() - about.st_mtime < _NEW_S
-            if is_new or not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
-                continue
-            lock(folder).close()
-        except OSError:  # another server is at work in it, or it has just gone
-            continue
-        remove(folder)
+        self._until_closed.close()

@@ -13,10 +13,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ CANCEL_GRACE_S = 5.0
 RETRY_AFTER_S = 5
 FOLLOW_S = 0.1
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-_PID, _DONE, _COUNT, _CANCELLED = range(4)
+_DONE, _COUNT, _CANCELLED = range(3)
 _shared: Any = None  # in a worker process: what it shares with the server
 
 
@@ -55,7 +55,6 @@ def _begin(shared: Any, prepare: Callable[..., None] | None, arguments: tuple[An
     """Set a new worker process up."""
     global _shared  # noqa: PLW0603  the process is this one worker
     _shared = shared
-    shared[_PID] = os.getpid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends its workers
     parent = os.getppid()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -107,13 +106,14 @@ class Worker:
     restarts: int = 0
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
     _executor: ProcessPoolExecutor | None = field(default=None, repr=False)
+    _process: BaseProcess | None = field(default=None, repr=False)
     _shared: Any = field(default=None, repr=False)
     _running: Progress | None = field(default=None, repr=False)
 
     @property
     def pid(self) -> int | None:
         """Number of the process; None if it was not started."""
-        return None if self._shared is None else self._shared[_PID] or None
+        return None if self._process is None else self._process.pid
 
     async def run(
         self, function: Callable[..., T], *arguments: Any, limit_s: float, progress: Progress | None = None
@@ -164,7 +164,7 @@ class Worker:
         told.state, self._running = "running", told
         follower = asyncio.create_task(self._follow(told))
         try:
-            future = asyncio.wrap_future(executor.submit(function, *arguments))
+            future = asyncio.wrap_future(self._submitted(executor, function, arguments))
             future.add_done_callback(_heard)
             return await asyncio.wait_for(asyncio.shield(future), limit_s)
         except BrokenProcessPool as error:
@@ -214,19 +214,28 @@ class Worker:
     def _started(self) -> ProcessPoolExecutor:
         if self._executor is None:
             context = multiprocessing.get_context("spawn")
-            self._shared = context.RawArray("q", 4)
+            self._shared = context.RawArray("q", 3)
             self._executor = ProcessPoolExecutor(
                 1, context, initializer=_begin, initargs=(self._shared, self.prepare, self.arguments)
             )
         return self._executor
 
+    def _submitted(
+        self, executor: ProcessPoolExecutor, function: Callable[..., T], arguments: tuple[Any, ...]
+    ) -> Future[T]:
+        """Hand the task over; the first one starts the process, which is noted, so that it can be ended at once."""
+        before = set(multiprocessing.active_children()) if self._process is None else set()
+        future = executor.submit(function, *arguments)
+        if self._process is None:
+            self._process = next(iter(set(multiprocessing.active_children()) - before), None)
+        return future
+
     def _kill(self) -> None:
-        if self.pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+        if self._process is not None:
+            self._process.kill()
 
     def _forget(self) -> None:
-        executor, self._executor, self._shared = self._executor, None, None
+        executor, self._executor, self._process, self._shared = self._executor, None, None, None
         self.restarts += 1
         if executor is not None:
             executor.shutdown(wait=False, cancel_futures=True)

