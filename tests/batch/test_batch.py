@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ from made_dicom import series
 from medsam3.batch.crew import Pieces, part_name, work_here
 from medsam3.batch.pieces import Piece, find_pieces
 from medsam3.batch.target import Known, OutputTarget
+from medsam3.batch.worker import Report
+from medsam3.cli import batch
 from medsam3.cli.inputs import SUFFIXES
 from medsam3.cli.main import main
+from medsam3.cli.terminal import progress_bar
 from medsam3.errors import InputError
 from threshold_segmenter import ThresholdSegmenter
 
@@ -275,3 +279,27 @@ def test_a_folder_gives_every_kind_of_image_that_segment_takes_from_one(tmp_path
         (tmp_path / f"{number}{ending}").write_bytes(b"x")
     found = {name for piece in find_pieces([str(tmp_path)]) for name in piece.names or (Path(piece.url).name,)}
     assert found == {f"{number}{ending}" for number, ending in enumerate(SUFFIXES)}
+
+
+def test_the_time_left_is_told_in_a_log_file_once_all_files_are_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = [100.0]
+    pace = batch.Pace(iter([Piece(str(n)) for n in range(500)]), clock=lambda: now[0])
+    deadline = 200
+    while pace.count is None and deadline:
+        deadline -= 1
+        time.sleep(0.01)
+    with progress_bar() as bar:
+        for done in (50, 200):  # 100 s each
+            now[0] += 100
+            pace.show(Report(done=done), bar)
+    assert capsys.readouterr().err.splitlines() == [
+        "medsam3: 50 of 500 files, 0.5 files/s, 0 failed, 15.0 min left",  # 450 files at .5 a second
+        "medsam3: 200 of 500 files, 1.5 files/s, 0 failed, 3.3 min left",  # the last 150 took 100 s
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(30, "0.5 min"), (3599, "60.0 min"), (7500, "2:05 h")])
+def test_long_times_are_told_in_hours(seconds: float, said: str) -> None:
+    assert batch.minutes(seconds) == said

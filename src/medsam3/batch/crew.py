@@ -164,10 +164,11 @@ class Crew:
                 self._ray.init("auto", log_to_driver=False, logging_level="ERROR")
             except ConnectionError:
                 self._ray.init("local", object_store_memory=_OBJECT_STORE_BYTES, **options)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        except Exception as error:  # a node that does not come up is a bare Exception
+            what = "Ray cannot be started here" if is_new else f"the cluster {self._cluster.address} cannot be reached"
+            reason = " ".join(reason_of(error).split())[:300]
             raise InputError(
-                f"the cluster {self._cluster.address} cannot be reached ({reason_of(error)}): correct --cluster, or "
-                "give none"
+                f"{what} ({reason}): free memory and disk, correct --cluster, or give none, which needs no Ray"
             ) from error
 
     def _hire(self, source: Pieces) -> None:
