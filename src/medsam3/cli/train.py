@@ -212,8 +212,8 @@ def _run_mini(args: Train, samples: tuple[Sample, ...], settings: RunSettings, w
             trained = train_and_export(samples, settings, workers, hooks=hooks)
             assert trained is not None, "the first process has a result"
             result = trained
-    if "presence_kept" in result.summary:
-        tell(f"! {result.summary['presence_kept']}")
+    if kept := result.summary.get("presence_kept"):
+        tell(f"! {kept}")
     say_json({"weights": str(result.weights), "card": str(result.card), "val": result.summary})
     return 0
 

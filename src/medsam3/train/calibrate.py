@@ -153,7 +153,7 @@ def _on_square(look: CloserLook | None, place: Letterbox) -> Logits:
     """A closer look's logits on the square (256, 256), NaN outside its window."""
     if look is None:
         return NOWHERE
-    framed = np.full((place.height, place.width), np.nan, dtype=np.float32)
+    framed = np.full(place.shape, np.nan, dtype=np.float32)
     look.window.cut(framed)[:] = look.logits.numpy()
     return place.sampled_on_square(framed, outside=np.nan)
 

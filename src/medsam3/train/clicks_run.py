@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
 from medsam3.data.samples import Sample, contents_digest
+from medsam3.geometry import BoolArray
 from medsam3.measure.outline import dice
 from medsam3.models.mini.click_decoder import ClickDecoder
 from medsam3.models.mini.clicker import levels_sha256
@@ -26,7 +28,7 @@ from medsam3.train.click_cache import balanced, click_cache, seen_by
 from medsam3.train.config import ClickFitConfig
 from medsam3.train.loop import Hooks, RunFolder, Validation, fit
 from medsam3.train.person import LEAST_PX, Logits, Meant, clicked_next
-from medsam3.train.run import RunResult
+from medsam3.train.run import ClicksReached, RunResult
 from medsam3.train.trainee_clicks import ClickBatchMaker, ClickTrainee, drawn_of, placed_object
 from medsam3.train.workers import OneProcess, Workers
 
@@ -102,7 +104,7 @@ def train_clicks(
         if run.best is not None:
             trainee.put_further_state(run.best.weights)
         curve = click_curve(trainee.average, objects)
-        summary = {"dice_by_click": [round(value, 4) for value in curve], "objects": len(objects)}
+        summary: ClicksReached = {"dice_by_click": [round(value, 4) for value in curve], "objects": len(objects)}
         content = {
             "decoder": asdict(config.decoder),
             "stands_on": {"levels_sha256": config.levels_sha256},
@@ -110,20 +112,19 @@ def train_clicks(
             "updates": run.step if run.best is None else run.best.step,
             "data": data_summary((*train, *val)),
             "curve": curve_summary(folder.curves.records),
-            "val": summary,
         }
-        return write_clicks(place.out, trainee.average, content)
+        return write_clicks(place.out, trainee.average, content, summary)
 
 
-def write_clicks(out: Path, decoder: ClickDecoder, content: dict[str, Any]) -> RunResult:
+def write_clicks(out: Path, decoder: ClickDecoder, content: Mapping[str, object], reached: ClicksReached) -> RunResult:
     """Write `mini-interactive.safetensors` in float16 and its card."""
     weights, card = out / f"{NAME}.safetensors", out / f"{NAME}.json"
     state = {name: value.detach().cpu().half().contiguous() for name, value in decoder.state_dict().items()}
     with replacing(weights, ".safetensors") as temporary:
         temporary.write_bytes(save(state))
         temporary.chmod(0o644)
-    write_card(card, NAME, weights, content)
-    return RunResult(weights, card, content["val"])
+    write_card(card, NAME, weights, {**content, "val": reached})
+    return RunResult(weights, card, reached)
 
 
 def val_objects(samples: Sequence[Sample], features: Features, config: ClickFitConfig) -> list[ValObject]:
@@ -142,7 +143,9 @@ def val_objects(samples: Sequence[Sample], features: Features, config: ClickFitC
     return chosen
 
 
-def _val_object(sample: Sample, truth: Any, answers: Logits, values: Any, config: ClickFitConfig) -> ValObject:
+def _val_object(
+    sample: Sample, truth: BoolArray, answers: Logits, values: NDArray[Any], config: ClickFitConfig
+) -> ValObject:
     rng = np.random.default_rng([1, *sample.name.encode()])
     meant, window, pixels = placed_object(sample.load_rgb(), truth, answers, config, rng)
     middle, coarse = (torch.from_numpy(values[name].astype(np.float32)) for name in ("middle", "coarse"))

@@ -77,13 +77,20 @@ class Reached(TypedDict):
     dice_text_box: dict[str, float]
 
 
+class ClicksReached(TypedDict):
+    """Mean Dice on val after the interactive decoder's first answer, the second and so on, over so many objects."""
+
+    dice_by_click: list[float]
+    objects: int
+
+
 @dataclass(frozen=True)
 class RunResult:
     """The files that a run has made."""
 
     weights: Path
     card: Path
-    summary: Reached
+    summary: Reached | ClicksReached
 
 
 def describe(samples: Sequence[Sample], config: FitConfig, out: Path) -> list[str]:

@@ -29,6 +29,11 @@ class Letterbox:
     width: int
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the frame."""
+        return self.height, self.width
+
+    @property
     def inner_height(self) -> int:
         """Rows of the square that the frame fills."""
         return max(1, round(self.height * SIDE / max(self.height, self.width)))

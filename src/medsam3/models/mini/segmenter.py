@@ -238,16 +238,15 @@ class MiniSegmenter:
     def _corrected(self, features: MiniFeatures, hints: Hints) -> BoolArray:
         """Find the object by the detector, and change it by the interactive decoder where that is at hand."""
         frame, clicks = features.frame, hints.clicks
-        shape = (features.place.height, features.place.width)
         ask = partial(self.like, features, hints.text)
         if frame is None or hints.mask is None or agrees(hints.mask, clicks) or self.clicker is None:
-            return corrected(ask, hints.mask, clicks, shape)
+            return corrected(ask, hints.mask, clicks, features.place.shape)
         clicker = self.clicker
 
         def change(mask: BoolArray, newest: Point) -> BoolArray:
             return clicker.corrected(frame, Said(mask, clicks, hints.box), newest)
 
-        return corrected(ask, hints.mask, clicks, shape, change)
+        return corrected(ask, hints.mask, clicks, features.place.shape, change)
 
     @cached_property
     def clicker(self) -> Clicker | None:
@@ -261,7 +260,7 @@ class MiniSegmenter:
             whole: NDArray[np.float32] = features.place.logits_to_frame(found.logits[None])[0].sigmoid().numpy()
             return whole
         near = self.like(features.closer(window), text, None, _moved(box, window))
-        probability = np.zeros((features.place.height, features.place.width), dtype=np.float32)
+        probability = np.zeros(features.place.shape, dtype=np.float32)
         window.cut(probability)[:] = near
         return probability
 
@@ -339,8 +338,7 @@ class MiniSegmenter:
                 return None
             edges = features.place.boxes_from_square(np.array([parts]))
         low, high = edges.min(axis=0), edges.max(axis=0)
-        shape = (features.place.height, features.place.width)
-        window = closer_window((low[0], low[1], high[2], high[3]), shape)
+        window = closer_window((low[0], low[1], high[2], high[3]), features.place.shape)
         if window is None:
             return None
         near = features.closer(window)
@@ -362,7 +360,7 @@ class MiniSegmenter:
             is_sure &= of_kind >= limits.of_kinds.sure
             presence = min(presence, of_kind)
         objects: list[ObjectMask] = []
-        frame = (features.place.height, features.place.width)
+        frame = features.place.shape
         if is_present if threshold is None else presence >= threshold:
             probability = self._settled(features, outlined, found, look).sigmoid().numpy()
             parts = split_objects(probability, limits.mask, is_round=self._is_round(prompt))
@@ -419,8 +417,7 @@ class MiniSegmenter:
 
     def _in_boxes(self, features: MiniFeatures, boxes: tuple[Box, ...]) -> NDArray[np.float32]:
         """Probability (K, H, W) of the object in each box: the detector's, or LiteMedSAM's if that does not fill it."""
-        shape = (features.place.height, features.place.width)
-        own = [boxed(partial(self.like, features, None), box, shape) for box in boxes]
+        own = [boxed(partial(self.like, features, None), box, features.place.shape) for box in boxes]
         probability = np.stack([found for found, _ in own])
         others = [k for k, (_, fit) in enumerate(own) if fit < LEAST_FIT]
         if others:

@@ -109,7 +109,7 @@ class MiniTracker:
             share = self._share(here, [(kept_of(one.n), one.mask) for one in looked_at])
             box = self._box(share)
             if box is None:
-                return np.zeros((here.place.height, here.place.width), dtype=np.bool_)
+                return np.zeros(here.place.shape, dtype=np.bool_)
             boxes = torch.from_numpy(box[None]).float()
             answer = self.segmenter.lite_medsam.decode(here.neck.float(), boxes)
             mask: BoolArray = (here.place.logits_to_frame(answer.logits)[0] > 0).numpy()
