@@ -17,7 +17,7 @@ from PIL import Image as Picture
 
 from made_batch import manifest, picture, run, work_for
 from made_dicom import series
-from medsam3.batch.crew import Pieces, part_name, work_here
+from medsam3.batch.crew import Cluster, Crew, Pieces, part_name, work_here
 from medsam3.batch.pieces import Piece, find_pieces
 from medsam3.batch.target import Known, OutputTarget
 from medsam3.batch.worker import Report
@@ -303,3 +303,19 @@ def test_the_time_left_is_told_in_a_log_file_once_all_files_are_counted(
 @pytest.mark.parametrize(("seconds", "said"), [(30, "0.5 min"), (3599, "60.0 min"), (7500, "2:05 h")])
 def test_long_times_are_told_in_hours(seconds: float, said: str) -> None:
     assert batch.minutes(seconds) == said
+
+
+def test_a_ray_that_does_not_start_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'medsam3[cluster]'")
+
+    def init(address: str, **options: object) -> None:
+        if address == "auto":
+            raise ConnectionError("no cluster runs here")
+        raise Exception("The current node timed out during startup.\nThe GCS may be overloaded.")  # as Ray does
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    known = OutputTarget(str(tmp_path / "out")).known()
+    with pytest.raises(InputError, match=r"Ray cannot be started here \(The current node timed out.*give none") as said:
+        Crew(work_for("polyp"), str(tmp_path / "out"), known, Cluster())
+    assert "\n" not in str(said.value)
