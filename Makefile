@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 NEEDS_PYTHON := Python 3.11 or newer with its venv module is needed: install python3.11 and python3.11-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app docs test test-all lint types unit fuzz offline kills results licences audit clean
+.PHONY: help demo app docs test test-all compat lint types unit fuzz offline kills results licences audit clean
 
 # Two tests and more at a time, each on one thread: torch's threads would only get in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -23,9 +23,17 @@ app: $(VENV)/.installed $(VENV)/.weights ## open the page in the browser, with a
 
 test: lint types unit ## install from nothing, then run all checks and all tests but the slow ones
 
-test-all: lint types $(VENV)/.installed-dev $(VENV)/.weights-dev ## the same, with the slow tests, and ten minutes of damaged files
+test-all: lint types $(VENV)/.installed-dev $(VENV)/.weights-dev compat ## the same, with the slow tests, and ten minutes of damaged files
 	$(PYTEST) -m "not gpu"
 	$(MAKE) fuzz
+
+OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+compat: $(VENV)/.installed-dev ## SAM 3's tests with the oldest and the newest transformers that are allowed
+	for wanted in "transformers~=$(OLDEST).0" "transformers>=$(OLDEST),<6"; do \
+		rm -rf $(VENV)/transformers && \
+		$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(VENV)/transformers "$$wanted" && \
+		PYTHONPATH=$(VENV)/transformers $(PYTEST) -m "not gpu" tests/models/sam3 || exit 1; \
+	done
 
 lint: $(VENV)/.installed-dev ## ruff
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
     python benchmarks/mini.py [--runs 5]
     python benchmarks/mini.py --against OTHER/src    # both in turn, the ratio of this one to the other, and its goal
+    python benchmarks/mini.py --folder 100           # `medsam3 segment` of a folder, by the clock, on all cores
     python benchmarks/mini.py --beside               # LiteMedSAM and MONAI's U-Net on the same picture (extra baseline)
 
 Prints JSON; quote the medians, and the machine with them. Threads are as OMP_NUM_THREADS says. The picture is
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,9 @@ GOALS = {
     "further phrase": 0.35,
     "first box": 0.3,
     "slice": 0.3,
+    "video frame, a phrase followed": 0.3,
     "peak GiB": 1.0,
+    "folder, s a picture": 0.25,
 }
 """Most that a cost may be of that on 2026-11-26, commit e5cecb2."""
 
@@ -76,6 +80,10 @@ def warm_costs(runs: int) -> dict[str, float]:
         for n in range(SLICES):
             segmenter.decode(segmenter.encode(np.roll(rgb, n, axis=1)), medsam3.Prompt(PHRASES[0]))
 
+    def followed(_: object) -> None:
+        medsam3.segment(video, PHRASES[0], segmenter)
+
+    video = medsam3.Image(np.stack([np.roll(rgb, n, axis=1) for n in range(SLICES)]), kind="video")
     box = medsam3.Prompt(boxes=(medsam3.Box(250, 100, 350, 200),))
     further = cpu_seconds(lambda known: [segmenter.decode(known, medsam3.Prompt(p)) for p in PHRASES], runs, encoded)
     return {
@@ -89,6 +97,8 @@ def warm_costs(runs: int) -> dict[str, float]:
         "first box": cpu_seconds(lambda _: segmenter.decode(segmenter.encode(rgb), box), runs),
         "further box": cpu_seconds(lambda features: segmenter.decode(features, box), runs, encoded),
         "slice": cpu_seconds(sliced, 1) / SLICES,
+        "video frame, a phrase followed": cpu_seconds(lambda _: medsam3.segment(video, PHRASES[0], segmenter), 1)
+        / SLICES,
         "peak GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
 
@@ -117,21 +127,44 @@ def beside_costs(runs: int) -> dict[str, float]:
         }
 
 
-def child(command: list[str], source: Path | None) -> tuple[str, float]:
-    """What a process prints, and its CPU seconds."""
+@dataclass(frozen=True)
+class Child:
+    """What a process printed, its CPU seconds, and how long it took."""
+
+    printed: str
+    cpu_s: float
+    wall_s: float
+
+
+def child(command: list[str], source: Path | None) -> Child:
+    """Run a process to its end."""
     environment = {**os.environ, **({} if source is None else {"PYTHONPATH": str(source)})}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Child(done.stdout, cpu_s, time.monotonic() - begun)
 
 
-def round_of(source: Path | None, folder: Path, runs: int) -> dict[str, float]:
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "medsam3", *arguments]
+
+
+def round_of(source: Path | None, folder: Path, args: argparse.Namespace) -> dict[str, float]:
     """All costs of one source tree once; None is the one that is installed."""
-    segment = [sys.executable, "-m", "medsam3", "segment", str(folder / "one.png"), "--text", "polyp", "--overwrite"]
-    _, cold = child([*segment, "--out", str(folder / "masks")], source)
-    printed, _ = child([sys.executable, __file__, "--warm", "--runs", str(runs)], source)
-    return {"segment from a cold start": cold, **json.loads(printed.splitlines()[-1])}
+    out = ("--overwrite", "--out", str(folder / "masks"))
+    if args.folder:
+        whole = child(command("segment", str(folder / "many"), "--text", PHRASES[0], *out), source)
+        return {"folder, s a picture": whole.wall_s / args.folder, "folder, CPU s a picture": whole.cpu_s / args.folder}
+    one = str(folder / "one.png")
+    helped, cold = child(command("--help"), source), child(command("segment", one, "--text", "polyp", *out), source)
+    warm = child([sys.executable, __file__, "--warm", "--runs", str(args.runs)], source)
+    return {
+        "--help, s": helped.wall_s,
+        "segment from a cold start": cold.cpu_s,
+        "segment from a cold start, s": cold.wall_s,
+        **json.loads(warm.printed.splitlines()[-1]),
+    }
 
 
 def main() -> None:
@@ -139,6 +172,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3, help="with --against: how often both are measured in turn")
     parser.add_argument("--against", type=Path, metavar="SRC", help="another copy of the source folder")
+    parser.add_argument("--folder", type=int, default=0, metavar="N", help="a folder of N pictures, and nothing else")
     parser.add_argument("--warm", action="store_true", help="costs of this process alone, as one line of JSON")
     parser.add_argument("--beside", action="store_true", help="costs of other models, as one line of JSON")
     args = parser.parse_args()
@@ -152,9 +186,12 @@ def main() -> None:
     costs: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory() as folder:
         PIL.Image.fromarray(picture()).save(Path(folder) / "one.png")
+        (Path(folder) / "many").mkdir()
+        for n in range(args.folder):
+            PIL.Image.fromarray(np.roll(picture(), n, axis=1)).save(Path(folder) / "many" / f"{n:04d}.png")
         for _ in range(args.rounds):
             for name, source in {"this": own, **({"other": args.against} if args.against else {})}.items():
-                for what, value in round_of(source, Path(folder), args.runs).items():
+                for what, value in round_of(source, Path(folder), args).items():
                     costs[what][name].append(value)
     result: dict[str, Any] = {"machine": f"{platform.machine()}, Python {platform.python_version()}"}
     for what, by_name in costs.items():

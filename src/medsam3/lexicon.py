@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from medsam3.concepts import CONCEPTS, Side, find, normalised
@@ -47,6 +48,8 @@ _ARTICLE_WORDS = "the a an any all some every each this that these those his her
 _ARTICLES = frozenset(_ARTICLE_WORDS.split())
 _OF = re.compile(r"^(?P<part>.+?) (?:of|in|on|within|inside|at) (?P<whole>.+)$")
 _FOREIGN_ARTICLE = re.compile(r"^(?:der |die |das |den |le |la |les |l'|el |los |las )")
+_PUNCTUATION = re.compile(r"[.,;:!?\"“”„()\[\]]")
+_DISK = re.compile(r"\b(dis)k(s?)\b")
 _POSSESSIVE = re.compile(r"'s\b")
 _PATIENT_SIDE = (
     re.compile(r"^(?:patient's )?(?P<side>left|right)(?: sided| side| hand side)? (?P<noun>(?!of\b).+)$"),
@@ -159,14 +162,17 @@ class Lexicon:
         return NamedConcept(names.pop(), "spelling") if len(names) == 1 else None
 
 
+@lru_cache(8192)
 def folded(phrase: str) -> str:
     """The form in which names are looked up: without accents, articles, punctuation and British spelling."""
-    text = unicodedata.normalize("NFKD", normalised(phrase))
-    text = "".join(letter for letter in text if not unicodedata.combining(letter))
-    text = re.sub(r"[.,;:!?\"“”„()\[\]]", " ", text)
+    text = normalised(phrase)
+    if not text.isascii():
+        text = unicodedata.normalize("NFKD", text)
+        text = "".join(letter for letter in text if not unicodedata.combining(letter))
+    text = _PUNCTUATION.sub(" ", text)
     for british, american in _VARIANTS:
         text = text.replace(british, american)
-    words = [re.sub(r"\b(dis)k(s?)\b", r"\1c\2", word) for word in text.split()]
+    words = (_DISK.sub(r"\1c\2", text) if "disk" in text else text).split()
     kept = [word for word in words if word not in _ARTICLES]
     return " ".join(kept or words)
 

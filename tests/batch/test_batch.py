@@ -5,9 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -17,12 +17,14 @@ from PIL import Image as Picture
 
 from made_batch import manifest, picture, run, work_for
 from made_dicom import series
-from medsam3.batch import crew
 from medsam3.batch.crew import Cluster, Crew, Pieces, part_name, work_here
 from medsam3.batch.pieces import Piece, find_pieces
 from medsam3.batch.target import Known, OutputTarget
+from medsam3.batch.worker import Report
+from medsam3.cli import batch
 from medsam3.cli.inputs import SUFFIXES
 from medsam3.cli.main import main
+from medsam3.cli.terminal import progress_bar
 from medsam3.errors import InputError
 from threshold_segmenter import ThresholdSegmenter
 
@@ -265,21 +267,6 @@ def test_nothing_is_known_of_an_empty_manifest(tmp_path: Path) -> None:
     assert known.part_with(5) is None
 
 
-@pytest.mark.parametrize("error", [Exception("The current node timed out during startup."), ConnectionError("gone")])
-def test_a_ray_that_does_not_start_is_one_line(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def init(*_: object, **__: object) -> None:
-        raise error
-
-    ray = SimpleNamespace(is_initialized=lambda: False, init=init)
-    monkeypatch.setattr(crew, "require", lambda name, extra: ray)
-    target = OutputTarget(str(tmp_path / "out"))
-    target.prepare()
-    with pytest.raises(InputError, match=r"Ray does not start here.*give --cluster none"):
-        Crew(work_for("polyp"), str(tmp_path / "out"), target.known(), Cluster())
-
-
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b"])
 def test_a_shard_that_is_none_is_refused(shard: str, scans: Path, tmp_path: Path) -> None:
     command = ["batch", str(scans), "--text", "polyp", "--out", str(tmp_path / "out"), "--shard", shard]
@@ -292,3 +279,43 @@ def test_a_folder_gives_every_kind_of_image_that_segment_takes_from_one(tmp_path
         (tmp_path / f"{number}{ending}").write_bytes(b"x")
     found = {name for piece in find_pieces([str(tmp_path)]) for name in piece.names or (Path(piece.url).name,)}
     assert found == {f"{number}{ending}" for number, ending in enumerate(SUFFIXES)}
+
+
+def test_the_time_left_is_told_in_a_log_file_once_all_files_are_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = [100.0]
+    pace = batch.Pace(iter([Piece(str(n)) for n in range(500)]), clock=lambda: now[0])
+    deadline = 200
+    while pace.count is None and deadline:
+        deadline -= 1
+        time.sleep(0.01)
+    with progress_bar() as bar:
+        for done in (50, 200):  # 100 s each
+            now[0] += 100
+            pace.show(Report(done=done), bar)
+    assert capsys.readouterr().err.splitlines() == [
+        "medsam3: 50 of 500 files, 0.5 files/s, 0 failed, 15.0 min left",  # 450 files at .5 a second
+        "medsam3: 200 of 500 files, 1.5 files/s, 0 failed, 3.3 min left",  # the last 150 took 100 s
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(30, "0.5 min"), (3599, "60.0 min"), (7500, "2:05 h")])
+def test_long_times_are_told_in_hours(seconds: float, said: str) -> None:
+    assert batch.minutes(seconds) == said
+
+
+def test_a_ray_that_does_not_start_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'medsam3[cluster]'")
+
+    def init(address: str, **options: object) -> None:
+        if address == "auto":
+            raise ConnectionError("no cluster runs here")
+        raise Exception("The current node timed out during startup.\nThe GCS may be overloaded.")  # as Ray does
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    known = OutputTarget(str(tmp_path / "out")).known()
+    with pytest.raises(InputError, match=r"Ray cannot be started here \(The current node timed out.*give none") as said:
+        Crew(work_for("polyp"), str(tmp_path / "out"), known, Cluster())
+    assert "\n" not in str(said.value)

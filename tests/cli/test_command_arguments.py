@@ -61,6 +61,7 @@ FILES; str, several; required
 --report; Path; -
 --store; flag; -
 --overwrite; flag; -
+--workers; int; -
 {ARCHIVE}
 {MODEL}
 {SERVER}
@@ -247,6 +248,7 @@ SOURCE; str, several; required
 --box; str, repeated; -
 --format; str; -
 --threshold; float; -
+--ca-file; Path; -
 --retry-failed; flag; -
 --json; flag; -
 {STACKS}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsam3.cli.outputs import LIST_NAME, OutputFolder, ResultRow, Task, check_formats
+from medsam3.cli.outputs import LIST_NAME, OutputFolder, ResultRow, Task, check_formats, make_files
 from medsam3.errors import InputError
 from medsam3.image import Image, Masks
 from medsam3.prompts import Prompt
@@ -27,9 +27,14 @@ def _task(source: str = "/a/scan.png", *, job: str = "job", concept: str = "poly
     return Task(source, "1:2:3", job, concept)
 
 
+def _write(folder: OutputFolder, stem: str, masks: Masks, formats: list[str]) -> tuple[str, ...]:
+    folder.open()
+    return folder.take(stem, make_files(folder.path, stem, masks, IMAGE, formats, None))
+
+
 def _finish(folder: OutputFolder, task: Task) -> ResultRow:
     stem = folder.stem(task, "scan")
-    names = folder.write(stem, MASKS, IMAGE, ["png"])
+    names = _write(folder, stem, MASKS, ["png"])
     row = ResultRow.from_masks(task.source, Prompt(text="polyp"), MASKS, IMAGE, names)
     folder.record(stem, task, row)
     return row
@@ -117,7 +122,7 @@ def test_a_file_of_someone_else_is_not_replaced_unless_asked(tmp_path: Path) -> 
 
 def test_a_run_that_was_killed_before_its_record_is_taken_up(tmp_path: Path) -> None:
     folder = OutputFolder(tmp_path)
-    folder.write(folder.stem(_task(), "scan"), MASKS, IMAGE, ["png"])  # killed here, or in the middle of a line
+    _write(folder, folder.stem(_task(), "scan"), MASKS, ["png"])  # killed here, or in the middle of a line
     folder.close()
     with (tmp_path / LIST_NAME).open("a") as stream:
         stream.write('{"stem": "scan_po')
@@ -145,7 +150,7 @@ def test_the_folder_is_made_only_when_there_is_something_to_write(tmp_path: Path
 def test_a_format_that_fails_leaves_none_of_the_files(tmp_path: Path) -> None:
     folder = OutputFolder(tmp_path / "out")
     with pytest.raises(InputError, match="needs an image that was read from DICOM"):
-        folder.write(folder.stem(_task(), "scan"), MASKS, IMAGE, ["png", "seg"])
+        _write(folder, folder.stem(_task(), "scan"), MASKS, ["png", "seg"])
     assert [path.name for path in (tmp_path / "out").iterdir()] == [LIST_NAME]
 
 
@@ -268,7 +273,7 @@ def test_one_coco_file_of_many_images_has_all_concepts_and_unique_numbers(tmp_pa
                 task = _task(str(source), concept=concept)
                 if not folder.finished(task):
                     stem = folder.stem(task, "a")
-                    names = folder.write(stem, masks, IMAGE, ["coco"])
+                    names = _write(folder, stem, masks, ["coco"])
                     row = ResultRow.from_masks(str(source), Prompt(text=concept), masks, IMAGE, names)
                     assert row.outputs == ("annotations.coco.json",)
                     folder.record(stem, task, row)

@@ -22,7 +22,7 @@ from medsam3.models import registry
 from medsam3.models.phrase_reader import PhraseReader
 from threshold_segmenter import ThresholdSegmenter
 
-MODEL = ("--model", "threshold")
+MODEL = ("--model", "threshold", "--workers", "1")
 
 
 @pytest.fixture

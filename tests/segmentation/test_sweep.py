@@ -156,3 +156,26 @@ def test_a_lost_track_takes_up_what_is_found_later() -> None:
     steps = sweep(range(3), found, lost, rules)
     assert 1 not in steps
     assert [(step.track, step.found) for step in steps[2]] == [(0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("found", "is_followed"),
+    [
+        ([FoundMask(block(5), 0.9)], False),  # 1 column on: an overlap of 5/7
+        ([FoundMask(block(5), 0.4)], True),  # not found surely
+        ([FoundMask(block(9), 0.9)], True),  # 1/11
+        ([FoundMask(block(4), 0.9), FoundMask(block(5), 0.9)], True),  # either may be it
+        ([], True),
+    ],
+)
+def test_nothing_is_followed_where_what_was_found_leaves_no_question(found: list[FoundMask], is_followed: bool) -> None:
+    asked = []
+
+    def noted(n: int, track: int, past: Sequence[PastMask]) -> PackedMask:
+        asked.append(n)
+        return past[0].mask
+
+    steps = sweep(range(2), {0: [FoundMask(block(4), 0.9)], 1: found}, noted, TrackingRules(clear_iou=0.5))
+    assert asked == ([1] if is_followed else [])
+    if not is_followed:
+        assert [(step.track, step.found) for step in steps[1]] == [(0, 0)]

@@ -165,12 +165,13 @@ class Crew:
                 self._ray.init("auto", log_to_driver=False, logging_level="ERROR")
             except ConnectionError:
                 self._ray.init("local", object_store_memory=_OBJECT_STORE_BYTES, **options)
-        except Exception as error:  # Ray has no narrower class for a node that does not start in time
+        except Exception as error:  # a node that does not come up is a bare Exception
             if type(error) is not Exception and not isinstance(error, _START_ERRORS):
                 raise
+            what = "Ray cannot be started here" if is_new else f"the cluster {self._cluster.address} cannot be reached"
+            reason = " ".join(reason_of(error).split())[:300]
             raise InputError(
-                f"the cluster {self._cluster.address} cannot be reached, or Ray does not start here "
-                f"({reason_of(error)}): correct --cluster, try again when less runs here, or give --cluster none"
+                f"{what} ({reason}): free memory and disk, correct --cluster, or give none, which needs no Ray"
             ) from error
 
     def _hire(self, source: Pieces) -> None:

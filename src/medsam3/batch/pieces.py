@@ -11,8 +11,8 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
 
 import fsspec
 
@@ -51,12 +51,33 @@ class Piece:
         return int.from_bytes(hashlib.sha256(name_bytes(self.url)).digest()[:8], "big")
 
 
-def find_pieces(sources: Sequence[str], *, leave_out: str = "") -> Iterator[Piece]:
+class Elsewhere(Protocol):
+    """A place of pieces that fsspec does not know, such as an archive; it can be sent to other processes."""
+
+    def knows(self, url: str) -> bool:
+        """Tell whether a source, or the URL of a piece, is one of its own."""
+        ...
+
+    def pieces(self, source: str) -> Iterator[Piece]:
+        """Find the pieces of a source, without their stamps."""
+        ...
+
+    def stamp(self, url: str) -> str:
+        """Give what changes with the content of a piece."""
+        ...
+
+    def fetch(self, url: str, folder: Path) -> None:
+        """Bring the files of a piece into an empty folder."""
+        ...
+
+
+def find_pieces(sources: Sequence[str], *, leave_out: str = "", elsewhere: Elsewhere | None = None) -> Iterator[Piece]:
     """Find the pieces of all sources, one after another; what two sources share comes twice.
 
     Args:
         sources: Folders, files, patterns and lists (.csv, .jsonl), here or at a URL (`s3://`, `https://` ...).
         leave_out: A folder that is not looked into: that of the results.
+        elsewhere: Finds the pieces of sources that are its own.
 
     Raises:
         InputError: A source that is not there or holds no image, a list with a line that cannot be read.
@@ -65,7 +86,8 @@ def find_pieces(sources: Sequence[str], *, leave_out: str = "") -> Iterator[Piec
         if not source.strip():
             raise InputError("a source is empty: name a file, a folder, a pattern or a list")
         try:
-            yield from _pieces_of(source, leave_out)
+            is_known = elsewhere is not None and elsewhere.knows(source)
+            yield from elsewhere.pieces(source) if elsewhere and is_known else _pieces_of(source, leave_out)
         except InputError:
             raise
         except FileNotFoundError as error:

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medsam3.batch.pieces import Piece, is_local, place_of, stamp_of
+from medsam3.batch.pieces import Elsewhere, Piece, is_local, place_of, stamp_of
 from medsam3.batch.target import Known, OutputTarget, Row, hash_of
 from medsam3.errors import InputError, reason_of
 from medsam3.image import Image, Kind, Masks
@@ -48,6 +48,7 @@ class BatchWork:
         key: Hashes what a prompt's result depends on beside the image, the weights among it.
         default_formats: By kind of image, if `formats` is None.
         weights: SHA-256 of the weights, for the manifest.
+        elsewhere: Fetches pieces that no file system holds.
     """
 
     prompts: tuple[Prompt, ...]
@@ -58,6 +59,7 @@ class BatchWork:
     key: Callable[[Prompt], str]
     default_formats: Mapping[Kind, tuple[str, ...]]
     weights: str = ""
+    elsewhere: Elsewhere | None = None
 
     def job(self, piece: Piece) -> str:
         """Hash all that is asked of a piece."""
@@ -142,13 +144,13 @@ class BatchWorker:
         row, place = Row(piece.url, "", piece.stamp, "", job, weights=self._work.weights), piece.url
         try:
             if not piece.stamp:
-                piece = replace(piece, stamp=_stamp(piece.url))
+                piece = replace(piece, stamp=self._stamp(piece.url))
                 row = replace(row, stamp=piece.stamp)
             if self._known.has(self._known.states, hash_of(piece.url, piece.stamp, job)):
                 report.skipped += 1
                 return []
             report.changed += self._known.has(self._known.places, hash_of(piece.url, job))
-            with fetched(piece) as path:
+            with fetched(piece, self._work.elsewhere) as path:
                 place = str(path)
                 row = replace(row, sha256=_sha256(path))
                 made = self._copied(row)
@@ -166,6 +168,10 @@ class BatchWorker:
         report.done += not is_copied
         report.objects += sum(one.object > 0 for one in made)
         return made
+
+    def _stamp(self, url: str) -> str:
+        elsewhere = self._work.elsewhere
+        return elsewhere.stamp(url) if elsewhere is not None and elsewhere.knows(url) else _stamp(url)
 
     def _copied(self, row: Row) -> list[Row]:
         """Give the rows that the same content had under another name, if its files are all there."""
@@ -202,12 +208,18 @@ class BatchWorker:
 
 
 @contextmanager
-def fetched(piece: Piece) -> Iterator[Path]:
+def fetched(piece: Piece, elsewhere: Elsewhere | None = None) -> Iterator[Path]:
     """Give a path of this machine with the content of a piece, which is removed afterwards if it came from elsewhere.
 
     Raises:
         InputError: It is not there, or may not be read.
     """
+    if elsewhere is not None and elsewhere.knows(piece.url):
+        with tempfile.TemporaryDirectory(prefix="medsam3-") as temporary:
+            place = Path(temporary) / _name(piece.url)
+            elsewhere.fetch(piece.url, place)
+            yield place
+        return
     system, path = place_of(piece.url)
     if is_local(system) and not piece.names:
         yield Path(path)

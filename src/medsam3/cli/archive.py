@@ -13,10 +13,11 @@ from cyclopts import Parameter
 
 from medsam3.cli.job import ABOVE_0, Help
 from medsam3.errors import InputError, require
+from medsam3.pacs.series import ArchiveAddress, Series, address_of, is_address
 
 if TYPE_CHECKING:
+    from medsam3.batch.pieces import Piece
     from medsam3.pacs.dicomweb import Access, Archive
-    from medsam3.pacs.series import Series
     from medsam3.segmentation.run import Report
 
 STORED_FORMATS = ("seg", "rtstruct")
@@ -73,7 +74,7 @@ class ArchiveInput:
     @property
     def source(self) -> str:
         """Its address, which tells it from every other input."""
-        return f"dicomweb:{self.archive.root}/studies/{self.found.study}/series/{self.found.uid}"
+        return _series_address(self.archive.root, self.found)
 
     @property
     def label(self) -> str:
@@ -125,6 +126,72 @@ class ArchiveInput:
                 self.archive.store(path, self.found.study, instance)
 
 
+@dataclass(frozen=True)
+class ArchivePieces:
+    """The series of DICOMweb archives as pieces of a batch; see `batch.pieces.Elsewhere`.
+
+    Attributes:
+        access: How the archives are reached.
+    """
+
+    access: Access
+
+    def knows(self, url: str) -> bool:
+        """Tell whether it is the address of an archive, or of something in one."""
+        return is_address(url)
+
+    def pieces(self, source: str) -> Iterator[Piece]:
+        """Find the series with images at an address; a whole archive is allowed.
+
+        Raises:
+            InputError: An address that is none; there is no such series; the archive refuses.
+        """
+        from medsam3.batch.pieces import Piece  # noqa: PLC0415  fsspec
+
+        address, is_empty = address_of(source), True
+        with self._archive(address) as archive:
+            for found in archive.series_at(address):
+                if found.may_hold_images:
+                    is_empty = False
+                    yield Piece(_series_address(archive.root, found))
+            if is_empty:
+                raise InputError(f"{archive.host} has no series with images at this address: correct it")
+
+    def stamp(self, url: str) -> str:
+        """Hash the instances of a series.
+
+        Raises:
+            InputError: The archive has none of it, or refuses.
+        """
+        address = address_of(url)
+        with self._archive(address) as archive:
+            return archive.with_instances(self._series(address)).fingerprint
+
+    def fetch(self, url: str, folder: Path) -> None:
+        """Bring the instances of a series.
+
+        Raises:
+            InputError: As `Archive.fetch`.
+        """
+        address = address_of(url)
+        with self._archive(address) as archive:
+            archive.fetch(archive.with_instances(self._series(address)), folder, lambda done, count: None)
+
+    def _archive(self, address: ArchiveAddress) -> Archive:
+        from medsam3.pacs.dicomweb import Archive  # noqa: PLC0415  an HTTP client
+
+        return Archive(address.root, self.access)
+
+    def _series(self, address: ArchiveAddress) -> Series:
+        if address.study is None or address.series is None:
+            raise InputError("the address of a piece names no series: give a study, a search or an archive as SOURCE")
+        return Series(address.study, address.series)
+
+
+def _series_address(root: str, series: Series) -> str:
+    return f"dicomweb:{root}/studies/{series.study}/series/{series.uid}"
+
+
 @contextmanager
 def inputs_of_archives(
     addresses: Sequence[str], choice: ArchiveChoice, out: Path, *, is_stored: bool
@@ -139,7 +206,6 @@ def inputs_of_archives(
         return
     access = choice.access()
     from medsam3.pacs.dicomweb import Archive  # noqa: PLC0415
-    from medsam3.pacs.series import address_of  # noqa: PLC0415
 
     found: dict[str, ArchiveInput] = {}
     with ExitStack() as stack:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,17 +15,25 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from cyclopts import Parameter
 
+from medsam3.cli.archive import ArchiveChoice, ArchivePieces
 from medsam3.cli.byte_sizes import bytes_from
 from medsam3.cli.inputs import Input, find_inputs
 from medsam3.cli.job import COUNT, FLAT, FROM_0, SHARE, Help, Job, ModelChoice, StackChoice, formats_from, prompts_from
-from medsam3.cli.terminal import progress_bar, say, say_json
+from medsam3.cli.terminal import ProgressBar, progress_bar, say, say_json
 from medsam3.errors import InputError, require
+from medsam3.pacs.series import is_address
 
 if TYPE_CHECKING:  # numpy, torch, pyarrow, not for --help
     from medsam3.batch.pieces import Piece
     from medsam3.batch.target import Known, OutputTarget
     from medsam3.batch.worker import BatchWork, FoundInput, Report
     from medsam3.image import Image
+
+
+PACE_S = 120.0
+"""Time whose files tell the rate."""
+TOLD_EVERY_S = 60.0
+"""Pause between lines of progress where there is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +58,12 @@ class BatchFiles:
   medsam3 batch scans/ --text polyp --out results
   medsam3 batch s3://bucket/ct s3://bucket/mr --text liver --out s3://bucket/masks --format nifti
   medsam3 batch tasks.csv --out results --cluster ray://head:10001 --workers 32
+  medsam3 batch dicomweb:https://host/dicom-web --text liver --format seg --out results
   srun medsam3 batch scans/ --text liver --out results --cluster none --shard $((SLURM_PROCID + 1))/$SLURM_NTASKS
 
-A source is a folder, a file, a pattern or a list, here or at s3://, gs://, az://, http(s):// or where else fsspec goes.
+A source is a folder, a file, a pattern or a list, here or at s3://, gs://, az://, http(s):// or where else fsspec goes,
+or the dicomweb: address of an archive, a study, a series or a search; who asks it is told as for medsam3 segment, by
+MEDSAM3_DICOMWEB_TOKEN, or MEDSAM3_DICOMWEB_USER and MEDSAM3_DICOMWEB_PASSWORD.
 A list is a CSV or JSON lines with the columns file, text and box (the last two may be left out).
 DICOM files of one folder belong together. The target gets masks/ and manifest/, a Parquet table with one row an object
 (read it with pandas.read_parquet). A second run does only what is missing; what changed is done anew; content that is
@@ -62,6 +77,9 @@ Exit codes: 0 all done; 2 bad input, also if it was one file of many; 1 an error
     box: Annotated[tuple[str, ...], Help("X0,Y0,X1,Y1: one object to segment, in every picture")] = ()
     format: Annotated[str | None, Help("as of medsam3 segment, joined by commas")] = None
     threshold: Annotated[float | None, SHARE, Help("least score, 0 to 1, of an object that is kept")] = None
+    ca_file: Annotated[
+        Path | None, Help("certificates to trust for a DICOMweb archive, PEM; default: the system's")
+    ] = None
     retry_failed: Annotated[bool, Help("try files again that failed before")] = False
     json: Annotated[bool, Help("print the summary as JSON to stdout")] = False
     stacks: Annotated[StackChoice, FLAT] = field(default_factory=StackChoice)
@@ -82,14 +100,17 @@ Exit codes: 0 all done; 2 bad input, also if it was one file of many; 1 an error
         with progress_bar() as bar:
             bar.start("looking at what is done")
             known = target.known(without_failures=self.retry_failed)
-            pieces = _own(find_pieces(self.sources, leave_out=target.url), share, work)
-            total, begun = Report(), time.monotonic()
-            for report in self._reports(pieces, work, target, known):
+
+            def pieces() -> Iterator[Piece]:
+                found = find_pieces(self.sources, leave_out=target.url, elsewhere=work.elsewhere)
+                return _own(found, share, work)
+
+            total, begun, pace = Report(), time.monotonic(), Pace(pieces())
+            for report in self._reports(pieces(), work, target, known):
                 total.add(report)
                 for error in report.errors:
                     bar.complain(error)
-                rate = total.pieces / max(time.monotonic() - begun, 1e-3)
-                bar.show(total.pieces, None, f"{rate:.1f} files/s, {total.failed} failed")
+                pace.show(total, bar)
             if total.changed:
                 target.known()  # drops what the changed files held before
             target.tidy()  # of workers that died
@@ -120,7 +141,19 @@ Exit codes: 0 all done; 2 bad input, also if it was one file of many; 1 an error
             job.key,
             DEFAULT_FORMATS,
             weights,
+            self._elsewhere(),
         )
+
+    def _elsewhere(self) -> ArchivePieces | None:
+        """Reach archives, if a source or a list may name one."""
+        from medsam3.batch.pieces import LIST_SUFFIXES  # noqa: PLC0415
+
+        if not any(is_address(source) or source.lower().endswith(LIST_SUFFIXES) for source in self.sources):
+            return None
+        is_named = any(is_address(source) for source in self.sources)
+        if not is_named and importlib.util.find_spec("httpx2") is None:
+            return None  # the list names other files, or says itself what is missing
+        return ArchivePieces(ArchiveChoice(ca_file=self.ca_file).access())
 
     def _reports(
         self, pieces: Iterator[Piece], work: BatchWork, target: OutputTarget, known: Known
@@ -146,6 +179,40 @@ Exit codes: 0 all done; 2 bad input, also if it was one file of many; 1 an error
         parts += [f"{total.copied} known under another name"] if total.copied else []
         say(f"{total.pieces} files: {', '.join(parts)}; {total.objects} objects in {seconds:.1f} s")
         say(f"written to {self.out}: masks/ and manifest/ (Parquet)")
+
+
+class Pace:
+    """How many files there are, which are counted in the background, how fast they are done, and how long it takes."""
+
+    def __init__(self, pieces: Iterator[Piece], clock: Callable[[], float] = time.monotonic) -> None:
+        self.count: int | None = None
+        self._clock, self._told = clock, clock()
+        self._marks: deque[tuple[float, int]] = deque([(self._told, 0)])
+        threading.Thread(target=self._count, args=(pieces,), daemon=True).start()
+
+    def _count(self, pieces: Iterator[Piece]) -> None:
+        with suppress(Exception):  # the run itself says what is wrong with a source
+            self.count = sum(1 for _ in pieces)
+
+    def show(self, total: Report, bar: ProgressBar) -> None:
+        """Show how far the run is; where there is no terminal, by a line now and then."""
+        now = self._clock()
+        self._marks.append((now, total.pieces))
+        while len(self._marks) > 2 and now - self._marks[0][0] > PACE_S:
+            self._marks.popleft()
+        rate = (total.pieces - self._marks[0][1]) / max(now - self._marks[0][0], 1e-3)
+        said = f"{rate:.1f} files/s, {total.failed} failed"
+        bar.show(total.pieces, self.count, said)
+        if not bar.is_shown and now - self._told >= TOLD_EVERY_S:
+            self._told = now
+            of = "" if self.count is None else f" of {self.count}"
+            left = "" if self.count is None or not rate else f", {minutes((self.count - total.pieces) / rate)} left"
+            bar.tell(f"medsam3: {total.pieces}{of} files, {said}{left}")
+
+
+def minutes(seconds: float) -> str:
+    """Say a time, in hours where it is long."""
+    return f"{int(seconds // 3600)}:{int(seconds % 3600 // 60):02d} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 def found_at(path: Path) -> Iterator[FoundInput]:

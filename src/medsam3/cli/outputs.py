@@ -190,6 +190,48 @@ class _Done:
         return [f"{_PARTS}/{self.stem}.coco.json" if name == COCO_NAME else name for name in self.result.outputs]
 
 
+@dataclass(frozen=True)
+class MadeFiles:
+    """Files of one result, in a folder of their own until they take their places; the block's end removes that.
+
+    Attributes:
+        folder: The folder, inside that of the results.
+        files: By format, in its order.
+    """
+
+    folder: Path
+    files: dict[str, Path]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def make_files(
+    place: Path, stem: str, masks: Masks, image: Image, formats: Sequence[str], identity: str | None
+) -> MadeFiles:
+    """Write masks in each format inside a folder of results, for `OutputFolder.take`; any process may do so.
+
+    Raises:
+        InputError: The folder cannot be written, or a format does not take this image.
+    """
+    from medsam3.io import write_format  # noqa: PLC0415
+
+    try:
+        folder = Path(tempfile.mkdtemp(dir=place, prefix=_TEMPORARY))
+    except OSError as error:
+        raise _cannot_be_written(place, error) from error
+    try:
+        return MadeFiles(folder, {name: write_format(name, [masks], image, folder, stem, identity) for name in formats})
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _cannot_be_written(place, error) from error
+        raise
+
+
 class OutputFolder:
     """A folder of results and its list, which one run at a time may write. A context manager."""
 
@@ -228,8 +270,7 @@ class OutputFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         self._list = Journal(self.path / LIST_NAME, _HEADING, other="keep")
         self._read_list(self._list.records)
-        for left in self.path.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(left, ignore_errors=True)
+        self._remove_left()
         if self._has_one_coco:
             self._claim([COCO_NAME])
 
@@ -242,6 +283,7 @@ class OutputFolder:
             if self._has_one_coco and parts:
                 self._join(parts)
         finally:
+            self._remove_left()
             is_empty = not self._list.records
             self._list.close()
             self._list = None
@@ -269,27 +311,23 @@ class OutputFolder:
         self._stems[owner] = stem
         return stem
 
-    def write(
-        self, stem: str, masks: Masks, image: Image, formats: Sequence[str], identity: str | None = None
-    ) -> tuple[str, ...]:
-        """Write masks in each format, all or none of them, and return the files' names; `identity` as of `io.write`.
+    def take(self, stem: str, made: MadeFiles) -> tuple[str, ...]:
+        """Give made files their places, all or none of them, and return their names.
 
         Raises:
             InputError: A file that is not ours is in the way, or the folder cannot be written.
         """
-        from medsam3.io import write_format  # noqa: PLC0415
-
         self.open()
-        with self._written(), tempfile.TemporaryDirectory(dir=self.path, prefix=_TEMPORARY) as temporary:
-            made = {name: write_format(name, [masks], image, Path(temporary), stem, identity) for name in formats}
-            part = made.pop("coco") if self._has_one_coco and "coco" in made else None
-            self._claim([path.name for path in made.values()])
-            for path in made.values():
+        with self._written(), made:
+            placed = dict(made.files)
+            part = placed.pop("coco") if self._has_one_coco and "coco" in placed else None
+            self._claim([path.name for path in placed.values()])
+            for path in placed.values():
                 path.replace(self.path / path.name)
             if part is not None:
                 (self.path / _PARTS).mkdir(exist_ok=True)
                 part.replace(self.path / _PARTS / f"{stem}.coco.json")
-        return tuple(made[name].name if name in made else COCO_NAME for name in formats)
+        return tuple(placed[name].name if name in placed else COCO_NAME for name in made.files)
 
     def journal(self, source_stem: str, work: str) -> Path:
         """Name the hidden file by which a killed run of this work over a stack is resumed."""
@@ -306,6 +344,11 @@ class OutputFolder:
         """Note a result as finished."""
         self._append({"stem": stem, "task": asdict(task), "result": row.to_json()})
         self._done[stem.lower()] = _Done(stem, task, row)
+
+    def _remove_left(self) -> None:
+        """Remove what was half written."""
+        for left in self.path.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _claim(self, names: Sequence[str]) -> None:
         foreign = [name for name in names if name not in self._ours and (self.path / name).exists()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +35,12 @@ class Stopwatch:
         now = time.perf_counter()
         self.laps[name] = self.laps.get(name, 0.0) + now - self._at
         self._at = now
+
+    def add(self, laps: Mapping[str, float]) -> None:
+        """Take laps of another process in; the next one begins now."""
+        for name, seconds in laps.items():
+            self.laps[name] = self.laps.get(name, 0.0) + seconds
+        self._at = time.perf_counter()
 
     @property
     def seconds(self) -> float:

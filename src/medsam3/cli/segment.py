@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from cyclopts import Parameter
 
 from medsam3.cli.archive import STORED_FORMATS, ArchiveChoice, ArchiveInput, inputs_of_archives
-from medsam3.cli.inputs import Input, files_at, find_inputs, find_stacks, frame_ranges, read_chosen
-from medsam3.cli.job import FLAT, SHARE, Help, Job, ModelChoice, SlideChoice, StackChoice, formats_from, prompts_from
-from medsam3.cli.remote import OpenedImage, ServerChoice, chosen_model
+from medsam3.cli.inputs import Input, files_at, find_inputs, find_stacks, frame_ranges
+from medsam3.cli.job import (
+    COUNT,
+    FLAT,
+    SHARE,
+    Help,
+    Job,
+    ModelChoice,
+    SlideChoice,
+    StackChoice,
+    formats_from,
+    prompts_from,
+)
+from medsam3.cli.remote import ServerChoice, chosen_model
 from medsam3.cli.report import InputFacts, Stopwatch, check_report, facts_of, write_report
-from medsam3.cli.terminal import ProgressBar, in_options, print_table, progress_bar, say, say_json, unexpected
+from medsam3.cli.terminal import ProgressBar, print_table, progress_bar, say, say_json
 from medsam3.errors import InputError
 from medsam3.pacs.series import UnreachableError, is_address
 
 if TYPE_CHECKING:  # numpy, not for --help
-    from medsam3.cli.inputs import Chosen
+    from medsam3.cli.making import Asked, Failure, Made
     from medsam3.cli.outputs import OutputFolder, ResultRow, Task
     from medsam3.cli.remote import Answering
-    from medsam3.image import Image, Masks
     from medsam3.prompts import Prompt
 
 _log = logging.getLogger(__name__)
+MOST_WORKERS = 8
+"""Processes that are started unless more are asked for: each takes some 300 MB beside the model that they share."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,13 @@ A bad file is reported and the others go on. Exit codes: 0 all done; 2 bad input
         False
     )
     overwrite: Annotated[bool, Help("segment again what is done, replace files of that name")] = False
+    workers: Annotated[
+        int | None,
+        COUNT,
+        Help(
+            "files at a time, by processes that share the model; default: one a core, at most 8, for pictures, else 1"
+        ),
+    ] = None
     archive: Annotated[ArchiveChoice, FLAT] = field(default_factory=ArchiveChoice)
     model: Annotated[ModelChoice, FLAT] = field(default_factory=ModelChoice)
     server: Annotated[ServerChoice, FLAT] = field(default_factory=ServerChoice)
@@ -136,28 +157,47 @@ A bad file is reported and the others go on. Exit codes: 0 all done; 2 bad input
             with inputs_of_archives(addresses, self.archive, self.out, is_stored=self.store) as series:
                 inputs: list[Input | ArchiveInput] = [*self._local_inputs(), *series]
                 has_one_coco = len(inputs) > 1 and "coco" in (job.formats or ())
+                options = RunOptions(self.overwrite, self.report is not None, self._workers(inputs, job))
                 with OutputFolder(self.out, replaces_foreign=self.overwrite, has_one_coco=has_one_coco) as folder:
-                    has_report = self.report is not None
-                    outcome = segment_all(inputs, job, folder, bar, redo=self.overwrite, has_report=has_report)
+                    outcome = segment_all(inputs, job, folder, bar, options)
             if self.report is not None:
                 write_report(self.report, job, outcome, self.out, stopwatch)
         _show(outcome, job, folder, as_json=self.json)
         return outcome.exit_code
+
+    def _workers(self, inputs: Sequence[Input | ArchiveInput], job: Job) -> int:
+        """Choose how many inputs are worked on at a time, and let PyTorch start no threads if it is more than one.
+
+        Raises:
+            InputError: Several were asked for where there can be but one.
+        """
+        from medsam3.cli.side_by_side import can_fork, cores  # noqa: PLC0415  multiprocessing
+        from medsam3.io.files import RASTER_SUFFIXES  # noqa: PLC0415  numpy
+        from medsam3.models.registry import is_sam3  # noqa: PLC0415
+
+        is_here = isinstance(job.model, ModelChoice) and job.model.device == "cpu" and can_fork()
+        if self.workers is None:
+            is_light = is_here and not is_sam3(job.model.model)
+            names = [item.path.name.lower() for item in inputs if isinstance(item, Input)]
+            is_light &= len(names) == len(inputs) and all(name.endswith(RASTER_SUFFIXES) for name in names)
+            count = min(cores(), MOST_WORKERS) if is_light else 1
+        else:
+            count = self.workers
+        count = max(1, min(count, len(inputs)))
+        if count > 1 and not is_here:
+            raise InputError(
+                f"--workers is {count}, but several share a model only on Linux, on the processor (--device cpu), and "
+                "if no server answers: leave --workers out"
+            )
+        if count > 1:
+            os.environ["OMP_NUM_THREADS"] = "1"  # threads that were started here would be lost in the others
+        return count
 
     def _local_inputs(self) -> list[Input]:
         files = [one for one in self.files if not is_address(one)]
         find = find_stacks if self.stacks.propagate else find_inputs
         found, chosen = find(files, leave_out=self.out, series=self.series), self.slide.part()
         return found if chosen is None else [replace(item, part=chosen) for item in found]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A file that could not be segmented, and why; `is_ours` if the fault is the program's."""
-
-    file: str
-    error: str
-    is_ours: bool = False
 
 
 @dataclass
@@ -178,14 +218,23 @@ class RunOutcome:
         return 2 if self.failures else 0
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run goes about its inputs.
+
+    Attributes:
+        redo: Segment again what is done.
+        has_report: Hash the inputs for a report.
+        workers: Processes that each take an input.
+    """
+
+    redo: bool = False
+    has_report: bool = False
+    workers: int = 1
+
+
 def segment_all(
-    inputs: Sequence[Input | ArchiveInput],
-    job: Job,
-    folder: OutputFolder,
-    bar: ProgressBar,
-    *,
-    redo: bool = False,
-    has_report: bool = False,
+    inputs: Sequence[Input | ArchiveInput], job: Job, folder: OutputFolder, bar: ProgressBar, run: RunOptions
 ) -> RunOutcome:
     """Segment every input and write its results; those that are done already are taken from the folder's list.
 
@@ -194,46 +243,97 @@ def segment_all(
             in the outcome.
     """
     outcome = RunOutcome()
-    answering: Answering | None = None
-    for number, item in enumerate(inputs):
-        bar.show(number, len(inputs), item.path.name)
-        work = _Work(item, job, folder, bar)
-        with _reported(item, outcome, bar):
-            work.prepare(redo=redo)
-        if work.chosen is not None:
-            if answering is None:
-                bar.start("loading the model")
-                answering = job.model.answering()
-                folder.open()
-                bar.start(item.path.name)
-            with _reported(item, outcome, bar):
-                work.finish(answering)
+
+    def looked_up() -> Iterator[tuple[_Work, Asked | None]]:
+        for item in inputs:
+            work = _Work(item, job, folder, bar)
+            yield work, work.look_up(outcome, redo=run.redo)
+
+    begun = _Begun(job, folder, bar)
+    bar.show(0, len(inputs), "images")
+    answered = begun.one_by_one(looked_up()) if run.workers == 1 else begun.side_by_side(looked_up(), run.workers)
+    for work, made in answered:
+        if made is not None:
+            work.take(made, outcome)
         elif work.rows:
             outcome.skipped += 1
         outcome.held += work.held
         outcome.rows.extend(work.rows)
-        if has_report:
+        if run.has_report:
             outcome.inputs.append(work.facts())
         work.forget()
         bar.end()
     return outcome
 
 
+class _Begun:
+    """Makes results with a model that is loaded once it is needed."""
+
+    def __init__(self, job: Job, folder: OutputFolder, bar: ProgressBar) -> None:
+        self._job, self._folder, self._bar = job, folder, bar
+
+    @cached_property
+    def _model(self) -> Answering:
+        self._bar.start("loading the model")
+        model = self._job.model.answering()
+        self._folder.open()
+        return model
+
+    def one_by_one(self, works: Iterable[tuple[_Work, Asked | None]]) -> Iterator[tuple[_Work, Made | None]]:
+        """Make the results of each input in this process."""
+        from medsam3.cli.making import make  # noqa: PLC0415
+
+        for work, asked in works:
+
+            def model(name: str = work.item.path.name) -> Answering:
+                found = self._model
+                self._bar.start(name)
+                return found
+
+            yield work, None if asked is None else make(asked, self._job, model, self._bar.show_slices)
+
+    def side_by_side(
+        self, works: Iterable[tuple[_Work, Asked | None]], workers: int
+    ) -> Iterator[tuple[_Work, Made | None]]:
+        """Make the results of several inputs at a time, in processes that share the model."""
+        from medsam3.cli.making import Asked, Failure, Made, make  # noqa: PLC0415
+        from medsam3.cli.side_by_side import Died, SideBySide  # noqa: PLC0415
+
+        def begin() -> Callable[[Asked], Made]:
+            model = self._model
+            self._bar.start(f"{workers} at a time")
+            return lambda asked: make(asked, self._job, lambda: model, lambda done, count: None)
+
+        with SideBySide[_Work, Asked, Made](begin, workers) as crew:
+            for work, made in crew.run(works):
+                if isinstance(made, Died):
+                    said = f"{made.how}, twice: it is damaged, or needs more memory than there is; try --workers 1"
+                    yield work, Made(failure=Failure(work.item.label, said, is_ours=True))
+                else:
+                    yield work, made
+
+
 class _Work:
-    """One input on its way: looked up, read, segmented, written, stored."""
+    """One input on its way: looked up, made, taken over, stored."""
 
     def __init__(self, item: Input | ArchiveInput, job: Job, folder: OutputFolder, bar: ProgressBar) -> None:
         self.item, self.job, self.folder, self._bar = item, job, folder, bar
         self.rows: list[ResultRow] = []
-        self.chosen: Chosen | None = None  # stays None if nothing is left to do
         self.held = 0
-        self.is_resumable = False  # what was fetched is kept for the next run
+        self._is_resumable = False  # what was fetched is kept for the next run
         self._stopwatch = Stopwatch()
-        self._open: list[tuple[Prompt, Task]] = []
+        self._open: list[tuple[Prompt, str, Task]] = []
+        self._journal = folder.path
 
-    def prepare(self, *, redo: bool) -> None:
-        """Find what is done already, and open the image if anything is not."""
-        from medsam3.cli.outputs import Task, check_formats  # noqa: PLC0415
+    def look_up(self, outcome: RunOutcome, *, redo: bool) -> Asked | None:
+        """Find what is done already, and fetch the input if anything is not; None if nothing is left to do."""
+        with self._reported(outcome):
+            return self._asked(redo=redo)
+        return None
+
+    def _asked(self, *, redo: bool) -> Asked | None:
+        from medsam3.cli.making import Asked  # noqa: PLC0415
+        from medsam3.cli.outputs import Task  # noqa: PLC0415
 
         source, fingerprint = self.item.source, self.item.fingerprint()
         for prompt in self.job.prompts:
@@ -245,42 +345,32 @@ class _Work:
             elif not redo and self._is_held(prompt):
                 self.held += 1
             else:
-                self._open.append((prompt, task))
-        if self._open:
-            self._fetch()
-            chosen = read_chosen(self.item, self.job.frames)
-            for prompt, _ in self._open:
-                prompt.check_inside(*chosen.image.shape[1:])
-            check_formats([name for name in self.job.formats or () if name != "rtstruct"], chosen.image)
-            self.chosen = chosen
-        self._stopwatch.lap("open")
+                self._open.append((prompt, self.folder.stem(task, self.item.stem), task))
+        if not self._open:
+            return None
+        self._fetch()
+        keys = "".join(task.job for _, _, task in self._open)
+        self._journal = self.folder.journal(self.item.stem, f"{source}{fingerprint}{keys}")
+        prompts = tuple((prompt, stem) for prompt, stem, _ in self._open)
+        item = self.item if isinstance(self.item, Input) else Input(self.item.path)  # another process has no archive
+        return Asked(item, self.item.label, prompts, self.folder.path, self._journal)
 
-    def finish(self, answering: Answering) -> None:
-        """Segment and write what is open."""
-        from medsam3.io import DEFAULT_FORMATS  # noqa: PLC0415  numpy, not for --help
-
-        assert self.chosen is not None, "prepare has opened it"
-        self._stopwatch.lap("load model")
-        image, options = self.chosen.image, self.job.stacks.options()
-        keys = "".join(task.job for _, task in self._open)
-        journal = self.folder.journal(self.item.stem, f"{self._open[0][1].source}{self._open[0][1].fingerprint}{keys}")
-        options = replace(
-            options,
-            threshold=self.job.threshold,
-            frames=self.chosen.frames,
-            journal=journal if image.shape[0] > 1 else None,
-        )
-        prompts = [prompt for prompt, _ in self._open]
-        frame = self.job.frames[0].first if self.job.frames and self.chosen.frames is None else None
-        found = answering.segment(OpenedImage(self.item, image, frame), prompts, options, self._bar.show_slices)
-        self._stopwatch.lap("segment")
-        for name in dict.fromkeys(masks.found_as for masks in found if masks.found_as):
-            self._bar.tell(
-                f"medsam3: what was drawn is taken for: {name}; by this name it is found again if it is lost"
-            )
-        shown = image if options.window is None else replace(image, window=options.window)
-        self._write(found, shown, self.job.formats or DEFAULT_FORMATS[image.kind], answering)
-        self.folder.forget(journal)
+    def take(self, made: Made, outcome: RunOutcome) -> None:
+        """Give the files that were made their places, record and store them, and tell what went wrong."""
+        for line in made.told:
+            self._bar.tell(line)
+        self._stopwatch.add(made.laps)
+        with self._reported(outcome):
+            for (_, stem, task), (row, files) in zip(self._open, made.results, strict=False):
+                names = self.folder.take(stem, files)
+                self.rows.append(replace(row, outputs=names))
+                self.folder.record(stem, task, self.rows[-1])
+                self._stopwatch.lap("write")
+                self._store(names)
+            if made.failure is None:
+                self.folder.forget(self._journal)
+        if made.failure is not None:
+            self._report(made.failure, outcome)
 
     def facts(self) -> InputFacts:
         """Tell what was read and how long each part took."""
@@ -288,35 +378,27 @@ class _Work:
 
     def forget(self) -> None:
         """Remove what was fetched from an archive, unless the next run goes on with it."""
-        if isinstance(self.item, ArchiveInput) and not self.is_resumable:
+        if isinstance(self.item, ArchiveInput) and not self._is_resumable:
             self.item.forget()
 
-    def _write(self, found: Sequence[Masks], image: Image, formats: Sequence[str], answering: Answering) -> None:
-        from medsam3.cli.outputs import ResultRow  # noqa: PLC0415
+    @contextmanager
+    def _reported(self, outcome: RunOutcome) -> Iterator[None]:
+        from medsam3.cli.making import failing  # noqa: PLC0415
 
-        for (prompt, task), masks in zip(self._open, found, strict=True):
-            stem = self.folder.stem(task, self.item.stem)
-            names = self.folder.write(stem, masks, image, self._possible(formats, masks), self.job.identity(prompt))
-            reading = None if prompt.text is None else answering.reading(image, prompt.text)
-            row = ResultRow.from_masks(self.item.label, prompt, masks, image, names, reading)
-            self.folder.record(stem, task, row)
-            self.rows.append(row)
-            self._stopwatch.lap("write")
-            self._store(names)
+        with failing(self.item.label, lambda failure: self._report(failure, outcome)):
+            yield
 
-    def _possible(self, formats: Sequence[str], masks: Masks) -> Sequence[str]:
-        """Leave the RT structure set out if there is nothing to put into it and the segmentation tells so."""
-        if masks.objects or "rtstruct" not in formats or "seg" not in formats:
-            return formats
-        self._bar.tell(f"medsam3: no {masks.concept or 'object'} was found: there is no RT structure set")
-        return [name for name in formats if name != "rtstruct"]
+    def _report(self, failure: Failure, outcome: RunOutcome) -> None:
+        outcome.failures.append(failure)
+        said, label = failure.error, self.item.label
+        self._bar.complain(said if self.item.path.name in said else f"{label}: {said}")
 
     def _fetch(self) -> None:
         if isinstance(self.item, ArchiveInput):
             try:
                 self.item.fetch(self._bar.show_slices)
             except UnreachableError:
-                self.is_resumable = True
+                self._is_resumable = True
                 raise
             self._stopwatch.lap("fetch")
 
@@ -334,23 +416,6 @@ class _Work:
             endings = tuple(FORMATS[form].suffix for form in STORED_FORMATS)
             self.item.store([self.folder.path / name for name in names if name.endswith(endings)])
             self._stopwatch.lap("store")
-
-
-@contextmanager
-def _reported(item: Input | ArchiveInput, outcome: RunOutcome, bar: ProgressBar) -> Iterator[None]:
-    """Report what goes wrong with one input, so that the others go on."""
-    try:
-        yield
-    except InputError as error:
-        _log.debug("bad input", exc_info=True)
-        failure = Failure(item.label, in_options(str(error)))
-    except Exception as error:
-        _log.debug("unexpected error", exc_info=True)
-        failure = Failure(item.label, unexpected(error), is_ours=True)
-    else:
-        return
-    outcome.failures.append(failure)
-    bar.complain(failure.error if item.path.name in failure.error else f"{item.label}: {failure.error}")
 
 
 def _show(outcome: RunOutcome, job: Job, folder: OutputFolder, *, as_json: bool) -> None:

@@ -162,6 +162,11 @@ class ProgressBar:
         self._items = progress.add_task("starting", total=count)
         self._slices: TaskID | None = None
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether there is a terminal to show it on."""
+        return not self._progress.disable
+
     def start(self, name: str) -> None:
         """Show what is at hand."""
         self._progress.update(self._items, description=_escaped(name))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -220,10 +218,11 @@ Not a medical device: for research only."""
 
 def take_in(watch: Watch) -> None:
     """Take series in as long as the process that this one belongs to lives; what fails unforeseen is begun again."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+    if multiprocessing.parent_process() is not None:
+        from medsam3.io.apart import end_with_parent  # noqa: PLC0415  numpy, not for --help
+
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends this one
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        end_with_parent()
     while True:
         try:
             watch.run()
@@ -234,8 +233,3 @@ def take_in(watch: Watch) -> None:
             _log.debug("unexpected error", exc_info=True)
             complain(unexpected(error))
         time.sleep(_RESTART_S)
-
-
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(0)

@@ -58,6 +58,20 @@ def run_apart(function: Callable[..., _Value], *arguments: object, data_bytes: i
     return value
 
 
+def end_with_parent() -> None:
+    """End this process, which `multiprocessing` has started, when the one that started it ends, however it does."""
+    import multiprocessing  # noqa: PLC0415  a hundredth of a second
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
 def _seconds_for(data_bytes: int) -> int:
     return MAX_SECONDS + data_bytes // _SLOWEST_BYTES
 

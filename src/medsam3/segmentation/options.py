@@ -31,6 +31,8 @@ class TrackingRules:
             but one lies inside the other by this share. The larger of the two has run over, and is not believed.
         may_return: A lost object is looked for again on the next frames, as long as patience lasts: an object of a
             video leaves the picture and comes back, one of a volume ends.
+        clear_iou: Where just one surely found object overlaps by this much with the object before, it is that object,
+            and nothing is followed there, which takes most of the time; None follows everywhere.
         takes_up: An object that was not found where it was followed to is the clearest one that was found elsewhere.
     """
 
@@ -44,6 +46,7 @@ class TrackingRules:
     inside_share: float = 0.7
     may_return: bool = False
     takes_up: bool = False
+    clear_iou: float | None = None
 
     def __post_init__(self) -> None:
         if not (0 <= self.match_iou <= 1 and 0 <= self.stop_iou <= 1):

@@ -37,13 +37,15 @@ from medsam3.store import Journal
 
 Value = TypeVar("Value")
 
+CLEAR_IOU = 0.5
+"""In a video, an object that is found where it was, by this overlap, needs no following."""
 SAME_IOU = 0.95
 """From this overlap with what was there before, the rest of the way has nothing new."""
 
 
 def in_video(rules: TrackingRules) -> TrackingRules:
-    """Let objects move as far as they like between frames, and come back after they were lost."""
-    return replace(rules, stop_iou=0.0, may_return=True)
+    """Let objects move as far as they like between frames, and come back after they were lost; follow where need be."""
+    return replace(rules, stop_iou=0.0, may_return=True, clear_iou=CLEAR_IOU)
 
 
 class ObjectFields(TypedDict):

@@ -14,6 +14,9 @@ from medsam3.segmentation.packed import PackedMask, inside, overlap
 
 Value = TypeVar("Value")
 
+CLEAR_SCORE = 0.5
+"""Least score of an object that was surely found."""
+
 
 @dataclass(frozen=True)
 class FoundMask:
@@ -72,7 +75,7 @@ class Sweep:
 
     def advance(self, n: int, found: Sequence[FoundMask]) -> list[Step]:
         """Follow all tracks to frame n, match them with what was found there, and begin new ones."""
-        followed = [(track, self._followed(n, track)) for track in self._active]
+        followed = [(track, self._followed(n, track, found)) for track in self._active]
         alive = [(track, mask) for track, mask in followed if mask is not None]
         lost = [track for track, mask in followed if mask is None]
         seen = [one.mask for one in found]
@@ -165,10 +168,19 @@ class Sweep:
         """Frames that some track on its way remembers."""
         return {past.n for track in self._active for past in track.past}
 
-    def _followed(self, n: int, track: _Track) -> PackedMask | None:
+    def _followed(self, n: int, track: _Track, found: Sequence[FoundMask]) -> PackedMask | None:
         before = track.past[0].mask
-        mask = self._follow(n, track.number, track.past)
+        mask = self._found_clearly(before, found)
+        if mask is None:
+            mask = self._follow(n, track.number, track.past)
         return mask if is_still(mask, before, self._rules) else None
+
+    def _found_clearly(self, before: PackedMask, found: Sequence[FoundMask]) -> PackedMask | None:
+        least = self._rules.clear_iou
+        if least is None:
+            return None
+        near = [one for one in found if overlap(before, one.mask) >= least]
+        return near[0].mask if len(near) == 1 and near[0].score >= CLEAR_SCORE else None
 
     def _remember(self, track: _Track, n: int, mask: PackedMask) -> None:
         track.past = remembering(PastMask(n, mask), track.past, self._rules.memory)

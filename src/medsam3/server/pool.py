@@ -10,7 +10,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -20,12 +19,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
+from medsam3.io.apart import end_with_parent
 from medsam3.server.problems import RefusedError
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-PARENT_LOOK_S = 2.0
 CANCEL_GRACE_S = 5.0
 RETRY_AFTER_S = 5
 FOLLOW_S = 0.1
@@ -56,17 +55,9 @@ def _begin(shared: Any, prepare: Callable[..., None] | None, arguments: tuple[An
     global _shared  # noqa: PLW0603  the process is this one worker
     _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends its workers
-    parent = os.getppid()
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with_parent()
     if prepare is not None:
         prepare(*arguments)
-
-
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent has died, however it died."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_LOOK_S)
-    os._exit(1)
 
 
 def _heard(future: asyncio.Future[Any]) -> None:

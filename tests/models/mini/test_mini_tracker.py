@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -11,8 +13,9 @@ from numpy.typing import NDArray
 
 import medsam3
 from medsam3.errors import InputError
+from medsam3.models.mini.clicker import ClickFrame
 from medsam3.models.mini.letterbox import Letterbox
-from medsam3.models.mini.segmenter import MiniSegmenter
+from medsam3.models.mini.segmenter import MiniFeatures, MiniSegmenter
 from medsam3.models.mini.tracker import FollowRules, KeptFrame, KeptSlice, MiniTracker, SliceTracker
 from medsam3.models.tracker import Past, slice_tracker_of
 from medsam3.prompts import Box
@@ -70,6 +73,31 @@ def test_nothing_like_the_object_is_no_box() -> None:
 
 def test_kept_frames_are_two_mebibytes() -> None:
     assert tracker().kept_bytes(object_frame(15, 20)) == 2 << 20
+
+
+class CountedNecks:
+    """Stands for LiteMedSAM's encoder: its features are ones, and each square is counted."""
+
+    def __init__(self) -> None:
+        self.squares: list[tuple[int, ...]] = []
+
+    def neck(self, square: NDArray[np.uint8]) -> torch.Tensor:
+        self.squares.append(square.shape)
+        return torch.ones(1, 256, 64, 64)
+
+
+def test_the_neck_of_a_frame_is_made_once_and_only_if_it_is_needed() -> None:
+    model = SimpleNamespace(lite_medsam=CountedNecks(), detectors=[])
+    following = MiniTracker(cast(Any, model))
+    rgb = np.zeros((96, 128, 3), dtype=np.uint8)
+    features = MiniFeatures(PLACE, (), lambda: torch.zeros(1), lambda: (), frame=ClickFrame(rgb, ()))
+    kept = following.keep(features)
+    assert model.lite_medsam.squares == []
+    assert following.kept_bytes(kept) == (2 << 20) + 256 * 256 * 3
+    assert (following._neck(kept) == 1).all() and (following._neck(kept) == 1).all()
+    assert model.lite_medsam.squares == [(256, 256, 3)]
+    assert (following._neck(pickle.loads(pickle.dumps(kept))) == 1).all()  # as from a file on disk
+    assert len(model.lite_medsam.squares) == 1
 
 
 def disc(n: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -129,6 +129,24 @@ def test_a_batch_of_prompts_in_one_pass_is_one_by_one() -> None:
             assert torch.allclose(together.logits[:, item], alone.logits[:, 0], atol=1e-4)
 
 
+def test_the_next_prompt_of_a_frame_is_answered_as_if_it_were_the_first() -> None:
+    model, fresh = segmenter(), segmenter(Sam3Options(threshold=0.0, suppression="off", image_cache_bytes=0))
+    features = model.encode(frame())
+    prompts = [
+        Prompt(text="polyp"),
+        Prompt(text="optic disc cup"),
+        Prompt(exemplars=(Box(5, 5, 30, 30),)),
+        Prompt(text="two words"),
+    ]
+    for prompt in prompts:
+        found, alone = model.decode(features, prompt), fresh.decode(fresh.encode(frame()), prompt)
+        assert_same(found, alone)
+        for number in range(len(alone)):
+            assert (found.dense(number) == alone.dense(number)).mean() > 0.999
+    kept = features.levels.detector.kept
+    assert kept is not None and {"attended", "geometry"} < set(kept)
+
+
 def test_many_frames_of_any_size_are_one_by_one() -> None:
     model = segmenter(Sam3Options(threshold=0.0, image_cache_bytes=0))
     frames = [frame(60, 90, 1), frame(112, 112, 2), frame(31, 200, 3)]

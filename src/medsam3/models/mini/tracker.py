@@ -14,30 +14,39 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
 from medsam3.geometry import BoolArray, FloatArray, box_of_mask
 from medsam3.models.detector import VisionLevels
-from medsam3.models.mini.letterbox import SIDE, Letterbox
-from medsam3.models.mini.lite_medsam import NECK_SIZE
+from medsam3.models.mini.letterbox import SIDE, Letterbox, letterbox
+from medsam3.models.mini.lite_medsam import NECK_DIM, NECK_SIZE
 from medsam3.models.mini.segmenter import MiniFeatures, MiniSegmenter
 from medsam3.models.tracker import KeptOf, Past
 from medsam3.prompts import Box
 
 CELL_PX = SIDE // NECK_SIZE
+NECK_BYTES = 2 * NECK_DIM * NECK_SIZE**2
 HALF = 0.5
 GROWTH, LEAST_GROWTH_PX = 0.3, 2.0
 """An object grows from slice to slice by at most this share of its sides, and these pixels, to each side."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class KeptFrame:
-    """The kept part of a frame: its place in the square, and the neck (1, 256, 64, 64) in half precision, 2 MiB."""
+    """The kept part of a frame.
+
+    Attributes:
+        place: In the square.
+        neck: (1, 256, 64, 64) in half precision, 2 MiB; None until it is first needed.
+        square: What the neck is made of; None where it is there.
+    """
 
     place: Letterbox
-    neck: Tensor
+    neck: Tensor | None
+    square: NDArray[np.uint8] | None = None
 
 
 class _Grid:
@@ -92,12 +101,22 @@ class MiniTracker:
         self.rules = rules or FollowRules()
 
     def keep(self, features: MiniFeatures) -> KeptFrame:
-        """Place and neck; the detector's levels are not needed any more."""
-        return KeptFrame(features.place, features.neck.half())
+        """Keep place and square, or the neck if it is there: to make it takes most of the time of a frame."""
+        is_made = "neck" in vars(features) or any(one.config.is_frozen for one in self.segmenter.detectors)
+        if is_made or features.frame is None:
+            return KeptFrame(features.place, features.neck.half())
+        return KeptFrame(features.place, None, letterbox(features.frame.rgb)[0])
 
     def kept_bytes(self, kept: KeptFrame) -> int:
-        """Bytes of the neck."""
-        return kept.neck.nbytes
+        """Bytes of square and neck, made or not."""
+        return NECK_BYTES + (0 if kept.square is None else kept.square.nbytes)
+
+    def _neck(self, kept: KeptFrame) -> Tensor:
+        """Make the neck, if it is not there."""
+        if kept.neck is None:
+            assert kept.square is not None, "a frame without its neck has its square"
+            kept.neck = self.segmenter.lite_medsam.neck(kept.square).half()
+        return kept.neck.float()
 
     def follow(self, n: int, past: Sequence[Past], kept_of: KeptOf) -> BoolArray:
         """See `Tracker.follow`."""
@@ -111,7 +130,7 @@ class MiniTracker:
             if box is None:
                 return np.zeros(here.place.shape, dtype=np.bool_)
             boxes = torch.from_numpy(box[None]).float()
-            answer = self.segmenter.lite_medsam.decode(here.neck.float(), boxes)
+            answer = self.segmenter.lite_medsam.decode(self._neck(here), boxes)
             mask: BoolArray = (here.place.logits_to_frame(answer.logits)[0] > 0).numpy()
         return mask
 
@@ -123,8 +142,8 @@ class MiniTracker:
         """
         rows, columns = _cells(here.place)
         covered = [_coverage(mask, frame.place, rows, columns) for frame, mask in remembered]
-        grids = [_Grid(frame.neck.float()[:, :, :rows, :columns]) for frame, _ in remembered]
-        grid = _Grid(here.neck.float()[:, :, :rows, :columns])
+        grids = [_Grid(self._neck(frame)[:, :, :rows, :columns]) for frame, _ in remembered]
+        grid = _Grid(self._neck(here)[:, :, :rows, :columns])
         everywhere = [torch.ones_like(cover[::2, ::2], dtype=torch.bool) for cover in covered]
         halves = [F.avg_pool2d(cover[None, None], 2, ceil_mode=True)[0, 0] for cover in covered]
         coarse = self._asked(grid.halved(), [one.halved() for one in grids], halves, (everywhere[0], everywhere))

@@ -50,7 +50,7 @@ def exemplar_boxes(boxes: Sequence[Sequence[Box]], shape: tuple[int, int]) -> Ex
             cxcywh[item, slot] = torch.from_numpy(normalised_cxcywh_from_xyxy(inside, height, width)).float()
             is_positive[item, slot] = box.is_positive
             is_used[item, slot] = True
-    return ExemplarBoxes(cxcywh, is_positive, is_used)
+    return ExemplarBoxes(cxcywh, is_positive, is_used, is_empty=not any(boxes))
 
 
 def padded(tokens: Sequence[PromptTokens]) -> PromptTokens:

@@ -34,6 +34,7 @@ from medsam3.models.detector import (
     detect,
     select_items,
 )
+from medsam3.models.detr import DetrEncoder
 from medsam3.models.refiner import Hints, box_candidates, refine_by_boxes
 from medsam3.models.registry import Precision
 from medsam3.models.sam3.checkpoints import read_adapter, read_checkpoint
@@ -108,9 +109,10 @@ class Sam3Features:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the features in memory."""
+        """Bytes of the features in memory, with what the first two prompts add to them for the others."""
         detector = self.levels.detector
-        tensors = (*detector.maps, detector.position, *(self.levels.tracker or ()))
+        maps = detector.maps if detector.kept is None else (*detector.maps, *detector.maps)
+        tensors = (*maps, detector.position, *(self.levels.tracker or ()))
         return sum(tensor.nbytes for tensor in tensors)
 
 
@@ -229,6 +231,11 @@ class Sam3Segmenter:
         return self.adapter is not None and self.adapter.is_on
 
     @property
+    def _keeps(self) -> bool:
+        """Whether a prompt leaves to the next one what no prompt changes: compiled parts and an adapter cannot."""
+        return self.adapter is None and isinstance(self.network.detector_model.detr_encoder, DetrEncoder)
+
+    @property
     def _batch(self) -> int:
         """How many images or prompts go through the network at once: a CPU gains nothing by more than one."""
         return 1 if self.network.device.type == "cpu" else _ACCELERATOR_BATCH
@@ -244,7 +251,10 @@ class Sam3Segmenter:
             scaled = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, S, S)
             levels = self.network.encode_images(scaled)
         shapes = [(int(rgb.shape[0]), int(rgb.shape[1])) for rgb in frames]
-        return [Sam3Features(shape, _item(levels, number, len(frames))) for number, shape in enumerate(shapes)]
+        items = [_item(levels, number, len(frames)) for number in range(len(frames))]
+        if self._keeps:
+            items = [replace(item, detector=replace(item.detector, kept={})) for item in items]
+        return [Sam3Features(shape, item) for shape, item in zip(shapes, items, strict=True)]
 
     def _encode_phrase(self, phrase: str | None) -> PromptTokens:
         """Text tokens (1, L, D) of a phrase, without padding; of "visual" where there is none."""
@@ -262,7 +272,8 @@ class Sam3Segmenter:
     def _detect(self, features: Sam3Features, prompts: Sequence[Prompt]) -> Detection:
         levels = features.levels.detector
         count = len(prompts)
-        repeated = VisionLevels(tuple(level.expand(count, -1, -1, -1) for level in levels.maps), levels.position)
+        maps = tuple(level.expand(count, -1, -1, -1) for level in levels.maps)
+        repeated = VisionLevels(maps, levels.position, levels.kept if count == 1 else None)
         text = padded([self._encode_phrase(prompt.text) for prompt in prompts])
         exemplars = exemplar_boxes([(*prompt.exemplars, *prompt.boxes) for prompt in prompts], features.shape)
         return detect(self.network.detector_model, repeated, text, exemplars.to(self.network.device))
