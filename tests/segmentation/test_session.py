@@ -237,6 +237,21 @@ def test_a_correction_reaches_halfway_to_the_next_one() -> None:
     np.testing.assert_array_equal(session.object_masks(1).union()[:5], still)
 
 
+def test_an_object_ends_where_a_slice_of_it_was_cleared() -> None:
+    session = volume_with_one_block()
+    session.box(*STILL, frame=4)
+    session.propagate()
+    shown = np.flatnonzero(session.object_masks(1).union().any(axis=(1, 2))).tolist()
+    first, last = shown[0], shown[-1]
+    assert (first, last) == (2, 7)
+    session.paint([(3, 18), (8, 18)], radius=12, adding=False, frame=6, object=1)
+    session.propagate()
+    assert session.touched == (6, 7)
+    assert np.flatnonzero(session.object_masks(1).union().any(axis=(1, 2))).tolist() == [2, 3, 4, 5]
+    with pytest.raises(InputError, match="there is nothing new"):
+        session.propagate()
+
+
 def test_a_slice_must_be_named_in_a_volume_and_a_session_may_name_it_for_all_steps() -> None:
     stack = stack_from(blocks(10))
     with pytest.raises(InputError, match="on one slice: say which, 0 to 9"):

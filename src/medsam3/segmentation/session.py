@@ -36,7 +36,7 @@ from medsam3.segmentation.kept_features import KeptFeatures
 from medsam3.segmentation.options import Options
 from medsam3.segmentation.packed import PackedMask
 from medsam3.segmentation.run import Report, Work, segment
-from medsam3.segmentation.stack import spread
+from medsam3.segmentation.stack import end_at, spread
 from medsam3.store import JsonObject
 from medsam3.view.view import View, view_of
 
@@ -264,7 +264,8 @@ class Session:
         """Follow an object both ways from the frames that were corrected since the last time.
 
         The way ends where it comes to what was there before, at a frame that was corrected by hand, or where the object
-        is lost; `touched` then holds the frames that changed, and no other frame is asked.
+        is lost; `touched` then holds the frames that changed, and no other frame is asked. Where a frame was cleared,
+        the object ends: what was followed beyond goes.
 
         Raises:
             InputError: No object, or nothing to follow from.
@@ -447,13 +448,17 @@ class Session:
 
     def _propagated(self, action: JsonObject, report: Report) -> State:
         one = self._state.open_object(action["object"])
-        sources = sorted(n for n in one.unspread if not one.trail.masks[n].is_empty)
-        if not sources:
+        cleared = sorted(n for n in one.unspread if one.trail.masks[n].is_empty)
+        sources = sorted(one.unspread - set(cleared))
+        if not one.unspread:
             raise InputError("nothing was drawn or corrected since the object was followed last: there is nothing new")
         trail = Trail(dict(one.trail.masks), dict(one.trail.scores))
         settings = replace(self.options, encode=self._encoded)
         work = Work(self._view, range(self._view.count), None, self.model, settings, report)
-        changed = spread(work, trail, sources, {*one.hints, *sources})
+        pinned = {*one.hints, *sources}
+        changed = spread(work, trail, sources, pinned) if sources else set[int]()
+        for at in cleared:
+            changed |= {at, *end_at(trail, at, pinned)}
         touched = tuple(sorted(self._view.number(n) for n in changed))
         return replace(self._state.with_object(replace(one, trail=trail, unspread=frozenset())), touched=touched)
 

@@ -440,6 +440,23 @@ def spread(work: Work, trail: Trail, sources: Sequence[int], pinned: set[int]) -
     return changed
 
 
+def end_at(trail: Trail, at: int, pinned: set[int]) -> set[int]:
+    """Let an object end where a person cleared a view: what was followed beyond it goes; the views that changed.
+
+    Beyond is away from the nearest pinned view that shows the object, up to the next pinned view or a gap.
+    """
+    shown = [n for n in pinned if n in trail.masks and not trail.masks[n].is_empty]
+    if not shown:
+        return set()
+    step = 1 if at > min(shown, key=lambda n: abs(n - at)) else -1
+    gone, n = set[int](), at + step
+    while n in trail.masks and n not in pinned:
+        del trail.masks[n]
+        gone.add(n)
+        n += step
+    return gone
+
+
 def _is_news(work: Work, mask: PackedMask, before: PackedMask, was: PackedMask | None) -> bool:
     """Tell whether a followed mask is still the object, and other than what the trail had there."""
     tracking = work.options.tracking

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from medsam3.data.samples import Sample, contents_digest
 from medsam3.geometry import BoolArray
 from medsam3.measure.outline import dice
 from medsam3.models.mini.click_decoder import ClickDecoder
-from medsam3.models.mini.clicker import levels_sha256
+from medsam3.models.mini.clicker import clicker_weights, levels_sha256
 from medsam3.models.mini.segmenter import MiniSegmenter
 from medsam3.models.registry import load
 from medsam3.store import replacing
@@ -26,6 +26,7 @@ from medsam3.train.cache import Features, fill
 from medsam3.train.card import curve_summary, data_summary, write_card
 from medsam3.train.click_cache import balanced, click_cache, seen_by
 from medsam3.train.config import ClickFitConfig
+from medsam3.train.extents import clicked_extents, fit_extents
 from medsam3.train.loop import Hooks, RunFolder, Validation, fit
 from medsam3.train.person import LEAST_PX, Logits, Meant, clicked_next
 from medsam3.train.run import ClicksReached, RunResult
@@ -103,6 +104,8 @@ def train_clicks(
             return None
         if run.best is not None:
             trainee.put_further_state(run.best.weights)
+        hooks.on_phase("extents", len(train))
+        extents = fit_extents(clicked_extents(train, features, config.seed), detector.config.width, config.seed)
         curve = click_curve(trainee.average, objects)
         summary: ClicksReached = {"dice_by_click": [round(value, 4) for value in curve], "objects": len(objects)}
         content = {
@@ -113,13 +116,13 @@ def train_clicks(
             "data": data_summary((*train, *val)),
             "curve": curve_summary(folder.curves.records),
         }
-        return write_clicks(place.out, trainee.average, content, summary)
+        return write_clicks(place.out, clicker_weights(trainee.average, extents), content, summary)
 
 
-def write_clicks(out: Path, decoder: ClickDecoder, content: Mapping[str, object], reached: ClicksReached) -> RunResult:
+def write_clicks(out: Path, networks: nn.Module, content: Mapping[str, object], reached: ClicksReached) -> RunResult:
     """Write `mini-interactive.safetensors` in float16 and its card."""
     weights, card = out / f"{NAME}.safetensors", out / f"{NAME}.json"
-    state = {name: value.detach().cpu().half().contiguous() for name, value in decoder.state_dict().items()}
+    state = {name: value.detach().cpu().half().contiguous() for name, value in networks.state_dict().items()}
     with replacing(weights, ".safetensors") as temporary:
         temporary.write_bytes(save(state))
         temporary.chmod(0o644)

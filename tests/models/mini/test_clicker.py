@@ -12,12 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from medsam3.errors import InputError
+from medsam3.geometry import box_iou
 from medsam3.measure.outline import dice
 from medsam3.models.detector import VisionLevels
 from medsam3.models.mini.card import read_card
 from medsam3.models.mini.click_decoder import ClickDecoder, ClickDecoderConfig
+from medsam3.models.mini.click_extent import ExtentHead
 from medsam3.models.mini.click_window import Window, window_around
-from medsam3.models.mini.clicker import Clicker, ClickFrame, Said, levels_sha256, load_clicker
+from medsam3.models.mini.clicker import Clicker, ClickFrame, Said, clicker_weights, levels_sha256, load_clicker
 from medsam3.models.mini.detector import MiniDetector
 from medsam3.models.mini.letterbox import letterbox, square_tensor
 from medsam3.models.mini.segmenter import SHIPPED_WEIGHTS
@@ -81,7 +83,7 @@ def frame_of(rgb: np.ndarray) -> ClickFrame:
 
 def test_every_click_holds_and_what_is_beyond_the_window_stays() -> None:
     torch.manual_seed(0)
-    clicker = Clicker(ClickDecoder(TINY))
+    clicker = Clicker(ClickDecoder(TINY), ExtentHead(TINY.level_width))
     frame = frame_of(np.random.default_rng(0).integers(0, 255, (*SHAPE, 3), dtype=np.uint8))
     mask = disc(140, 110, 30)
     clicks = (Point(140, 110, is_positive=False), Point(190, 110))
@@ -100,7 +102,7 @@ def test_a_shallow_click_changes_nothing_far_from_it() -> None:
     torch.manual_seed(0)
     frame = frame_of(np.random.default_rng(0).integers(0, 255, (*SHAPE, 3), dtype=np.uint8))
     mask, newest = disc(140, 110, 60), Point(198, 110, is_positive=False)  # about 2 pixels inside the rim
-    found = Clicker(ClickDecoder(TINY)).corrected(frame, Said(mask, (newest,)), newest)
+    found = Clicker(ClickDecoder(TINY), ExtentHead(TINY.level_width)).corrected(frame, Said(mask, (newest,)), newest)
     changed = np.argwhere(found != mask)
     assert len(changed) and np.hypot(changed[:, 0] - 110, changed[:, 1] - 198).max() <= 9  # three times three pixels
 
@@ -115,9 +117,9 @@ def test_the_depth_of_the_newest_wrong_click_is_told_in_pixels_of_the_window() -
 
 def written(folder: Path, levels: nn.Module) -> Path:
     torch.manual_seed(0)
-    decoder = ClickDecoder(TINY)
+    networks = clicker_weights(ClickDecoder(TINY), ExtentHead(TINY.level_width))
     path = folder / "clicks.safetensors"
-    save_file({name: value.half().contiguous() for name, value in decoder.state_dict().items()}, path)
+    save_file({name: value.half().contiguous() for name, value in networks.state_dict().items()}, path)
     sizes = {name: getattr(TINY, name) for name in TINY.__dataclass_fields__}
     card = {"decoder": sizes, "stands_on": {"levels_sha256": levels_sha256(levels)}, "sha256": sha256_of(path)}
     path.with_suffix(".json").write_text(json.dumps(card))
@@ -149,12 +151,28 @@ def shipped() -> tuple[Clicker, MiniDetector]:
     return clicker, detector
 
 
+def noisy_disc(x: float, y: float, radius: float, detector: MiniDetector) -> ClickFrame:
+    """A bright disc in noise, with the shipped detector's levels."""
+    rng = np.random.default_rng(0)
+    grey = np.where(disc(x, y, radius), 150, 70)[..., None] + rng.normal(0, 12, (*SHAPE, 3))
+    rgb = grey.clip(0, 255).astype(np.uint8)
+    with torch.inference_mode():
+        return ClickFrame(rgb, (detector.levels(square_tensor(letterbox(rgb)[0]), None),))
+
+
+def test_the_shipped_guess_tells_a_small_object_from_a_large_one_and_stays_in_the_frame() -> None:
+    clicker, detector = shipped()
+    for radius in (15, 50, 90):
+        box = clicker.box_around(noisy_disc(180, 150, radius, detector), Point(180, 150))
+        true = (180.0 - radius, 150.0 - radius, 180.0 + radius, 150.0 + radius)
+        assert float(box_iou(np.array([box.xyxy]), np.array([true]))[0, 0]) > 0.5, radius
+    corner = clicker.box_around(noisy_disc(0, 0, 50, detector), Point(0, 0))
+    assert corner.x0 == corner.y0 == -0.5 and corner.x1 <= SHAPE[1] - 0.5 and corner.y1 <= SHAPE[0] - 0.5
+
+
 def test_the_shipped_decoder_finds_the_missing_half_of_an_object_by_one_click() -> None:
     clicker, detector = shipped()
-    truth, rng = disc(180, 150, 50), np.random.default_rng(0)
-    rgb = (np.where(truth, 150, 70)[..., None] + rng.normal(0, 12, (*SHAPE, 3))).clip(0, 255).astype(np.uint8)
-    with torch.inference_mode():
-        frame = ClickFrame(rgb, (detector.levels(square_tensor(letterbox(rgb)[0]), None),))
+    truth, frame = disc(180, 150, 50), noisy_disc(180, 150, 50, detector)
     half = truth & (np.arange(SHAPE[1]) < 180)
     newest = Point(203, 150)
     found = clicker.corrected(frame, Said(half, (newest,)), newest)

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from medsam3.geometry import BoolArray
-from medsam3.models.mini.proposals import Probability, agrees, corrected, part_under, proposals, questions
+from medsam3.models.mini.proposals import (
+    Probability,
+    agrees,
+    changed_at,
+    corrected,
+    guessed,
+    is_wrong_part,
+    part_under,
+    proposals,
+    questions,
+)
 from medsam3.prompts import Box, Point
 from medsam3.view.crops import Crop
 
@@ -57,6 +67,50 @@ def test_a_negative_click_leaves_what_it_does_not_lie_in() -> None:
 def test_a_second_click_far_off_says_that_the_mask_is_of_something_else() -> None:
     clicks = (Point(80, 90), Point(80, 112))  # 10 pixels off the cup, whose radius is 12
     assert (corrected(Detector(), CUP, clicks, SHAPE) == DISC).all()
+
+
+def test_a_click_changes_only_what_is_connected_to_it() -> None:
+    small = disc(190, 90, 9)
+    clicks = (Point(80, 90), Point(80, 111))  # the detector would answer with the disc alone
+    assert (corrected(Detector(), CUP | small, clicks, SHAPE) == DISC | small).all()
+    rim = (Point(80, 90), Point(80, 119))  # 1.5 pixels from the disc's rim, whose growth would be 9 pixels deep
+    assert not corrected(Detector(), CUP | small, rim, SHAPE)[90, 55]
+    gone = changed_at(CUP | BESIDE, [DISC], Point(190, 90))
+    assert gone is not None and (gone == CUP).all()
+    assert changed_at(CUP, [DISC], Point(80, 90)) is None  # both have the pixel: nothing was wrong there
+    assert changed_at(BESIDE, [CUP, BESIDE | DISC], Point(80, 112)) is None  # off the cup, and near the disc's rim
+
+
+def test_a_click_far_from_the_mask_adds_what_is_there() -> None:
+    detector, clicks = Detector(), (Point(190, 90), Point(80, 90))  # 80 pixels beside the other disc, of radius 30
+    assert (corrected(detector, BESIDE, clicks, SHAPE) == BESIDE | DISC).all()
+    assert all(box.x1 < 180 for window, box in detector.asked)  # asked about the new part alone
+    off = (Point(80, 112, is_positive=False), *clicks)
+    assert (corrected(Detector(), BESIDE, off, SHAPE) == BESIDE | CUP).all()
+
+
+def test_a_guess_saves_the_boxes_of_other_sizes() -> None:
+    detector = Detector()
+    sizes: list[Point] = []
+
+    def guess(click: Point) -> Box:
+        sizes.append(click)
+        return Box(68, 78, 92, 102)  # the cup's, about
+
+    found = corrected(detector, None, (Point(80, 90),), SHAPE, guess=guess)
+    assert (found == CUP).all() and sizes == [Point(80, 90)]
+    assert len(detector.asked) == 2  # with the guess, and in a window around what was found
+    three = guessed(Detector(), (Point(80, 90), Point(80, 118), Point(80, 62)), guess)  # the box is widened to them
+    assert three and (three[0].mask == DISC).all()
+    none = (Point(20, 180),)  # nothing is found there with the guess, nor with other sizes
+    assert agrees(corrected(Detector(), None, none, SHAPE, guess=guess), none)
+
+
+def test_a_part_that_was_clicked_on_is_not_taken_away_whole() -> None:
+    off, on = Point(190, 90, is_positive=False), Point(178, 90)
+    assert is_wrong_part(BESIDE, off, (off,)) and is_wrong_part(BESIDE | CUP, off, (Point(80, 90), off))
+    assert not is_wrong_part(BESIDE, off, (on, off))
+    assert not is_wrong_part(BESIDE, Point(181, 90, is_positive=False), ())  # 21.5 pixels deep of 30.5
 
 
 def test_a_click_near_the_outline_changes_the_mask_near_it_alone() -> None:

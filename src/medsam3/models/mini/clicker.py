@@ -24,6 +24,7 @@ from medsam3.errors import InputError
 from medsam3.geometry import BoolArray, box_of_mask
 from medsam3.models.detector import VisionLevels, without_values
 from medsam3.models.mini.click_decoder import OUT, ClickDecoder, ClickDecoderConfig, Drawn, FrameMaps
+from medsam3.models.mini.click_extent import ExtentHead, seen_at
 from medsam3.models.mini.click_window import Window, window_around
 from medsam3.models.mini.letterbox import RGB, SIDE
 from medsam3.models.refiner import error_depth, follow_click, pixel_of
@@ -86,10 +87,23 @@ class ClickFrame:
 
 
 class Clicker:
-    """Answers hints by the decoder."""
+    """Answers hints by the decoder, and guesses how large what a click is on may be."""
 
-    def __init__(self, decoder: ClickDecoder) -> None:
+    def __init__(self, decoder: ClickDecoder, extents: ExtentHead) -> None:
         self.decoder = decoder.eval().requires_grad_(False)
+        self.extents = extents.eval().requires_grad_(False)
+
+    def box_around(self, frame: ClickFrame, click: Point) -> Box:
+        """Guess the box of the object that a first click is on, inside the frame."""
+        height, width = frame.rgb.shape[:2]
+        longest = max(height, width)
+        with torch.inference_mode():
+            pixels = Window(0.0, 0.0, float(longest), longest).pixels(frame.rgb)
+            _, middle, coarse = (level.cpu()[0] for level in frame.levels[0].maps)
+            seen = seen_at(middle, coarse, pixels, ((click.x + 0.5) / longest, (click.y + 0.5) / longest))
+            left, up, right, down = (self.extents.reach(seen[None])[0] * longest).tolist()
+        x0, y0 = max(click.x - left, -0.5), max(click.y - up, -0.5)
+        return Box(x0, y0, min(click.x + right, width - 0.5), min(click.y + down, height - 0.5))
 
     def corrected(self, frame: ClickFrame, said: Said, newest: Point) -> BoolArray:
         """Change the mask so far around the newest click, so that all clicks hold.
@@ -147,13 +161,19 @@ def load_clicker(levels: nn.Module, weights: Path = WEIGHTS) -> Clicker | None:
     if levels_sha256(levels) != wanted:
         return None
     with without_values():
-        decoder = ClickDecoder(sizes)
+        decoder, extents = ClickDecoder(sizes), ExtentHead(sizes.level_width)
+    holder = clicker_weights(decoder, extents)
     try:
-        decoder.load_state_dict({name: value.float() for name, value in load_file(weights).items()}, assign=True)
+        holder.load_state_dict({name: value.float() for name, value in load_file(weights).items()}, assign=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{weights} does not hold the decoder ({reason}): install medsam3 anew") from error
-    return Clicker(decoder)
+    return Clicker(decoder, extents)
+
+
+def clicker_weights(decoder: ClickDecoder, extents: ExtentHead) -> nn.ModuleDict:
+    """Hold the two networks together, as their weights lie in one file."""
+    return nn.ModuleDict({"decoder": decoder, "extents": extents})
 
 
 def levels_sha256(levels: nn.Module) -> str:

@@ -7,7 +7,7 @@ so a further click chooses anew among them. It knows no weights and no sessions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,8 +31,12 @@ OTHER_LEVEL = 0.1
 LIKENESS = 0.5
 """Weight of the overlap with the mask so far beside the fit to the box."""
 GROSS = 0.3
-"""A click this deep in an error, as a share of the object's radius, says that the mask is of something else."""
-MIDDLE = 0.8
+"""A click this deep in an error, as a share of the object's radius, says that the mask is of something else there."""
+APART = 1.5
+"""A positive click this far from the mask, in the object's radii, is on a part that the mask does not have yet."""
+CENTRAL = 0.7
+"""People click in the middle of what is wrong: a change in which the click lies less central than so is not meant."""
+MIDDLE = 0.9
 """A negative click at this share of the greatest depth of a part takes the part away, if nothing better is found."""
 BOX_MARGIN = 0.05
 """An object may reach beyond its box by this share of the box's sides."""
@@ -43,6 +47,8 @@ Probability = NDArray[np.float32]
 Ask = Callable[[Crop | None, Box], Probability]
 """From a window (None: the whole frame) and a box around an example, in pixels of the frame, to the probability (H, W)
 of what is like it; 0 outside the window."""
+Guess = Callable[[Point], Box]
+"""From a click on an object to the box that it may have, inside the frame."""
 Change = Callable[[BoolArray, Point], BoolArray]
 """From a mask (H, W) and the newest click that it contradicts to a mask with which all clicks agree."""
 
@@ -73,7 +79,13 @@ def questions(clicks: Sequence[Point], shape: tuple[int, int]) -> list[tuple[Cro
 
 
 def corrected(
-    ask: Ask, mask: BoolArray | None, clicks: Sequence[Point], shape: tuple[int, int], change: Change | None = None
+    ask: Ask,
+    mask: BoolArray | None,
+    clicks: Sequence[Point],
+    shape: tuple[int, int],
+    *,
+    change: Change | None = None,
+    guess: Guess | None = None,
 ) -> BoolArray:
     """Find the object (H, W) that clicks mean.
 
@@ -83,46 +95,89 @@ def corrected(
         clicks: What was said; the last click is the newest.
         shape: (H, W) of the frame.
         change: Changes a mask that is of the right object; None takes over parts of what the detector offers.
+        guess: Guesses the box of what a click is on; None tries boxes of several sizes.
     """
     if mask is not None and agrees(mask, clicks):
         return mask
     if mask is None or not mask.any():
-        found = proposals(ask, clicks, shape, mask)
-        nothing = np.zeros(shape, dtype=np.bool_)
-        return looked_at(ask, found[0].mask, clicks) if found else _held(nothing, clicks, ())
+        return begun(ask, clicks, shape, guess)
     wrong = next(click for click in reversed(clicks) if mask[pixel_of(click, shape)] != click.is_positive)
-    if error_depth(mask, wrong) > GROSS * np.sqrt(mask.sum() / np.pi):
-        likely = [one for one in proposals(ask, clicks, shape, mask) if is_likely(mask, one.mask, wrong)]
-        if likely:
-            return looked_at(ask, likely[0].mask, clicks)
-        if not wrong.is_positive and is_middle(mask, wrong):
-            return _held(mask & ~_part_at(mask, wrong), clicks, ())
+    regrown = _regrown(ask, mask, clicks, wrong, guess)
+    if regrown is not None:
+        return _held(regrown, clicks, ())
     if change is not None:
         return change(mask, wrong)
     offered = [one.mask for one in proposals(ask, clicks, shape, mask, is_first=True)]
     return _held(mask, clicks, offered + _local(ask, mask, wrong))
 
 
-def is_middle(mask: BoolArray, click: Point) -> bool:
-    """Tell whether a click is nearly as deep in its part of a mask (H, W) as one can be: all of that part is meant."""
+def _regrown(ask: Ask, mask: BoolArray, clicks: Sequence[Point], wrong: Point, guess: Guess | None) -> BoolArray | None:
+    """Change by the detector what a click far from the outline is about; None where it is near, or nothing fits."""
+    shape = (mask.shape[0], mask.shape[1])
+    depth, radius = error_depth(mask, wrong), np.sqrt(mask.sum() / np.pi)
+    if wrong.is_positive and depth > APART * radius:
+        there = (*(click for click in clicks if not click.is_positive), wrong)
+        changed = changed_at(mask, [mask | begun(ask, there, shape, guess)], wrong)
+        return changed if changed is not None else mask | _held(np.zeros(shape, dtype=np.bool_), (wrong,), ())
+    if depth <= GROSS * radius:
+        return None
+    changed = changed_at(mask, (one.mask for one in proposals(ask, clicks, shape, mask)), wrong)
+    if changed is None and not wrong.is_positive and is_wrong_part(mask, wrong, clicks):
+        return mask & ~_part_at(mask, wrong)
+    return changed
+
+
+def begun(ask: Ask, clicks: Sequence[Point], shape: tuple[int, int], guess: Guess | None = None) -> BoolArray:
+    """Find the object that clicks on nothing mean; discs where the detector finds none."""
+    found = [] if guess is None else guessed(ask, clicks, guess)
+    found = found or proposals(ask, clicks, shape, None)
+    nothing = np.zeros(shape, dtype=np.bool_)
+    return looked_at(ask, found[0].mask, clicks) if found else _held(nothing, clicks, ())
+
+
+def guessed(ask: Ask, clicks: Sequence[Point], guess: Guess) -> list[Proposal]:
+    """Give objects that agree with all clicks, of the size guessed at the first positive one, the best first."""
+    at = [(click.x, click.y) for click in clicks if click.is_positive]
+    if not at:
+        return []
+    x0, y0, x1, y1 = guess(next(click for click in clicks if click.is_positive)).xyxy
+    low, high = np.min([*at, (x0, y0)], axis=0).tolist(), np.max([*at, (x1, y1)], axis=0).tolist()
+    box = Box(low[0], low[1], high[0], high[1])
+    return sorted(_parts(ask(None, box), box, clicks), key=lambda one: -one.score)
+
+
+def changed_at(mask: BoolArray, others: Iterable[BoolArray], click: Point) -> BoolArray | None:
+    """Take over from one of other masks only the connected change that a click lies in: elsewhere nobody blamed it.
+
+    The first is taken in whose change the click lies central; None if there is none.
+    """
+    for other in others:
+        parts, _ = ndimage.label(mask ^ other, structure=np.ones((3, 3)))
+        number = parts[pixel_of(click, mask.shape)]
+        if number and centrality(parts == number, click) >= CENTRAL:
+            changed: BoolArray = np.where(parts == number, other, mask)
+            return changed
+    return None
+
+
+def is_wrong_part(mask: BoolArray, click: Point, clicks: Sequence[Point]) -> bool:
+    """Tell whether all of a mask's part is meant by a negative click in it.
+
+    It is if the click is nearly as deep in the part as one can be, and no click was on the object there.
+    """
     part = _part_at(mask, click)
+    was_clicked = any(part[pixel] for pixel in _pixels(clicks, mask.shape, is_positive=True))
+    return not was_clicked and centrality(part, click) >= MIDDLE
+
+
+def centrality(part: BoolArray, click: Point) -> float:
+    """How deep a click lies in a part (H, W), as a share of the greatest depth; 0 where the part is empty."""
     depth = depth_in(part)
-    return bool(depth[pixel_of(click, mask.shape)] >= MIDDLE * depth.max())
+    return float(depth[pixel_of(click, part.shape)] / max(depth.max(), 1.0))
 
 
 def _part_at(mask: BoolArray, click: Point) -> BoolArray:
     return part_under(mask, (replace(click, is_positive=True),))
-
-
-def is_likely(mask: BoolArray, other: BoolArray, click: Point) -> bool:
-    """Tell whether a mask may be what a click into another means: people click where most is wrong.
-
-    So nothing changes elsewhere that is thicker than the click lies deep.
-    """
-    part, _ = ndimage.label(mask ^ other)
-    elsewhere = (part > 0) & (part != part[pixel_of(click, mask.shape)])
-    thick = float(ndimage.distance_transform_edt(elsewhere).max()) if elsewhere.any() else 0.0
-    return thick <= error_depth(mask, click)
 
 
 def _held(mask: BoolArray, clicks: Sequence[Point], offered: Sequence[BoolArray]) -> BoolArray:

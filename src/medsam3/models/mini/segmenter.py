@@ -35,7 +35,7 @@ from medsam3.models.mini.letterbox import SIDE, Letterbox, letterbox, square_ten
 from medsam3.models.mini.lite_medsam import LiteMedSam
 from medsam3.models.mini.objects import agreeing, blend_where_agreed
 from medsam3.models.mini.phrase_table import vectors_of
-from medsam3.models.mini.proposals import agrees, boxed, corrected
+from medsam3.models.mini.proposals import boxed, corrected
 from medsam3.models.mini.text_encoder import TextEncoder
 from medsam3.models.objects import split_objects
 from medsam3.models.phrase_reader import PhraseReader, Reading
@@ -238,16 +238,16 @@ class MiniSegmenter:
 
     def _corrected(self, features: MiniFeatures, hints: Hints) -> BoolArray:
         """Find the object by the detector, and change it by the interactive decoder where that is at hand."""
-        frame, clicks = features.frame, hints.clicks
+        frame, clicks, shape = features.frame, hints.clicks, features.place.shape
         ask = partial(self.like, features, hints.text)
-        if frame is None or hints.mask is None or agrees(hints.mask, clicks) or self.clicker is None:
-            return corrected(ask, hints.mask, clicks, features.place.shape)
-        clicker = self.clicker
+        clicker = self.clicker if frame is not None and clicks else None
+        if frame is None or clicker is None:
+            return corrected(ask, hints.mask, clicks, shape)
 
         def change(mask: BoolArray, newest: Point) -> BoolArray:
             return clicker.corrected(frame, Said(mask, clicks, hints.box), newest)
 
-        return corrected(ask, hints.mask, clicks, features.place.shape, change)
+        return corrected(ask, hints.mask, clicks, shape, change=change, guess=partial(clicker.box_around, frame))
 
     @cached_property
     def clicker(self) -> Clicker | None:
