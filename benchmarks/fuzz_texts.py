@@ -24,7 +24,7 @@ from medsam3.agent.transcript import page_of, read_transcript
 from medsam3.batch.pieces import find_pieces
 from medsam3.cli.inputs import find_inputs, frame_ranges
 from medsam3.cli.job import formats_from, prompts_from
-from medsam3.cli.outputs import OutputFolder, ResultRow, Task
+from medsam3.cli.outputs import OutputFolder, ResultRow, Task, make_files
 from medsam3.image import Image, Masks
 from medsam3.io.geojson import write_geojson
 from medsam3.io.packed_masks import dumped, loaded
@@ -103,7 +103,8 @@ def _results_list(folder: Path) -> None:
         for concept in ("polyp", "ulcer"):
             masks = Masks.from_dense((grey() > 128)[None, None], [0.5], concept=concept)
             task = Task(str(folder / "seen.png"), "1:2:1", "job", concept)
-            names = out.write(out.stem(task, "seen"), masks, _image(), ("png", "coco"))
+            stem = out.stem(task, "seen")
+            names = out.take(stem, make_files(folder, stem, masks, _image(), ("png", "coco"), None))
             out.record(
                 f"seen_{concept}", task, ResultRow.from_masks("seen.png", Prompt(concept), masks, _image(), names)
             )

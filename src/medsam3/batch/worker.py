@@ -215,8 +215,8 @@ def fetched(piece: Piece, elsewhere: Elsewhere | None = None) -> Iterator[Path]:
         InputError: It is not there, or may not be read.
     """
     if elsewhere is not None and elsewhere.knows(piece.url):
-        with tempfile.TemporaryDirectory(prefix="medsam3-") as temporary:
-            place = Path(temporary) / _name(piece.url)
+        with scratch_folder() as scratch:
+            place = scratch / _name(piece.url)
             elsewhere.fetch(piece.url, place)
             yield place
         return
