@@ -100,6 +100,7 @@ def _read_transcript(path: Path) -> None:
 def _results_list(folder: Path) -> None:
     PIL.Image.fromarray(grey()).save(folder / "seen.png")
     with OutputFolder(folder) as out:
+        out.open()
         for concept in ("polyp", "ulcer"):
             masks = Masks.from_dense((grey() > 128)[None, None], [0.5], concept=concept)
             task = Task(str(folder / "seen.png"), "1:2:1", "job", concept)
