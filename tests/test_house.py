@@ -20,6 +20,10 @@ def test_a_name_of_two_things_is_found_and_private_ones_are_not() -> None:
     assert found == ["A (a.py, b.py)"]
 
 
+def test_no_class_name_of_the_package_stands_for_two_things() -> None:
+    assert house.names_of_two_things(house.trees(house.PACKAGE)) == []
+
+
 def test_a_module_that_only_tests_import_is_found() -> None:
     # prompts and concepts are imported by tests; here the package uses concepts alone, and a benchmark store
     made = modules(prompts="", concepts="", store="", main="from medsam3 import concepts")

@@ -285,7 +285,7 @@ def test_the_time_left_is_told_in_a_log_file_once_all_files_are_counted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     now = [100.0]
-    pace = batch.Pace(iter([Piece(str(n)) for n in range(500)]), clock=lambda: now[0])
+    pace = batch.BatchPace(iter([Piece(str(n)) for n in range(500)]), clock=lambda: now[0])
     deadline = 200
     while pace.count is None and deadline:
         deadline -= 1

@@ -105,7 +105,7 @@ Exit codes: 0 all done; 2 bad input, also if it was one file of many; 1 an error
                 found = find_pieces(self.sources, leave_out=target.url, elsewhere=work.elsewhere)
                 return _own(found, share, work)
 
-            total, begun, pace = Report(), time.monotonic(), Pace(pieces())
+            total, begun, pace = Report(), time.monotonic(), BatchPace(pieces())
             for report in self._reports(pieces(), work, target, known):
                 total.add(report)
                 for error in report.errors:
@@ -181,7 +181,7 @@ Exit codes: 0 all done; 2 bad input, also if it was one file of many; 1 an error
         say(f"written to {self.out}: masks/ and manifest/ (Parquet)")
 
 
-class Pace:
+class BatchPace:
     """How many files there are, which are counted in the background, how fast they are done, and how long it takes."""
 
     def __init__(self, pieces: Iterator[Piece], clock: Callable[[], float] = time.monotonic) -> None:

@@ -42,7 +42,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ItemAsked:
     """What is asked of one input.
 
     Attributes:
@@ -90,7 +90,7 @@ def failing(label: str, note: Callable[[Failure], None]) -> Iterator[None]:
         note(Failure(label, unexpected(error), is_ours=True))
 
 
-def make(asked: Asked, job: Job, answering: Callable[[], Answering], progress: Report) -> Made:
+def make(asked: ItemAsked, job: Job, answering: Callable[[], Answering], progress: Report) -> Made:
     """Make the results of one input; what is wrong with it is noted.
 
     Raises:
@@ -118,7 +118,7 @@ def make(asked: Asked, job: Job, answering: Callable[[], Answering], progress: R
 
 
 def _answer(
-    asked: Asked,
+    asked: ItemAsked,
     job: Job,
     chosen: Chosen,
     model: Answering,

@@ -34,7 +34,7 @@ from medsam3.errors import InputError
 from medsam3.pacs.series import UnreachableError, is_address
 
 if TYPE_CHECKING:  # numpy, not for --help
-    from medsam3.cli.making import Asked, Failure, Made
+    from medsam3.cli.making import Failure, ItemAsked, Made
     from medsam3.cli.outputs import OutputFolder, ResultRow, Task
     from medsam3.cli.remote import Answering
     from medsam3.prompts import Prompt
@@ -157,7 +157,7 @@ A bad file is reported and the others go on. Exit codes: 0 all done; 2 bad input
             with inputs_of_archives(addresses, self.archive, self.out, is_stored=self.store) as series:
                 inputs: list[Input | ArchiveInput] = [*self._local_inputs(), *series]
                 has_one_coco = len(inputs) > 1 and "coco" in (job.formats or ())
-                options = RunOptions(self.overwrite, self.report is not None, self._workers(inputs, job))
+                options = FolderRun(self.overwrite, self.report is not None, self._workers(inputs, job))
                 with OutputFolder(self.out, replaces_foreign=self.overwrite, has_one_coco=has_one_coco) as folder:
                     outcome = segment_all(inputs, job, folder, bar, options)
             if self.report is not None:
@@ -219,7 +219,7 @@ class RunOutcome:
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class FolderRun:
     """How a run goes about its inputs.
 
     Attributes:
@@ -234,7 +234,7 @@ class RunOptions:
 
 
 def segment_all(
-    inputs: Sequence[Input | ArchiveInput], job: Job, folder: OutputFolder, bar: ProgressBar, run: RunOptions
+    inputs: Sequence[Input | ArchiveInput], job: Job, folder: OutputFolder, bar: ProgressBar, run: FolderRun
 ) -> RunOutcome:
     """Segment every input and write its results; those that are done already are taken from the folder's list.
 
@@ -244,7 +244,7 @@ def segment_all(
     """
     outcome = RunOutcome()
 
-    def looked_up() -> Iterator[tuple[_Work, Asked | None]]:
+    def looked_up() -> Iterator[tuple[_Work, ItemAsked | None]]:
         for item in inputs:
             work = _Work(item, job, folder, bar)
             yield work, work.look_up(outcome, redo=run.redo)
@@ -279,7 +279,7 @@ class _Begun:
         self._folder.open()
         return model
 
-    def one_by_one(self, works: Iterable[tuple[_Work, Asked | None]]) -> Iterator[tuple[_Work, Made | None]]:
+    def one_by_one(self, works: Iterable[tuple[_Work, ItemAsked | None]]) -> Iterator[tuple[_Work, Made | None]]:
         """Make the results of each input in this process."""
         from medsam3.cli.making import make  # noqa: PLC0415
 
@@ -293,18 +293,18 @@ class _Begun:
             yield work, None if asked is None else make(asked, self._job, model, self._bar.show_slices)
 
     def side_by_side(
-        self, works: Iterable[tuple[_Work, Asked | None]], workers: int
+        self, works: Iterable[tuple[_Work, ItemAsked | None]], workers: int
     ) -> Iterator[tuple[_Work, Made | None]]:
         """Make the results of several inputs at a time, in processes that share the model."""
-        from medsam3.cli.making import Asked, Failure, Made, make  # noqa: PLC0415
+        from medsam3.cli.making import Failure, ItemAsked, Made, make  # noqa: PLC0415
         from medsam3.cli.side_by_side import Died, SideBySide  # noqa: PLC0415
 
-        def begin() -> Callable[[Asked], Made]:
+        def begin() -> Callable[[ItemAsked], Made]:
             model = self._model
             self._bar.start(f"{workers} at a time")
             return lambda asked: make(asked, self._job, lambda: model, lambda done, count: None)
 
-        with SideBySide[_Work, Asked, Made](begin, workers) as crew:
+        with SideBySide[_Work, ItemAsked, Made](begin, workers) as crew:
             for work, made in crew.run(works):
                 if isinstance(made, Died):
                     said = f"{made.how}, twice: it is damaged, or needs more memory than there is; try --workers 1"
@@ -325,14 +325,14 @@ class _Work:
         self._open: list[tuple[Prompt, str, Task]] = []
         self._journal = folder.path
 
-    def look_up(self, outcome: RunOutcome, *, redo: bool) -> Asked | None:
+    def look_up(self, outcome: RunOutcome, *, redo: bool) -> ItemAsked | None:
         """Find what is done already, and fetch the input if anything is not; None if nothing is left to do."""
         with self._reported(outcome):
             return self._asked(redo=redo)
         return None
 
-    def _asked(self, *, redo: bool) -> Asked | None:
-        from medsam3.cli.making import Asked  # noqa: PLC0415
+    def _asked(self, *, redo: bool) -> ItemAsked | None:
+        from medsam3.cli.making import ItemAsked  # noqa: PLC0415
         from medsam3.cli.outputs import Task  # noqa: PLC0415
 
         source, fingerprint = self.item.source, self.item.fingerprint()
@@ -353,7 +353,7 @@ class _Work:
         self._journal = self.folder.journal(self.item.stem, f"{source}{fingerprint}{keys}")
         prompts = tuple((prompt, stem) for prompt, stem, _ in self._open)
         item = self.item if isinstance(self.item, Input) else Input(self.item.path)  # another process has no archive
-        return Asked(item, self.item.label, prompts, self.folder.path, self._journal)
+        return ItemAsked(item, self.item.label, prompts, self.folder.path, self._journal)
 
     def take(self, made: Made, outcome: RunOutcome) -> None:
         """Give the files that were made their places, record and store them, and tell what went wrong."""

@@ -40,7 +40,7 @@ class _Place(NamedTuple):
 _WHOLE = _Place()
 
 
-class Plane(TypedDict):
+class PlaneName(TypedDict):
     """QuPath's name for a slice or a time point; c is -1 for all channels."""
 
     c: int
@@ -53,7 +53,7 @@ class Geometry(TypedDict):
 
     type: Literal["Polygon", "MultiPolygon"]
     coordinates: list[Any]
-    plane: NotRequired[Plane]
+    plane: NotRequired[PlaneName]
 
 
 class Feature(TypedDict):

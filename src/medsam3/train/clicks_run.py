@@ -51,7 +51,7 @@ class ValObject:
 
 
 @dataclass(frozen=True)
-class Place:
+class RunPlace:
     """Where a run writes, and where the cached features lie."""
 
     out: Path
@@ -60,7 +60,7 @@ class Place:
 
 def train_clicks(
     samples: Sequence[Sample],
-    place: Place,
+    place: RunPlace,
     config: ClickFitConfig,
     workers: Workers | None = None,
     *,

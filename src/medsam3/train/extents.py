@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from medsam3.data.samples import Instances, Sample
 from medsam3.geometry import BoolArray, FloatArray, box_of_mask
 from medsam3.models.mini.click_extent import NEAREST, ExtentHead, bin_centres, seen_at
-from medsam3.models.mini.click_window import Window
+from medsam3.models.mini.click_window import ClickWindow
 from medsam3.models.refiner import depth_in
 from medsam3.train.cache import Features
 
@@ -46,7 +46,7 @@ def clicked_extents(samples: Sequence[Sample], features: Features, seed: int) ->
     for number, sample in enumerate(samples):
         values, rgb = features.get(sample.name, 0), sample.load_rgb()
         longest = max(rgb.shape[:2])
-        pixels = Window(0.0, 0.0, float(longest), longest).pixels(rgb)
+        pixels = ClickWindow(0.0, 0.0, float(longest), longest).pixels(rgb)
         middle, coarse = (torch.from_numpy(values[name][0].astype(np.float32)) for name in ("middle", "coarse"))
         rng = np.random.default_rng([seed, number])
         for target in sample.targets:

@@ -21,7 +21,7 @@ from medsam3.models.mini.click_decoder import ClickDecoderConfig
 from medsam3.models.mini.detector import MiniDetectorConfig
 from medsam3.models.mini.segmenter import SHIPPED_WEIGHTS
 from medsam3.store import JsonObject, sha256_of
-from medsam3.train.clicks_run import Place, train_clicks
+from medsam3.train.clicks_run import RunPlace, train_clicks
 from medsam3.train.config import ClickFitConfig, FitConfig, SamplingConfig
 from medsam3.train.loop import Hooks
 from medsam3.train.person import PersonConfig
@@ -156,7 +156,7 @@ def follow(
         folder = out if number == len(stages) else out / f"stage{number}"
         if isinstance(stage.config, ClickFitConfig):
             on_stage(number, stage)
-            place = Place(folder, cache or out / "cache")
+            place = RunPlace(folder, cache or out / "cache")
             result = train_clicks(read_samples(stage.sources(folders)), place, stage.config, workers, hooks=hooks)
             continue
         config = replace(stage.config, initial_sha256=None if initial is None else sha256_of(initial))

@@ -17,7 +17,7 @@ from medsam3.data.samples import Instances, Sample
 from medsam3.geometry import BoolArray, box_of_mask
 from medsam3.measure.outline import dice
 from medsam3.models.mini.click_decoder import OUT, ClickDecoder, Drawn
-from medsam3.models.mini.click_window import Window, window_around
+from medsam3.models.mini.click_window import ClickWindow, window_around
 from medsam3.models.mini.letterbox import RGB, SIDE
 from medsam3.models.refiner import error_depth
 from medsam3.prompts import Point
@@ -71,7 +71,7 @@ class ClickBatchMaker:
         """Make batch number `step`."""
         rng = np.random.default_rng([self.config.seed, step])
         levels: list[tuple[Tensor, Tensor]] = []
-        image, placed = list[int](), list[tuple[Meant, Window, Tensor]]()
+        image, placed = list[int](), list[tuple[Meant, ClickWindow, Tensor]]()
         while len(levels) < self.config.images:
             sample = self.samples[int(rng.choice(len(self.samples), p=self.chances))]
             rgb, labels = self._read(sample)
@@ -108,7 +108,7 @@ class ClickBatchMaker:
 
 def placed_object(
     rgb: RGB, truth: BoolArray, answers: Logits, config: ClickFitConfig, rng: Rng
-) -> tuple[Meant, Window, Tensor]:
+) -> tuple[Meant, ClickWindow, Tensor]:
     """Begin with an object of a frame, in a window around it and what is begun with.
 
     Args:
@@ -140,7 +140,7 @@ def placed_object(
     return begun(own, start, config.person, rng), window, window.pixels(rgb)
 
 
-def _answer_in(window: Window, answer: Logits) -> BoolArray:
+def _answer_in(window: ClickWindow, answer: Logits) -> BoolArray:
     """An answer's logits (64, 64) over the square, as a mask of the window."""
     whole = torch.from_numpy(answer)[None, None].float()
     left, top, side = window.shares.tolist()

@@ -18,7 +18,7 @@ from medsam3.models.detector import VisionLevels
 from medsam3.models.mini.card import read_card
 from medsam3.models.mini.click_decoder import ClickDecoder, ClickDecoderConfig
 from medsam3.models.mini.click_extent import ExtentHead
-from medsam3.models.mini.click_window import Window, window_around
+from medsam3.models.mini.click_window import ClickWindow, window_around
 from medsam3.models.mini.clicker import Clicker, ClickFrame, Said, clicker_weights, levels_sha256, load_clicker
 from medsam3.models.mini.detector import MiniDetector
 from medsam3.models.mini.letterbox import letterbox, square_tensor
@@ -47,7 +47,7 @@ def test_a_window_lies_around_what_is_given_and_inside_the_square() -> None:
 
 
 def test_labels_and_points_of_a_window_agree_with_each_other() -> None:
-    window = Window(80, 50, 64, 400)  # each of its pixels is a quarter of the frame's
+    window = ClickWindow(80, 50, 64, 400)  # each of its pixels is a quarter of the frame's
     marked = np.zeros(SHAPE, dtype=np.uint8)
     marked[70, 100] = 1
     rows, columns = window.labels(marked).nonzero()
@@ -57,7 +57,7 @@ def test_labels_and_points_of_a_window_agree_with_each_other() -> None:
 
 
 def test_beyond_the_frame_a_window_is_empty() -> None:
-    window = Window(0, 0, 400, 400)
+    window = ClickWindow(0, 0, 400, 400)
     assert not window.labels(np.ones(SHAPE, dtype=np.bool_))[193:].any()  # 300 rows of 400 are 192 of 256
     rgb = np.full((*SHAPE, 3), 50, dtype=np.uint8)
     rgb[0, 0] = 250
@@ -66,7 +66,7 @@ def test_beyond_the_frame_a_window_is_empty() -> None:
 
 
 def test_logits_come_back_where_they_were_and_nowhere_else() -> None:
-    window = Window(80, 50, 128, 400)
+    window = ClickWindow(80, 50, 128, 400)
     logits = torch.where(torch.from_numpy(window.labels(disc(140, 110, 30), 128)), 5.0, -5.0)
     frame = window.onto(logits, torch.full(SHAPE, -9.0))
     assert np.array_equal((frame > 0).numpy(), disc(140, 110, 30))
@@ -109,7 +109,7 @@ def test_a_shallow_click_changes_nothing_far_from_it() -> None:
 
 def test_the_depth_of_the_newest_wrong_click_is_told_in_pixels_of_the_window() -> None:
     said = Said(disc(140, 110, 30), (Point(140, 110, is_positive=False), Point(141, 110)))  # the second is right
-    drawn = said.drawn_in(Window(80, 50, 128, 400))
+    drawn = said.drawn_in(ClickWindow(80, 50, 128, 400))
     x, y, kind, depth = drawn.last[0].tolist()
     assert (x, y, kind) == (120.5, 120.5, -1)
     assert depth == pytest.approx(2 * 30.5, abs=2)  # to the rim, twice enlarged

@@ -25,7 +25,7 @@ Edges = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Window:
+class ClickWindow:
     """Where a window lies, in pixels of the frame: the outer edges of its left and top pixels, and its side.
 
     Attributes:
@@ -99,10 +99,10 @@ def _inside(first: float, side: float, length: int) -> Tensor:
     return torch.arange(max(0, low), min(length - 1, high) + 1)
 
 
-def window_around(edges: Edges, shape: tuple[int, ...], filled: float = FILLED) -> Window:
+def window_around(edges: Edges, shape: tuple[int, ...], filled: float = FILLED) -> ClickWindow:
     """Draw a window around xyxy in pixels, inside the square that holds the frame (H, W)."""
     longest = max(shape[:2])
     extent = max(edges[2] - edges[0], edges[3] - edges[1]) + 1
     side = float(min(max(extent / filled, LEAST_SHARE * longest, LEAST_PX), longest))
     left, top = ((edges[k] + edges[k + 2] + 1) / 2 - side / 2 for k in (0, 1))
-    return Window(float(np.clip(left, 0, longest - side)), float(np.clip(top, 0, longest - side)), side, longest)
+    return ClickWindow(float(np.clip(left, 0, longest - side)), float(np.clip(top, 0, longest - side)), side, longest)

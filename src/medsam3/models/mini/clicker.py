@@ -25,7 +25,7 @@ from medsam3.geometry import BoolArray, box_of_mask
 from medsam3.models.detector import VisionLevels, without_values
 from medsam3.models.mini.click_decoder import OUT, ClickDecoder, ClickDecoderConfig, Drawn, FrameMaps
 from medsam3.models.mini.click_extent import ExtentHead, seen_at
-from medsam3.models.mini.click_window import Window, window_around
+from medsam3.models.mini.click_window import ClickWindow, window_around
 from medsam3.models.mini.letterbox import RGB, SIDE
 from medsam3.models.refiner import error_depth, follow_click, pixel_of
 from medsam3.prompts import Box, Point
@@ -45,7 +45,7 @@ class Said:
     box: Box | None = None
 
     @property
-    def window(self) -> Window:
+    def window(self) -> ClickWindow:
         """Where to look: around the mask so far, the clicks and the box."""
         found = box_of_mask(self.mask)
         edges = [] if found is None else [found]
@@ -54,7 +54,7 @@ class Said:
         low, high = np.array(edges)[:, :2].min(axis=0), np.array(edges)[:, 2:].max(axis=0)
         return window_around((*low.tolist(), *high.tolist()), self.mask.shape)
 
-    def drawn_in(self, window: Window) -> Drawn:
+    def drawn_in(self, window: ClickWindow) -> Drawn:
         """The same in a window, as the decoder reads it."""
         clicks = torch.full((1, max(1, len(self.clicks)), 3), -1.0)
         if self.clicks:
@@ -66,7 +66,7 @@ class Said:
         mask = torch.from_numpy(window.labels(self.mask)).float()[None, None] * 2 - 1
         return Drawn(clicks, boxes, F.avg_pool2d(mask, OUT)[:, 0], self._last_in(window))
 
-    def _last_in(self, window: Window) -> Tensor:
+    def _last_in(self, window: ClickWindow) -> Tensor:
         """The newest click that the mask contradicts, (1, 4); see `Drawn`."""
         last = torch.zeros(1, 4)
         wrong = [p for p in self.clicks if self.mask[pixel_of(p, self.mask.shape)] != p.is_positive]
@@ -98,7 +98,7 @@ class Clicker:
         height, width = frame.rgb.shape[:2]
         longest = max(height, width)
         with torch.inference_mode():
-            pixels = Window(0.0, 0.0, float(longest), longest).pixels(frame.rgb)
+            pixels = ClickWindow(0.0, 0.0, float(longest), longest).pixels(frame.rgb)
             _, middle, coarse = (level.cpu()[0] for level in frame.levels[0].maps)
             seen = seen_at(middle, coarse, pixels, ((click.x + 0.5) / longest, (click.y + 0.5) / longest))
             left, up, right, down = (self.extents.reach(seen[None])[0] * longest).tolist()
