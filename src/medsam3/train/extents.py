@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,6 +14,7 @@ from medsam3.data.samples import Instances, Sample
 from medsam3.geometry import BoolArray, FloatArray, box_of_mask
 from medsam3.models.mini.click_extent import NEAREST, ExtentHead, bin_centres, seen_at
 from medsam3.models.mini.click_window import ClickWindow
+from medsam3.models.mini.proposals import part_under
 from medsam3.models.refiner import depth_in
 from medsam3.train.cache import Features
 
@@ -65,10 +65,9 @@ def _parts(labels: Instances, rng: np.random.Generator) -> Iterator[BoolArray]:
     """The largest connected parts of a few objects."""
     numbers = np.flatnonzero(np.bincount(labels.ravel())[1:] >= LEAST_PX) + 1
     for number in rng.permutation(numbers)[:MOST_OBJECTS]:
-        parts, _ = ndimage.label(labels == number)
-        sizes = np.bincount(parts.ravel())[1:]
-        if sizes.max() >= LEAST_PX:
-            yield parts == int(sizes.argmax()) + 1
+        part = part_under(labels == number, ())
+        if np.count_nonzero(part) >= LEAST_PX:
+            yield part
 
 
 def _clicks_in(part: BoolArray, rng: np.random.Generator) -> list[tuple[int, int]]:

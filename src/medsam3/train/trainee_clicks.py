@@ -10,22 +10,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from medsam3.data.samples import Instances, Sample
 from medsam3.geometry import BoolArray, box_of_mask
 from medsam3.measure.outline import dice
-from medsam3.models.mini.click_decoder import OUT, ClickDecoder, Drawn
+from medsam3.models.mini.click_decoder import OUT, ClickDecoder, Drawn, OnSquare, drawn
 from medsam3.models.mini.click_window import ClickWindow, window_around
 from medsam3.models.mini.letterbox import RGB, SIDE
 from medsam3.models.refiner import error_depth
 from medsam3.prompts import Point
+from medsam3.train.averaged import Averaged
 from medsam3.train.batches import dataset_chances
 from medsam3.train.cache import Features
 from medsam3.train.config import ClickFitConfig
 from medsam3.train.person import Logits, Meant, Rng, begun, clicked_next, objects_meant, part_of_answer
-from medsam3.train.workers import State
 
 FOCUS = 2.0
 """Exponent of the focal loss."""
@@ -153,30 +153,24 @@ def _answer_in(window: ClickWindow, answer: Logits) -> BoolArray:
 
 def drawn_of(meant: Sequence[Meant], rng: Rng | None = None) -> Drawn:
     """Put what was said of objects into tensors; with random numbers, the depth of the last click is not exact."""
-    most = max([1, *(len(one.clicks) for one in meant)])
-    clicks = torch.full((len(meant), most, 3), -1.0)
-    boxes = torch.full((len(meant), 4), torch.nan)
-    masks = torch.zeros(len(meant), SIDE, SIDE)
-    last = torch.zeros(len(meant), 4)
-    for k, one in enumerate(meant):
-        if one.clicks:
-            clicks[k, : len(one.clicks)] = torch.tensor(one.clicks)
-        if one.box is not None:
-            boxes[k] = torch.tensor(one.box)
-        if one.mask is not None:
-            masks[k] = torch.from_numpy(one.mask).float() * 2 - 1
+    objects = []
+    for one in meant:
+        last = None
         if one.clicks and one.mask is not None:
-            last[k] = last_click(one.mask, one.clicks[-1], 1.0 if rng is None else rng.uniform(*DEPTH_NOISE))
-    return Drawn(clicks, boxes, F.avg_pool2d(masks[:, None], OUT)[:, 0], last)
+            last = last_click(one.mask, one.clicks[-1], 1.0 if rng is None else rng.uniform(*DEPTH_NOISE))
+        objects.append(OnSquare(one.clicks, one.box, one.mask, last))
+    return drawn(objects)
 
 
-def last_click(mask: BoolArray, click: tuple[float, float, int], share: float = 1.0) -> Tensor:
-    """Describe the newest click (4,) as `Drawn.last` has it: 0 where the mask is right there already."""
+def last_click(
+    mask: BoolArray, click: tuple[float, float, int], share: float = 1.0
+) -> tuple[float, float, float, float] | None:
+    """Describe the newest click as `OnSquare.last` has it; None where the mask is right there already."""
     x, y, label = click
     row, column = (int(np.clip(round(at), 0, SIDE - 1)) for at in (y, x))
     if bool(mask[row, column]) == bool(label):
-        return torch.zeros(4)
-    return torch.tensor([x, y, 2.0 * label - 1, share * error_depth(mask, Point(x, y, is_positive=bool(label)))])
+        return None
+    return x, y, 2.0 * label - 1, share * error_depth(mask, Point(x, y, is_positive=bool(label)))
 
 
 def click_losses(logits: Tensor, truths: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,7 +198,7 @@ def fit_loss(fits: Tensor, meant: Sequence[Meant]) -> Tensor:
     return F.binary_cross_entropy_with_logits(fits[shown], torch.tensor(known, dtype=fits.dtype, device=fits.device))
 
 
-class ClickTrainee(nn.Module):
+class ClickTrainee(Averaged[ClickDecoder]):
     """The decoder, and its moving average."""
 
     def __init__(self, config: ClickFitConfig, device: torch.device | str = "cpu") -> None:
@@ -218,19 +212,9 @@ class ClickTrainee(nn.Module):
         self.config = config
         torch.manual_seed(config.seed)
         self.decoder = ClickDecoder(config.decoder).to(device)
-        self._average = [ClickDecoder(config.decoder).to(device)]  # in a list, so that it is no part of the module
-        self._average[0].load_state_dict(self.decoder.state_dict())
-        self._average[0].requires_grad_(False).eval()
-
-    @property
-    def module(self) -> nn.Module:
-        """What the loop calls."""
-        return self
-
-    @property
-    def average(self) -> ClickDecoder:
-        """The moving average of the weights."""
-        return self._average[0]
+        average = ClickDecoder(config.decoder).to(device)
+        average.load_state_dict(self.decoder.state_dict())
+        self.keep_average(self.decoder, average, config.ema_decay)
 
     def own_batch(self, maker: ClickBatchMaker, step: int, rank: int, count: int) -> ClickBatch:
         """Draw a batch of this process's own; several processes make larger updates."""
@@ -276,21 +260,3 @@ class ClickTrainee(nn.Module):
     def _forgets(self, one: Meant, rng: np.random.Generator) -> bool:
         has_more = one.box is not None or any(click[2] for click in one.clicks)
         return has_more and bool(rng.random() < self.config.person.forgets)
-
-    def after_update(self, step: int) -> None:
-        """Move the average towards the weights."""
-        decay = min(self.config.ema_decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.decoder.parameters()), 1 - decay)
-
-    def further_state(self) -> State:
-        """Give the moving average."""
-        return self.average.state_dict()
-
-    def put_further_state(self, state: State) -> None:
-        """Take the moving average."""
-        self.average.load_state_dict(state)
-
-    def candidate(self) -> State:
-        """Give a copy of the moving average, on the CPU."""
-        return {name: value.detach().cpu().clone() for name, value in self.average.state_dict().items()}

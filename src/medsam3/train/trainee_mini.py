@@ -20,11 +20,11 @@ from medsam3.models.mini.detector import MiniDetector
 from medsam3.models.mini.efficientnet import convert_efficientnet
 from medsam3.models.mini.text_encoder import TextEncoder
 from medsam3.models.precision import has_fast_bfloat16
+from medsam3.train.averaged import Averaged
 from medsam3.train.batches import Batch, exemplar_boxes
 from medsam3.train.config import FitConfig, Trains
 from medsam3.train.loop import Maker
 from medsam3.train.losses import mask_losses, query_losses, weigh
-from medsam3.train.workers import State
 
 TRUNK = "levels.trunk."
 
@@ -42,7 +42,7 @@ class Start:
     trunk: Path | None = None
 
 
-class MiniTrainee(nn.Module):
+class MiniTrainee(Averaged[MiniDetector]):
     """The small detector with what trains in it switched on, and its moving average."""
 
     def __init__(
@@ -67,17 +67,7 @@ class MiniTrainee(nn.Module):
             start_from(self.detector, start)
         average.load_state_dict(self.detector.state_dict())
         self.detector.to(device=torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._average = (average.to(device).requires_grad_(False).eval(),)  # in a tuple: no part of what trains
-
-    @property
-    def module(self) -> nn.Module:
-        """The module that the loop calls."""
-        return self
-
-    @property
-    def average(self) -> MiniDetector:
-        """The moving average of the weights."""
-        return self._average[0]
+        self.keep_average(self.detector, average.to(device), config.ema_decay)
 
     def average_on_cpu(self) -> MiniDetector:
         """Give the moving average to measure it on the CPU; a copy if it is elsewhere."""
@@ -137,24 +127,6 @@ class MiniTrainee(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             tokens = self._text.encode(phrases) if lora is None else self._text.encode_with(lora, phrases)
         return self.detector.project_text(tokens.features.to(self.device), tokens.mask.to(self.device))
-
-    def after_update(self, step: int) -> None:
-        """Move the average towards the weights."""
-        decay = min(self.config.ema_decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.detector.parameters()), 1 - decay)
-
-    def further_state(self) -> State:
-        """Give the moving average."""
-        return self.average.state_dict()
-
-    def put_further_state(self, state: State) -> None:
-        """Take the moving average."""
-        self.average.load_state_dict(state)
-
-    def candidate(self) -> State:
-        """Give a copy of the moving average, on the CPU."""
-        return {name: value.detach().cpu().clone() for name, value in self.average.state_dict().items()}
 
 
 def freeze_all_but(model: MiniDetector, trains: Trains) -> None:

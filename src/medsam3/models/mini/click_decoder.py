@@ -10,12 +10,14 @@ for interactive segmentation", ICIP 2022.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medsam3.geometry import BoolArray
 from medsam3.models.mini.letterbox import SIDE
 
 OUT, MIDDLE, COARSE = 2, 4, 8
@@ -93,6 +95,42 @@ class Drawn:
     def to(self, device: torch.device) -> Drawn:
         """Put it where the decoder is."""
         return Drawn(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class OnSquare:
+    """What was said about one object, in pixels of the square.
+
+    Attributes:
+        clicks: x, y, and 1 on the object or 0 off it.
+        box: xyxy; None where there is none.
+        mask: (256, 256) the mask so far; None where there is none.
+        last: x, y, 1 or -1, and depth of the newest click, as `Drawn.last` has them; None where it says nothing new.
+    """
+
+    clicks: Sequence[tuple[float, float, int]]
+    box: tuple[float, float, float, float] | None = None
+    mask: BoolArray | None = None
+    last: tuple[float, float, float, float] | None = None
+
+
+def drawn(objects: Sequence[OnSquare]) -> Drawn:
+    """Put what was said about objects into tensors."""
+    most = max([1, *(len(one.clicks) for one in objects)])
+    clicks = torch.full((len(objects), most, 3), -1.0)
+    boxes = torch.full((len(objects), 4), torch.nan)
+    masks = torch.zeros(len(objects), SIDE, SIDE)
+    last = torch.zeros(len(objects), 4)
+    for k, one in enumerate(objects):
+        if one.clicks:
+            clicks[k, : len(one.clicks)] = torch.tensor(one.clicks)
+        if one.box is not None:
+            boxes[k] = torch.tensor(one.box)
+        if one.mask is not None:
+            masks[k] = torch.from_numpy(one.mask).float() * 2 - 1
+        if one.last is not None:
+            last[k] = torch.tensor(one.last)
+    return Drawn(clicks, boxes, F.avg_pool2d(masks[:, None], OUT)[:, 0], last)
 
 
 class ResidualBlock(nn.Module):

@@ -18,12 +18,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from medsam3.errors import InputError
 from medsam3.geometry import BoolArray, box_of_mask
 from medsam3.models.detector import VisionLevels, without_values
-from medsam3.models.mini.click_decoder import OUT, ClickDecoder, ClickDecoderConfig, Drawn, FrameMaps
+from medsam3.models.mini.click_decoder import ClickDecoder, ClickDecoderConfig, Drawn, FrameMaps, OnSquare, drawn
 from medsam3.models.mini.click_extent import ExtentHead, seen_at
 from medsam3.models.mini.click_window import ClickWindow, window_around
 from medsam3.models.mini.letterbox import RGB, SIDE
@@ -56,25 +55,19 @@ class Said:
 
     def drawn_in(self, window: ClickWindow) -> Drawn:
         """The same in a window, as the decoder reads it."""
-        clicks = torch.full((1, max(1, len(self.clicks)), 3), -1.0)
-        if self.clicks:
-            clicks[0, :, :2] = torch.from_numpy(window.points(self.clicks))
-            clicks[0, :, 2] = torch.tensor([float(p.is_positive) for p in self.clicks])
-        boxes = torch.full((1, 4), torch.nan)
-        if self.box is not None:
-            boxes[0] = torch.tensor(window.box(self.box))
-        mask = torch.from_numpy(window.labels(self.mask)).float()[None, None] * 2 - 1
-        return Drawn(clicks, boxes, F.avg_pool2d(mask, OUT)[:, 0], self._last_in(window))
+        places = window.points(self.clicks).tolist()
+        clicks = [(x, y, int(p.is_positive)) for (x, y), p in zip(places, self.clicks, strict=True)]
+        box = None if self.box is None else window.box(self.box)
+        return drawn([OnSquare(clicks, box, window.labels(self.mask), self._last_in(window))])
 
-    def _last_in(self, window: ClickWindow) -> Tensor:
-        """The newest click that the mask contradicts, (1, 4); see `Drawn`."""
-        last = torch.zeros(1, 4)
+    def _last_in(self, window: ClickWindow) -> tuple[float, float, float, float] | None:
+        """The newest click that the mask contradicts; see `OnSquare`."""
         wrong = [p for p in self.clicks if self.mask[pixel_of(p, self.mask.shape)] != p.is_positive]
-        if wrong:
-            depth = error_depth(self.mask, wrong[-1]) * SIDE / window.side
-            x, y = window.points(wrong[-1:])[0].tolist()
-            last[0] = torch.tensor([x, y, 1.0 if wrong[-1].is_positive else -1.0, depth])
-        return last
+        if not wrong:
+            return None
+        depth = error_depth(self.mask, wrong[-1]) * SIDE / window.side
+        x, y = window.points(wrong[-1:])[0].tolist()
+        return x, y, 1.0 if wrong[-1].is_positive else -1.0, depth
 
 
 @dataclass(frozen=True)
@@ -111,7 +104,7 @@ class Clicker:
         What is far from the click, for how deep that lies in the error, stays as it is; where the decoder does not
         follow a click, a disc does.
         """
-        logits, _ = self.logits(frame, said)
+        logits = self.logits(frame, said)
         rows, columns = np.ogrid[: said.mask.shape[0], : said.mask.shape[1]]
         reach = REACH * max(error_depth(said.mask, newest), LEAST_DEPTH_PX)
         near = (rows - newest.y) ** 2 + (columns - newest.x) ** 2 <= reach**2
@@ -121,18 +114,14 @@ class Clicker:
             mask = follow_click(mask, click, lambda so_far, at: ())
         return mask
 
-    def logits(self, frame: ClickFrame, said: Said) -> tuple[Tensor, float]:
-        """Answer what was said.
-
-        Returns:
-            Logits (H, W) of the object, which beyond the window hold to the mask so far; how well that fits, in 0..1.
-        """
+    def logits(self, frame: ClickFrame, said: Said) -> Tensor:
+        """Logits (H, W) of the object that was said, which beyond the window hold to the mask so far."""
         with torch.inference_mode():
             window = said.window
             image = self.decoder.image(self._maps(frame), window.shares[None].float(), window.pixels(frame.rgb)[None])
-            logits, fit = self.decoder(image, said.drawn_in(window))
+            logits, _ = self.decoder(image, said.drawn_in(window))
             kept = torch.from_numpy(said.mask).float() * 20 - 10
-            return window.onto(logits[0], kept), float(fit[0].sigmoid())
+            return window.onto(logits[0], kept)
 
     def _maps(self, frame: ClickFrame) -> FrameMaps:
         """What the decoder makes of a frame, once."""
