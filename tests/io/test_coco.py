@@ -137,6 +137,7 @@ def test_of_a_data_sets_file_only_the_images_own_annotations_count(
         ({"size": [7, 11], "counts": [True] * 77}, "own.png", "annotation 1 has a damaged mask"),
         ({"size": [7, 11], "counts": "zzzz~~~~"}, "own.png", "annotation 1 has a damaged mask"),
         ({"size": [7, 11], "counts": rle(HELD)["counts"][:-1]}, "own.png", "annotation 1 has a damaged mask"),
+        ({"size": [7, 11], "counts": rle(HELD)["counts"] + "P"}, "own.png", "annotation 1 has a damaged mask"),
         ({"size": [70_000, 70_000], "counts": "1"}, "own.png", "annotation 1 is no mask over 7 x 11 pixels"),
     ],
 )

@@ -22,6 +22,7 @@ from medsam3 import concepts
 from medsam3.data.index import Split, fitted, path_inside, shown_size, turned_unseen
 from medsam3.data.samples import Instances, Sample, Target, set_name
 from medsam3.errors import InputError, first_few, require, value_error
+from medsam3.io.coco import run_lengths
 
 log = logging.getLogger(__name__)
 _UPRIGHT_ORIENTATIONS = 4
@@ -44,30 +45,7 @@ def _nested(segmentation: object) -> object:
 
 
 def _run_lengths(counts: object) -> object:
-    """Read compressed run lengths as numbers, so that no other library sees them unchecked.
-
-    Source: the code of COCO's masks, base 32 in characters from "0", every number from the third on a difference to the
-    one before the last.
-    """
-    if not isinstance(counts, str):
-        return counts
-    numbers: list[int] = []
-    number = shift = 0
-    for character in counts.encode():
-        code = character - 48
-        if not 0 <= code < 64:
-            raise ValueError("an RLE has a character that means nothing")
-        number |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        if code & 16:
-            number -= 1 << shift
-        numbers.append(number + (numbers[-2] if len(numbers) > 2 else 0))
-        number = shift = 0
-    if shift:
-        raise ValueError("an RLE ends within a number")
-    return numbers
+    return run_lengths(counts) if isinstance(counts, str) else counts
 
 
 _Id = Annotated[str, BeforeValidator(_id)]
