@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medsam3.cli.completion import Shell, script_for
+from medsam3.cli.doctor import Shell, script_for
 from medsam3.cli.main import COMMANDS, main
 
 ASKED = """

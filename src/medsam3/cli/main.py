@@ -78,7 +78,7 @@ COMMANDS = (
     Command("info", "medsam3.cli.files", "Info", "say what a file holds: size, spacing, type"),
     Command("demo", "medsam3.cli.demo", "Demo", "segment a photograph that is there by four phrases"),
     Command("doctor", "medsam3.cli.doctor", "Doctor", "say what is installed and what is missing, and try one picture"),
-    Command("completion", "medsam3.cli.completion", "Completion", "print a script by which a shell completes commands"),
+    Command("completion", "medsam3.cli.doctor", "Completion", "print a script by which a shell completes commands"),
     Command("concepts", "medsam3.cli.files", "Concepts", "list concepts with their synonyms"),
     Command("weights fetch", "medsam3.cli.weights", "Fetch", "download the encoders' weights"),
     Command("weights list", "medsam3.cli.weights", "List", "show which weights are there"),
