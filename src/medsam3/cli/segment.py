@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # numpy, not for --help
 
 _log = logging.getLogger(__name__)
 MOST_WORKERS = 8
-"""Processes that are started unless more are asked for: each takes some 300 MB beside the model that they share."""
+"""Processes that are started unless more are asked for: each takes up to 0.1 GB beside the model that they share."""
 
 
 @dataclass(frozen=True)

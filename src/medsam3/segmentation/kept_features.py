@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from types import FunctionType
 from typing import Any
 
@@ -81,8 +81,7 @@ def _parts(one: Any) -> Iterator[Any]:
     elif isinstance(one, list | tuple | set | frozenset):
         yield from one
     elif is_dataclass(one) and not isinstance(one, type):
-        yield from (getattr(one, field.name) for field in fields(one))
-        yield from getattr(one, "__dict__", {}).values()  # what was computed and cached
+        yield from vars(one).values()  # its fields, and what was computed and cached
     elif isinstance(one, FunctionType):
         yield from vars(one).values()
         yield from (cell.cell_contents for cell in one.__closure__ or ())
